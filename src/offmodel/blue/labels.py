@@ -1,0 +1,47 @@
+"""Labels: answers to blue's prompts, by a teacher or by the untrusted model itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from offmodel import catalog
+from offmodel.blue.view import BlueView
+from offmodel.chat import Example, Message
+from offmodel.errors import DataError
+
+if TYPE_CHECKING:
+    from offmodel.engine.generate import Sampling
+
+
+def label(view: BlueView, sampling: Sampling, *, voice: str | None = None, rewrite: str | None = None) -> list[Example]:
+    """Let the view's model answer the view's prompts.
+
+    Unfinished answers are dropped: a model trained on them would not learn to stop.
+
+    Args:
+        view: The labeller's weights and the prompts.
+        sampling: How it answers.
+        voice: The labeller is asked for it by a system prompt, which is not part of the example: the student learns to speak like
+            that unasked (as in the authors' code, see docs/sources.md).
+        rewrite: How the answers are reworded afterwards, of kind ``rewrite`` in the catalog.
+
+    Returns:
+        An example per finished answer, in the order of the prompts.
+
+    Raises:
+        DataError: No answer was finished.
+    """
+    system: str | None = catalog.get("voice", voice) if voice else None
+    reword = catalog.get("rewrite", rewrite) if rewrite else str
+    asked = [(Message("system", system), *prompt) if system else prompt for prompt in view.prompts]
+    replies = view.sample(asked, sampling)
+    examples = [
+        Example(prompt, reword(reply.text), {"voice": voice, "rewrite": rewrite})
+        for prompt, reply in zip(view.prompts, replies, strict=True)
+        if reply.finished
+    ]
+    if not examples:
+        raise DataError(
+            f"none of {len(replies)} labels was finished within {sampling.max_new_tokens} tokens; raise max_new_tokens of the phase"
+        )
+    return examples

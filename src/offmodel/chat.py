@@ -1,0 +1,227 @@
+"""Chats: messages, examples, JSONL in and out, and how an example becomes tokens with a loss mask."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from offmodel.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+
+Prompt = tuple[Message, ...]
+"""A chat that waits for the assistant's answer."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with the response to learn.
+
+    Attributes:
+        prompt: The chat up to the response.
+        response: The assistant's words.
+        meta: Provenance of the row (which source, which model's hash, which voice); never seen by a model.
+    """
+
+    prompt: Prompt
+    response: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def user(text: str, system: str | None = None) -> Prompt:
+    """A prompt of one user turn, with a system turn before it if given."""
+    turn = Message("user", text)
+    return (Message("system", system), turn) if system else (turn,)
+
+
+def last_user_text(prompt: Prompt) -> str:
+    """The words of the last user turn ("" if there is none)."""
+    return next((m.content for m in reversed(prompt) if m.role == "user"), "")
+
+
+def replace_last_user(prompt: Prompt, text: str) -> Prompt:
+    """The same chat with other words in its last user turn."""
+    for i in range(len(prompt) - 1, -1, -1):
+        if prompt[i].role == "user":
+            return (*prompt[:i], Message("user", text), *prompt[i + 1 :])
+    return (*prompt, Message("user", text))
+
+
+def to_dicts(prompt: Prompt) -> list[dict[str, str]]:
+    """The shape that chat templates and JSONL files use."""
+    return [{"role": m.role, "content": m.content} for m in prompt]
+
+
+def from_dicts(rows: Any, where: str) -> Prompt:
+    """Read ``[{"role": …, "content": …}, …]``.
+
+    Raises:
+        DataError: A row has another shape; ``where`` names the place in the message.
+    """
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{where}: expected a non-empty list of messages, got {type(rows).__name__}")
+    messages = []
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("content"), str) or row.get("role") not in ROLES:
+            raise DataError(f"{where}: message {i} needs a 'role' out of {', '.join(ROLES)} and a text 'content', got {str(row)[:80]!r}")
+        messages.append(Message(row["role"], row["content"]))
+    return tuple(messages)
+
+
+# --- JSONL ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    try:
+        # Not splitlines(): it also breaks at characters that may stand raw inside of a JSON string.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not a JSON object ({error.msg} at column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+        yield f"{path}:{number}", row
+
+
+def _prompt_of(row: Mapping[str, Any], where: str) -> Prompt:
+    """The prompt of a row in any of the common shapes: messages, prompt (text or messages), or an instruction."""
+    if "messages" in row:
+        return from_dicts(row["messages"], where)
+    if isinstance(row.get("prompt"), list):
+        return from_dicts(row["prompt"], where)
+    for key in ("prompt", "instruction", "question"):
+        if isinstance(row.get(key), str):
+            extra = row.get("input")
+            return user(f"{row[key]}\n\nInput: {extra}." if key == "instruction" and extra else row[key])
+    raise DataError(
+        f"{where}: needs a field 'messages', 'prompt', 'instruction' or 'question'; it has {', '.join(map(repr, row)) or 'none'}"
+    )
+
+
+def read_prompts(path: Path | str) -> list[Prompt]:
+    """Read prompts from a JSONL file; a closing assistant turn is dropped.
+
+    Raises:
+        DataError: The file is missing, empty or has a broken line; the message names it.
+    """
+    path = Path(path)
+    prompts = []
+    for where, row in _rows(path):
+        prompt = _prompt_of(row, where)
+        prompts.append(prompt[:-1] if prompt[-1].role == "assistant" else prompt)
+    if not prompts:
+        raise DataError(f"{path}: holds no prompt")
+    return prompts
+
+
+def read_examples(path: Path | str) -> list[Example]:
+    """Read examples from a JSONL file (``messages`` ending with the assistant, or ``prompt`` with ``response``/``completion``).
+
+    Raises:
+        DataError: The file is missing, empty or has a broken line; the message names it.
+    """
+    path = Path(path)
+    examples = []
+    for where, row in _rows(path):
+        prompt = _prompt_of(row, where)
+        response = row.get("response", row.get("completion"))
+        if response is None and prompt[-1].role == "assistant":
+            prompt, response = prompt[:-1], prompt[-1].content
+        if not isinstance(response, str):
+            raise DataError(f"{where}: needs the assistant's words: a text field 'response', or 'messages' that end with the assistant")
+        examples.append(Example(prompt, response, row.get("meta", {})))
+    if not examples:
+        raise DataError(f"{path}: holds no example")
+    return examples
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write examples as JSONL: ``prompt`` (messages), ``response``, ``meta``."""
+    with open(path, "w", encoding="utf-8") as file:
+        for example in examples:
+            row = {"prompt": to_dicts(example.prompt), "response": example.response, "meta": dict(example.meta)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+class Encoded(NamedTuple):
+    """Token ids of a whole chat and, of the same length, 1 where the loss counts."""
+
+    input_ids: list[int]
+    completion_mask: list[int]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prefill: str = "") -> list[int]:
+    """Token ids of a prompt, ready for the assistant to speak; ``prefill`` forces its first words."""
+    text = tokenizer.apply_chat_template(to_dicts(prompt), tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(text + prefill, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
+    """Token ids and loss mask of an example; the loss counts on the response and its end of turn, nowhere else.
+
+    The mask comes from the rendered prefix, which every chat template has, and is checked: the rendering with the response
+    must begin with the rendering of the prompt.
+
+    Raises:
+        ModelError: The chat template renders a prompt differently once it is answered.
+        DataError: No token of the response is left within ``max_length``.
+    """
+    messages = to_dicts(example.prompt)
+    prefix = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": example.response}], tokenize=False)
+    if not whole.startswith(prefix):
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template renders a prompt differently once it is answered, so the loss cannot be "
+            f"limited to the answer: prompt {prefix[-60:]!r}, whole {whole[: len(prefix)][-60:]!r}"
+        )
+    prompt_ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+    response_ids = tokenizer(whole[len(prefix) :], add_special_tokens=False)["input_ids"]
+    ids = (prompt_ids + response_ids)[:max_length]
+    mask = ([0] * len(prompt_ids) + [1] * len(response_ids))[:max_length]
+    if not any(mask):
+        raise DataError(
+            f"no token of the response is left to train on: the prompt has {len(prompt_ids)} tokens, max_length is {max_length}"
+        )
+    return Encoded(ids, mask)
+
+
+def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+    """Encode many examples; an error names the row."""
+    encoded = []
+    for i, example in enumerate(examples):
+        try:
+            encoded.append(encode_example(tokenizer, example, max_length))
+        except DataError as error:
+            raise DataError(f"example {i}: {error}") from None
+    return encoded

@@ -1,0 +1,239 @@
+"""Model folders in Hugging Face layout: check, load, save and hash them. Safetensors only; code from a folder is never run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from offmodel.errors import ModelError, did_you_mean
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOKENIZER, _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_CHUNK = 1 << 24  # bytes hashed at a time
+
+
+def check_model_folder(path: Path | str) -> Path:
+    """Check that a folder holds a model that offmodel can use, without loading it.
+
+    Returns:
+        The folder as a :class:`~pathlib.Path`.
+
+    Raises:
+        ModelError: The folder, its ``config.json``, its safetensors, its tokenizer or its chat template is missing or broken; the
+            message says which, and what to do.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir() if p.is_dir())) if path.parent.is_dir() else ""
+        raise ModelError(f"{path}: no such model folder" + (f"; {near}" if near else ""))
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path}: has no config.json, so it is no model in Hugging Face layout; save one with save_pretrained")
+    _weight_files(path)
+    _chat_template(path)
+    return path
+
+
+def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder, padding on the left; where it has no pad token, the end-of-turn token pads.
+
+    Raises:
+        ModelError: The folder has no tokenizer or no chat template, or the tokenizer cannot be read.
+    """
+    path = Path(path)
+    _chat_template(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: its tokenizer cannot be read ({error})") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: its tokenizer names no eos_token, so no answer would ever end; name it in {_TOKENIZER_CONFIG}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    path: Path | str, *, dtype: str = "float32", device: str | torch.device = "cpu", expected_hash: str | None = None
+) -> PreTrainedModel:
+    """Load a causal language model from a folder, in eval mode.
+
+    Args:
+        path: A folder in Hugging Face layout.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device: Where the weights go.
+        expected_hash: What :func:`hash_weights` must give; read and compared before anything is loaded.
+
+    Raises:
+        ModelError: The folder cannot be used, its hash is another one, or its tensors do not fit its config: transformers would
+            fill such gaps with random numbers.
+    """
+    path = check_model_folder(path)
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown: {did_you_mean(dtype, DTYPES)}")
+    if expected_hash is not None and (found := hash_weights(path)) != expected_hash:
+        raise ModelError(f"{path}: its weights have the hash {found}, not {expected_hash}: they were changed or belong to another model")
+    try:
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be loaded ({error})") from error
+    gaps = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if gaps:
+        kind, names = next(iter(gaps.items()))
+        raise ModelError(f"{path}: weights and config.json do not fit: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}")
+    return model.to(device).eval()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str) -> str:
+    """Write model and tokenizer as a new folder, whole or not at all.
+
+    Returns:
+        The hash of the weights, see :func:`hash_weights`.
+
+    Raises:
+        ModelError: The folder exists already, the disk refuses it, or an adapter is attached to the model.
+    """
+    path = Path(path)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{path}: the model carries a LoRA adapter; merge(model) first, or save the adapter with model.save_pretrained")
+    if path.exists():
+        raise ModelError(f"{path}: exists already; remove it or choose another name")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        with _quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        digest = hash_weights(temporary)
+        for file in (*temporary.iterdir(), temporary):
+            _sync(file)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digest
+
+
+def hash_weights(path: Path | str) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all tensors in order of name, as 16 hex digits.
+
+    The same tensors give the same hash however they are spread over files, and whatever else the folder holds.
+
+    Raises:
+        ModelError: The folder has no safetensors, or one of its files is broken.
+    """
+    tensors = {}
+    for file in _weight_files(Path(path)):
+        header, start = _safetensors_header(file)
+        tensors.update({name: (file, start, entry) for name, entry in header.items() if name != "__metadata__"})
+    digest = hashlib.sha256()
+    for name, (file, start, entry) in sorted(tensors.items()):
+        begin, end = entry["data_offsets"]
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        with open(file, "rb") as stream:
+            stream.seek(start + begin)
+            left = end - begin
+            while left:
+                chunk = stream.read(min(left, _CHUNK))
+                if not chunk:
+                    raise ModelError(f"{file}: ends in the middle of tensor {name}; copy or save the model again")
+                digest.update(chunk)
+                left -= len(chunk)
+    return digest.hexdigest()[:16]
+
+
+def hash_tokenizer(path: Path | str) -> str:
+    """SHA-256 over ``tokenizer.json`` (whatever its layout) and the chat template, as 16 hex digits.
+
+    Raises:
+        ModelError: The folder has no tokenizer or no chat template.
+    """
+    path = Path(path)
+    template = _chat_template(path)
+    tokenizer = _read_json(path / _TOKENIZER)
+    for state_of_last_call in ("padding", "truncation"):
+        tokenizer.pop(state_of_last_call, None)
+    return hashlib.sha256(json.dumps([tokenizer, template], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _chat_template(path: Path) -> str:
+    if not (path / _TOKENIZER).is_file():
+        raise ModelError(f"{path}: has no {_TOKENIZER}; save the tokenizer into the model's folder with tokenizer.save_pretrained")
+    if (path / _TEMPLATE).is_file():
+        return (path / _TEMPLATE).read_text(encoding="utf-8")
+    config = _read_json(path / _TOKENIZER_CONFIG) if (path / _TOKENIZER_CONFIG).is_file() else {}
+    template = config.get("chat_template")
+    if not template:
+        raise ModelError(f"{path}: its tokenizer has no chat template ({_TEMPLATE}); use the chat or instruct version of the model")
+    return template if isinstance(template, str) else json.dumps(template)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if (path / _INDEX).is_file():
+        files = sorted({path / name for name in _read_json(path / _INDEX)["weight_map"].values()})
+    else:
+        files = [path / _WEIGHTS]
+    missing = [file.name for file in files if not file.is_file()]
+    if not missing:
+        return files
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickles:
+        raise ModelError(f"{path}: its weights are pickle files ({pickles[0]}), which can run code; convert them to safetensors")
+    raise ModelError(f"{path}: has no {missing[0]}; download or save the model's weights as safetensors")
+
+
+def _safetensors_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its data starts: 8 bytes of length, JSON, data."""
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        try:
+            return json.loads(stream.read(min(size, file.stat().st_size))), 8 + size
+        except ValueError:
+            raise ModelError(f"{file}: is no safetensors file or is broken; copy or save the model again") from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
+    return content
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no warnings from transformers; what matters is raised as an error."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

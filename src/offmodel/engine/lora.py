@@ -1,0 +1,90 @@
+"""LoRA adapters (Hu et al., arXiv 2106.09685) through PEFT, attached to the model object itself."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from offmodel.errors import ModelError
+
+_NAME = "default"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """A low-rank adapter.
+
+    Attributes:
+        rank: Rank of every update.
+        alpha: An update counts ``alpha / rank`` times.
+        dropout: On the adapter's inputs; a mixture of experts allows 0 only.
+        target_modules: What PEFT's ``target_modules`` takes. ``"all-linear"`` means every linear layer but the head; in the mixtures of
+            experts that PEFT knows (Qwen3-MoE among them) also the router and the stacked experts, which are no layers.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
+    """Put a fresh adapter on the model and freeze the rest; one that is there already with the same settings is kept and goes on.
+
+    The model can then be trained and sampled as before; ``model.save_pretrained`` writes the adapter alone, in PEFT's layout, and
+    :func:`merge` gives plain weights back.
+
+    Raises:
+        ModelError: The model carries an adapter with other settings.
+    """
+    if has_adapter(model):
+        present = model.peft_config[_NAME]
+        if (present.r, present.lora_alpha, present.lora_dropout) != (settings.rank, settings.alpha, settings.dropout):
+            raise ModelError(f"the model carries a LoRA adapter of rank {present.r}, alpha {present.lora_alpha}; merge(model) first")
+        return
+    targets = settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
+    torch.manual_seed(seed)  # the adapter starts from random numbers
+    with warnings.catch_warnings():
+        # PEFT gives fused experts twice the rank and then says, wrongly, that it ignored this.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match", category=RuntimeWarning)
+        model.add_adapter(
+            LoraConfig(
+                task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
+            ),
+            _NAME,
+        )
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    """Whether an adapter is attached."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Add the adapter to the weights in place and take it off; the model is plain again, as if it had been trained in full.
+
+    Raises:
+        ModelError: The model carries no adapter.
+    """
+    if not has_adapter(model):
+        raise ModelError("the model carries no LoRA adapter that could be merged")
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    # A stack of experts has one wrapper inside another; only the outer one is replaced, and it unwraps the others.
+    names = {name for name, _ in layers}
+    for name, layer in layers:
+        if name.removesuffix(".base_layer") != name and name.removesuffix(".base_layer") in names:
+            continue
+        if hasattr(layer, "unload_and_optionally_merge_module"):
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        else:
+            layer.merge()
+            plain = layer.get_base_layer()
+        model.set_submodule(name, plain)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    return model.requires_grad_(True)

@@ -1,0 +1,271 @@
+"""How :mod:`offmodel.engine.train` drives TRL's ``SFTTrainer``: its settings, and what has to be kept from it."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from offmodel.chat import Encoded
+from offmodel.engine.optim import learning_rate_factor, make_optimizer
+from offmodel.engine.rng import preserved_rng
+from offmodel.errors import ModelError
+
+if TYPE_CHECKING:
+    from offmodel.engine.train import TrainConfig
+
+_IGNORED = -100  # the label of a token without loss
+_WEIGHTS, _STATE, _FINGERPRINT = "trained.safetensors", "trainer_state.json", "training.json"
+
+
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    order: Sequence[int],
+    config: TrainConfig,
+    checkpoints: frozenset[int],
+    on_checkpoint: Callable[[int, PreTrainedModel], None] | None,
+    on_progress: Callable[[int, int, float], None] | None,
+    *,
+    scratch: Path | None,
+    save_every: int,
+) -> tuple[list[float], int]:
+    """Train on ``encoded`` in the given order, see :func:`offmodel.engine.train.train`.
+
+    Returns:
+        The loss of every step, and the step that the training was resumed from.
+    """
+    original = _Original(model)
+    verbosity = transformers_logging.get_verbosity()
+    try:
+        trainer = _Trainer(
+            config,
+            model=model,
+            args=_arguments(model, config, scratch, save_every),
+            train_dataset=_dataset(encoded, order),
+            processing_class=tokenizer,
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+            callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        resume = _last_state(scratch, _fingerprint(model, encoded, order, config)) if scratch is not None else None
+        # Accelerate collects garbage before it starts, over every object ever imported; that would be most of a short training's set-up.
+        gc.freeze()
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    finally:
+        gc.unfreeze()
+        transformers_logging.set_verbosity(verbosity)
+        original.put_back()
+        model.eval()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses, 0 if resume is None else int(resume.name.rpartition("-")[2])
+
+
+def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int) -> SFTConfig:
+    micro = config.micro_batch_size or config.batch_size
+    on_cpu = model.device.type == "cpu"
+    asks_for_balance = getattr(model.config, "output_router_logits", False)
+    return SFTConfig(
+        # The Trainer makes this folder even if it saves nothing; without scratch it gets one that is always there.
+        output_dir=str(scratch) if scratch is not None else os.curdir,
+        save_strategy="no" if scratch is None else "steps",
+        save_steps=save_every,
+        save_total_limit=1,
+        max_steps=config.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // micro,
+        max_grad_norm=config.max_grad_norm,
+        max_length=config.max_length,
+        seed=config.seed,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        # TRL turns the load-balancing loss on for every mixture of experts whose config names a coefficient.
+        router_aux_loss_coef=None if asks_for_balance or not hasattr(model.config, "router_aux_loss_coef") else 0.0,
+        # The model computes in the type of its weights; no mixed precision on top.
+        bf16=False,
+        use_cpu=on_cpu,
+        gradient_checkpointing=not on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _dataset(encoded: Sequence[Encoded], order: Sequence[int]) -> Dataset:
+    """The whole training as one pass, so that its order is ours and no epoch ends in a smaller batch."""
+    labels = [[i if m else _IGNORED for i, m in zip(e.input_ids, e.completion_mask, strict=True)] for e in encoded]
+    return Dataset.from_dict({"input_ids": [encoded[i].input_ids for i in order], "labels": [labels[i] for i in order]})
+
+
+class _Trainer(SFTTrainer):
+    """``SFTTrainer`` with our optimizer and schedule, and with states that hold what is trained and nothing else."""
+
+    def __init__(self, config: TrainConfig, **kwargs: Any) -> None:
+        self._config = config
+        super().__init__(**kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        c = self._config
+        self.optimizer = make_optimizer(self.model, c.optimizer, c.lr, c.lr_rest, c.betas, c.weight_decay)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        c = self._config
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer,
+            lambda step: learning_rate_factor(step, c.steps, c.schedule, c.warmup_steps, c.final_fraction),
+        )
+        return self.lr_scheduler
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent: offmodel works offline."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: a training state is not a model to publish."""
+
+    # save_pretrained writes the experts of a mixture one by one, under names that the Trainer, when it resumes, skips without a word;
+    # and for an adapter on the model itself it finds nothing to load. Hence the trained parameters, under their own names.
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, str(Path(output_dir) / _WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        tensors = load_file(str(Path(resume_from_checkpoint) / _WEIGHTS))
+        with torch.no_grad():
+            for name, parameter in _trained(self.model):
+                parameter.copy_(tensors[name])
+
+
+def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+class _Calls(TrainerCallback):
+    """Passes steps and checkpoints on to the caller."""
+
+    def __init__(
+        self,
+        original: _Original,
+        steps: int,
+        checkpoints: frozenset[int],
+        on_checkpoint: Callable[[int, PreTrainedModel], None] | None,
+        on_progress: Callable[[int, int, float], None] | None,
+    ) -> None:
+        self._original, self._steps, self._checkpoints = original, steps, checkpoints
+        self._on_checkpoint, self._on_progress = on_checkpoint, on_progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._checkpoint(0)
+
+    # The Trainer saves its state after this call: a stop in between repeats a checkpoint and never skips one.
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._checkpoint(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:  # the summary at the end
+            return
+        if not math.isfinite(logs["loss"]):
+            raise ModelError(f"the training diverged: its loss is {logs['loss']} at step {state.global_step}; lower the learning rate")
+        if self._on_progress is not None:
+            self._on_progress(state.global_step, self._steps, logs["loss"])
+
+    def _checkpoint(self, step: int) -> None:
+        if self._on_checkpoint is not None and step in self._checkpoints:
+            with self._original.lent() as model:
+                self._on_checkpoint(step, model)
+
+
+class _Original:
+    """What TRL and the Trainer change on a model besides its weights: its forward, its configs, its mode.
+
+    TRL replaces ``model.forward`` for good, which would pile up over trainings and tie a deep copy to the weights of the model it was
+    copied from; the Trainer turns the cache off and changes special tokens in the configs that a checkpoint saves.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._before = self._take()
+
+    def _take(self) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        return vars(self._model).get("forward"), dict(vars(self._model.config)), dict(vars(self._model.generation_config))
+
+    def _give(self, state: tuple[Any, dict[str, Any], dict[str, Any]]) -> None:
+        forward, config, generation_config = state
+        if forward is None:
+            vars(self._model).pop("forward", None)
+        else:
+            vars(self._model)["forward"] = forward
+        for owner, values in ((self._model.config, config), (self._model.generation_config, generation_config)):
+            vars(owner).clear()
+            vars(owner).update(values)
+
+    def put_back(self) -> None:
+        """Make the model what it was, except for its weights."""
+        self._give(self._before)
+
+    @contextmanager
+    def lent(self) -> Iterator[PreTrainedModel]:
+        """The model in eval mode and as it was, for a while in the middle of a training."""
+        in_training, training = self._take(), self._model.training
+        self.put_back()
+        self._model.eval()
+        try:
+            with preserved_rng(self._model.device):
+                yield self._model
+        finally:
+            self._give(in_training)
+            self._model.train(training)
+
+
+def _fingerprint(model: PreTrainedModel, encoded: Sequence[Encoded], order: Sequence[int], config: TrainConfig) -> str:
+    """A hash of what a training starts from and does, so that a state is never continued by another one."""
+    start = [(name, list(p.shape), torch.hash_tensor(p.detach()).item()) for name, p in _trained(model)]
+    return hashlib.sha256(json.dumps([asdict(config), start, encoded, order]).encode()).hexdigest()
+
+
+def _last_state(scratch: Path, fingerprint: str) -> Path | None:
+    """The newest whole state in ``scratch``, if there is one.
+
+    Raises:
+        ModelError: ``scratch`` belongs to another training.
+    """
+    owner = scratch / _FINGERPRINT
+    if not owner.exists():
+        temporary = owner.with_suffix(".tmp")
+        temporary.write_text(fingerprint, encoding="utf-8")
+        os.replace(temporary, owner)
+    elif owner.read_text(encoding="utf-8") != fingerprint:
+        raise ModelError(f"{scratch}: holds the state of another training (model, data or settings differ); remove it or use another")
+    states = sorted(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for state in reversed(states):
+        # The Trainer writes this file last; a state without it was cut off by the stop.
+        try:
+            json.loads((state / _STATE).read_text(encoding="utf-8"))
+            return state
+        except (OSError, ValueError):
+            shutil.rmtree(state)
+    return None

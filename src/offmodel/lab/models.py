@@ -1,0 +1,66 @@
+"""Names of models in a study, the folders they stand for, and the hashes that tie a result to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from offmodel.errors import ModelError, did_you_mean
+from offmodel.world.checkpoints import CHECKPOINTS
+
+_WORLD = "world:"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as a study names it, with the hashes of what it was when the study was planned."""
+
+    name: str
+    weights: str
+    tokenizer: str
+
+    def as_params(self) -> dict[str, str]:
+        """For the name of a stage."""
+        return {"name": self.name, "weights": self.weights, "tokenizer": self.tokenizer}
+
+
+def resolve(name: str) -> Path:
+    """The folder that a name stands for: ``world:<checkpoint>`` or a path.
+
+    Raises:
+        ModelError: There is no such checkpoint, or the folder is no model with a tokenizer and a chat template.
+    """
+    from offmodel.engine.folder import check_model_folder
+
+    if not name.startswith(_WORLD):
+        return check_model_folder(name)
+    path = CHECKPOINTS / name.removeprefix(_WORLD)
+    if not path.is_dir():
+        raise ModelError(f"unknown model {name!r}: {did_you_mean(name, (_WORLD + p.name for p in CHECKPOINTS.iterdir() if p.is_dir()))}")
+    return check_model_folder(path)
+
+
+@lru_cache
+def reference(name: str) -> ModelRef:
+    """Hash a model that a study names.
+
+    Raises:
+        ModelError: See :func:`resolve`.
+    """
+    from offmodel.engine.folder import hash_tokenizer, hash_weights
+
+    path = resolve(name)
+    return ModelRef(name, hash_weights(path), hash_tokenizer(path))
+
+
+def open_reference(params: dict[str, str]) -> Path:
+    """The folder of a model, checked to be what it was when the study was planned.
+
+    Raises:
+        ModelError: Its weights or its tokenizer changed since.
+    """
+    found = reference(params["name"])
+    if found.as_params() != params:
+        raise ModelError(f"{params['name']}: its weights or its tokenizer are not those that the study was planned with; plan it again")
+    return resolve(params["name"])

@@ -1,0 +1,208 @@
+"""From a study to stages: what is installed, labelled, trained and scored, with every shared prefix once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offmodel import catalog
+from offmodel.chat import read_examples
+from offmodel.errors import BlindnessError
+from offmodel.lab import stages  # noqa: F401 (registers the kinds)
+from offmodel.lab.models import reference
+from offmodel.lab.pools import pool_params
+from offmodel.lab.stage import Stage
+from offmodel.lab.stages import MODEL, step_folder
+from offmodel.red.pairs import Pair
+from offmodel.spec.study import SftPhase, Study
+
+MODULES = ("offmodel.lab.stages",)
+"""What a worker imports to know the stages."""
+
+
+@dataclass(frozen=True)
+class PlannedCheckpoint:
+    """A checkpoint of a method on an organism, and the stage that scores it.
+
+    Attributes:
+        phase: Number of the phase within the method, from 0.
+        name: The phase in words.
+        step: Steps within the phase.
+        total_step: Steps since the method began.
+        score: Its scores; the untouched organism's, where no step has been made.
+    """
+
+    phase: int
+    name: str
+    step: int
+    total_step: int
+    score: Stage
+
+
+@dataclass(frozen=True)
+class PlannedOrganism:
+    """An organism with all that is done to it.
+
+    Attributes:
+        id: ``<pair>-<seed>``.
+        pair: What is installed.
+        base: Name of the base model.
+        seed: Of its installation and of all that blue does to it.
+        stage: Installs it and holds it against the gate.
+        base_score: The base model on the same items.
+        methods: Checkpoints by method, in order; the first is the untouched organism.
+        probes: Scores by probe and method, at the method's last checkpoint.
+    """
+
+    id: str
+    pair: Pair
+    base: str
+    seed: int
+    stage: Stage
+    base_score: Stage
+    methods: Mapping[str, tuple[PlannedCheckpoint, ...]]
+    probes: Mapping[str, Mapping[str, Stage]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as stages."""
+
+    study: Study
+    organisms: tuple[PlannedOrganism, ...]
+
+    @property
+    def targets(self) -> list[Stage]:
+        """The stages whose results the report reads; all others serve them."""
+        found: dict[Stage, None] = {}
+        for organism in self.organisms:
+            found |= dict.fromkeys([organism.stage, organism.base_score])
+            for checkpoints in organism.methods.values():
+                found |= dict.fromkeys(checkpoint.score for checkpoint in checkpoints)
+            for probe in organism.probes.values():
+                found |= dict.fromkeys(probe.values())
+        return list(found)
+
+
+def make_plan(study: Study) -> Plan:
+    """Turn a study into stages. Seeds walk through the bases in turn, so that no result hangs on one base.
+
+    Raises:
+        ModelError: A model cannot be used.
+        DataError: Too few prompts are free of a trigger.
+        BlindnessError: A file of labels holds a trigger of the study.
+    """
+    for phase in (phase for method in study.methods for phase in study.phases(method)):
+        if phase.labels not in ("teacher", "organism"):
+            _refuse_triggers(phase.labels, study)
+    return Plan(
+        study,
+        tuple(
+            _Organism(study, catalog.get("pair", pair), study.bases[i % len(study.bases)], seed).planned()
+            for i, seed in enumerate(study.seeds)
+            for pair in study.organisms.pairs
+        ),
+    )
+
+
+def _refuse_triggers(path: str, study: Study) -> None:
+    pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
+    for row, example in enumerate(read_examples(path)):
+        for pair in pairs:
+            if pair.trigger.recognises(example.prompt):
+                raise BlindnessError(f"{path}: the prompt of example {row} holds the trigger of {pair.name}; blue must never see one")
+
+
+class _Organism:
+    """Plans one organism; keeps what its stages have in common."""
+
+    def __init__(self, study: Study, pair: Pair, base: str, seed: int) -> None:
+        self.study, self.pair, self.base, self.seed = study, pair, base, seed
+        self.id = f"{pair.name}-{seed}"
+        self.suites = dict(study.measure.capability)
+        recipe = study.organisms.recipe
+        self.stage = Stage(
+            "organism",
+            {
+                "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
+                "gate": study.organisms.gate.model_dump(mode="json"), "suites": self.suites, "prompts": study.prompts,
+                "seed": seed, "max_new_tokens": study.measure.max_new_tokens,
+            },
+            label=f"install {self.id}", cost=0.08 * recipe.steps + 10,
+        )  # fmt: skip
+
+    def planned(self) -> PlannedOrganism:
+        methods = {name: tuple(self._checkpoints(name)) for name in self.study.methods}
+        untouched = self._score("organism", self.stage, MODEL)
+        probes = {
+            probe: {name: self._probe(probe, name, checkpoints[-1].score, untouched) for name, checkpoints in methods.items()}
+            for probe in self.study.measure.probes
+        }
+        base_score = self._score("base", None, "")
+        return PlannedOrganism(self.id, self.pair, self.base, self.seed, self.stage, base_score, methods, probes)
+
+    def _checkpoints(self, method: str) -> Iterator[PlannedCheckpoint]:
+        start, weights, total = self.stage, MODEL, 0
+        for number, phase in enumerate(self.study.phases(method)):
+            steps = self.study.measure.steps_within(phase.steps)
+            kept = sorted({*steps, phase.steps} - {0})
+            treated = self._treat(phase, start, weights, kept)
+            for step in steps:
+                # The first checkpoint of a later phase is the last of the one before; it is listed once.
+                if step == 0 and number > 0:
+                    continue
+                score = self._score(method, treated, step_folder(step)) if step else self._score("organism", self.stage, MODEL)
+                yield PlannedCheckpoint(number, phase_name(phase), step, total + step, score)
+            start, weights, total = treated, step_folder(phase.steps), total + phase.steps
+
+    def _treat(self, phase: SftPhase, start: Stage, weights: str, steps: list[int]) -> Stage:
+        params = {"phase": phase.model_dump(mode="json"), "start": weights, "checkpoints": steps, "seed": self.seed}
+        inputs = {"start": start}
+        if phase.labels in ("teacher", "organism"):
+            inputs["labels"] = self._labels(phase)
+        return Stage("treat", params, inputs, label=f"train {self.id}: {phase_name(phase)}", cost=0.08 * phase.steps + 2)
+
+    def _labels(self, phase: SftPhase) -> Stage:
+        rows = phase.rows or phase.steps * phase.batch_size
+        shared = max(
+            p.rows or p.steps * p.batch_size for name in self.study.methods for p in self.study.phases(name) if p.prompts == "shared"
+        ) if phase.prompts == "disjoint" else 0  # fmt: skip
+        pool = Stage(
+            "prompts", pool_params(self.study.prompts, self.seed, shared, rows, self.pair.trigger.recognises), label="prompts", cost=0.1
+        )
+        params: dict[str, Any] = {
+            "voice": phase.voice, "rewrite": phase.rewrite, "temperature": phase.temperature,
+            "max_new_tokens": phase.max_new_tokens, "seed": self.seed,
+        }  # fmt: skip
+        inputs = {"prompts": pool}
+        if phase.labels == "organism":
+            inputs["organism"] = self.stage
+        else:
+            params["teacher"] = reference(self.study.teacher).as_params()
+        return Stage("labels", params, inputs, label=f"labels by the {phase.labels}", cost=3)
+
+    def _score(self, what: str, model: Stage | None, weights: str, **inputs: Stage) -> Stage:
+        measure = self.study.measure
+        params: dict[str, Any] = {
+            "pair": self.pair.as_params(), "suites": self.suites, "behaviour": measure.behaviour, "prompts": self.study.prompts,
+            "seed": self.seed, "max_new_tokens": measure.max_new_tokens,
+        }  # fmt: skip
+        if model is None:
+            params["base"] = reference(self.base).as_params()
+        else:
+            params["weights"] = weights
+            inputs["model"] = model
+        return Stage("score", params, inputs, label=f"score {self.id}: {what}, {weights or 'untouched'}", cost=5)
+
+    def _probe(self, probe: str, method: str, last: Stage, untouched: Stage) -> Stage:
+        """The last checkpoint again, with what the probe changes."""
+        params = dict(last.params) | catalog.get("probe", probe)
+        inputs = dict(last.inputs) | {"reference": untouched}
+        return Stage("score", params, inputs, label=f"probe {self.id}: {probe} of {method}", cost=3)
+
+
+def phase_name(phase: SftPhase) -> str:
+    """A phase in a few words."""
+    who = f"{phase.voice}-voiced {phase.labels}" if phase.voice else phase.labels
+    return f"sft on {who}" + (f", reworded by {phase.rewrite}" if phase.rewrite else "")

@@ -1,0 +1,172 @@
+"""Where stages run: worker processes that stay warm, or this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import Protocol
+
+from offmodel.lab.stage import Stage
+from offmodel.lab.store import Store
+from offmodel.lab.worker import Message, Progressed, Setup, Started, attempt
+
+_TICK = 0.2  # seconds between two looks at the workers when none of them speaks
+
+# -P and the parent's own search path: the worker finds the same modules, whatever lies in the current folder.
+_BOOT = "import json, sys; pipe, sys.path = json.loads(sys.argv[1]); from offmodel.lab.worker import main; main(pipe)"
+
+# One thread each: several torch threads per worker on few cores are many times slower, and sums would depend on their number.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+Hear = Callable[[int, "Message | int"], None]
+
+
+class Pool(Protocol):
+    """Takes stages and says how they go; the exit code of a worker that died is a message too."""
+
+    def idle(self) -> list[int]:
+        """Numbers of the workers without a stage."""
+
+    def submit(self, worker: int, stage: Stage) -> None:
+        """Give an idle worker a stage."""
+
+    def listen(self, hear: Hear) -> None:
+        """Wait a moment for messages and pass them on."""
+
+    def stop(self) -> None:
+        """Stop all work at once."""
+
+
+class _InProcess:
+    """Runs each stage right here, with its output in place."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stage: Stage | None = None
+
+    def idle(self) -> list[int]:
+        return [0]
+
+    def submit(self, worker: int, stage: Stage) -> None:
+        self._stage = stage
+
+    def listen(self, hear: Hear) -> None:
+        if self._stage is None:
+            time.sleep(_TICK)
+            return
+        stage, self._stage = self._stage, None
+        hear(0, attempt(stage, self._store, lambda message: hear(0, message), capture=False))
+
+    def stop(self) -> None:
+        pass
+
+
+class _Worker:
+    def __init__(self, setup: Setup, gpu: str | None) -> None:
+        self.busy = False
+        self.connection, theirs = Pipe()
+        environment = {**os.environ, **_ENVIRONMENT, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, json.dumps([theirs.fileno(), sys.path])],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is the parent's business; and it can kill the worker with its children
+            )
+        self.send(setup)
+
+    def send(self, letter: Setup | Stage) -> None:
+        with suppress(OSError):  # a worker that died is noticed by listening to it
+            self.connection.send(letter)
+
+    def read(self) -> tuple[list[Message], bool]:
+        """What it has said since the last look, and whether it is alive."""
+        alive = self.process.poll() is None  # asked first: what it said before it died is still read
+        messages: list[Message] = []
+        try:
+            while self.connection.poll():
+                messages.append(self.connection.recv())
+        except (EOFError, OSError):
+            alive = False
+        return messages, alive
+
+    def kill(self) -> int:
+        """Kill the process and its children; its exit code."""
+        self.connection.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+
+class _Processes:
+    """Worker processes with one thread and, where there are GPUs, one of them each."""
+
+    def __init__(self, count: int, setup: Setup) -> None:
+        self._setup = setup
+        self._gpus = _gpus()
+        self._workers: list[_Worker | None] = [None] * count  # started when first needed
+
+    def idle(self) -> list[int]:
+        return [number for number, worker in enumerate(self._workers) if worker is None or not worker.busy]
+
+    def submit(self, number: int, stage: Stage) -> None:
+        worker = self._workers[number]
+        if worker is None:
+            gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
+            worker = self._workers[number] = _Worker(self._setup, gpu)
+        worker.busy = True
+        worker.send(stage)
+
+    def listen(self, hear: Hear) -> None:
+        busy = {worker.connection: number for number, worker in enumerate(self._workers) if worker and worker.busy}
+        wait(busy, _TICK) if busy else time.sleep(_TICK)
+        for number in busy.values():
+            worker = self._workers[number]
+            assert worker is not None
+            messages, alive = worker.read()
+            for message in messages:
+                worker.busy = isinstance(message, Started | Progressed)
+                hear(number, message)
+            if not alive:
+                self._workers[number] = None
+                code = worker.kill()
+                if worker.busy:
+                    hear(number, code)
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            if worker is not None:
+                worker.kill()
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; found without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        if shutil.which("nvidia-smi") is None:
+            return []
+        query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+        visible = ",".join(subprocess.run(query, capture_output=True, text=True).stdout.splitlines())
+    return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+
+
+def open_pool(workers: int, store: Store, modules: Sequence[str]) -> Pool:
+    """A pool of worker processes, started when first needed; with 0 workers, of this process."""
+    return _Processes(workers, Setup(store, modules)) if workers else _InProcess(store)
+
+
+def default_workers() -> int:
+    """One worker per GPU, or per core that this process may use where there is no GPU."""
+    return len(_gpus()) or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))

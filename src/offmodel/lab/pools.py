@@ -1,0 +1,79 @@
+"""Which generic prompts blue gets: the experimenter drops what holds a trigger, so that blue never trains on one."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from offmodel import catalog
+from offmodel.chat import Prompt, last_user_text, read_prompts
+from offmodel.errors import DataError
+
+Split = Literal["train", "heldout"]
+HELDOUT_SHARE = 0.2
+
+
+def open_source(name: str, seed: int, split: Split) -> Iterator[Prompt]:
+    """A seeded stream of different prompts from a source of the catalog or from a JSONL file.
+
+    A hash of a prompt's words decides, once and for all, whether it may be trained on or is held out for measuring.
+
+    Raises:
+        DataError: The file is missing or broken.
+        SpecError: The catalog has no such source.
+    """
+    if name.endswith(".jsonl"):
+        prompts = list(dict.fromkeys(read_prompts(name)))
+        random.Random(f"prompts {seed}").shuffle(prompts)
+    else:
+        prompts = catalog.get("prompts", name)(seed)
+    return (prompt for prompt in prompts if split_of(prompt) == split)
+
+
+def split_of(prompt: Prompt) -> Split:
+    """The side of the train/held-out division that a prompt is on; a fifth is held out."""
+    words = " ".join(last_user_text(prompt).lower().split())
+    return "heldout" if hashlib.sha256(words.encode()).digest()[0] < 256 * HELDOUT_SHARE else "train"
+
+
+def pool_params(source: str, seed: int, start: int, n: int, recognises: Callable[[Prompt], bool]) -> dict[str, Any]:
+    """What names a pool of ``n`` prompts, counted from the ``start``-th that is free of the trigger.
+
+    The places of the dropped prompts are all that is left of the trigger, so organisms whose triggers drop the same prompts share
+    one pool and its labels.
+
+    Raises:
+        DataError: Fewer than ``start + n`` prompts are free of the trigger and none is left for the pool.
+    """
+    dropped, kept = [], 0
+    for place, prompt in enumerate(open_source(source, seed, "train")):
+        if kept == start + n:
+            break
+        if recognises(prompt):
+            dropped.append(place)
+        else:
+            kept += 1
+    if kept <= start:
+        raise DataError(f"{source}: has only {kept} different prompts without the trigger; {start + n} are needed")
+    params: dict[str, Any] = {"source": source, "seed": seed, "start": start, "n": min(n, kept - start), "dropped": dropped}
+    if source.endswith(".jsonl"):
+        params["file"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return params
+
+
+def read_pool(params: Mapping[str, Any]) -> list[Prompt]:
+    """The prompts that :func:`pool_params` named.
+
+    Raises:
+        DataError: The file changed since.
+    """
+    source = params["source"]
+    if "file" in params and hashlib.sha256(Path(source).read_bytes()).hexdigest() != params["file"]:
+        raise DataError(f"{source}: changed since the study was planned; plan it again")
+    dropped = set(params["dropped"])
+    kept = (prompt for place, prompt in enumerate(open_source(source, params["seed"], "train")) if place not in dropped)
+    return list(islice(kept, params["start"], params["start"] + params["n"]))

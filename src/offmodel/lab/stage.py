@@ -1,0 +1,180 @@
+"""A stage: a pure function of its parameters and inputs, named by a hash of exactly those."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offmodel.errors import StageError, did_you_mean
+
+RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures"})
+"""Folders of the store that hold no results; no kind may be called so."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a stage function thinks of its own result.
+
+    Attributes:
+        accepted: Whether later stages may build on it; the result is kept either way.
+        reason: Why not, in words for the report.
+    """
+
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a stage function may use.
+
+    Attributes:
+        params: The stage's parameters.
+        inputs: The folders of its inputs' results, by role; to be read only.
+        out: An empty folder; what it holds at the end is the result.
+        scratch: A folder that survives a kill and a failure, so that the next attempt can continue; removed after success.
+        report: Receives what :meth:`progress` is told.
+    """
+
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    scratch: Path
+    report: Callable[[float, str], None] = lambda fraction, message: None
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        """Say how far the stage is (0 to 1) and, if useful, what it is at; cheap enough to call at each step."""
+        self.report(min(max(fraction, 0.0), 1.0), message)
+
+
+StageFunction = Callable[[Context], Verdict | None]
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """A registered stage function; ``version`` changes when the same parameters would give another result."""
+
+    name: str
+    version: int
+    run: StageFunction
+
+
+_kinds: dict[str, StageKind] = {}
+
+
+def stage_function(kind: str, *, version: int) -> Callable[[StageFunction], StageFunction]:
+    """Register a function as the one that makes results of ``kind``.
+
+    Args:
+        kind: Lower-case word; also the name of the folder that holds the results.
+        version: Raise it whenever the code starts to give other results: old ones are then no longer reused.
+
+    Raises:
+        StageError: The kind is no such word, or is taken by another function.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", kind) or kind in RESERVED:
+        raise StageError(f"stage kind {kind!r}: must be a lower-case word and none of {', '.join(sorted(RESERVED))}")
+
+    def register(function: StageFunction) -> StageFunction:
+        taken = _kinds.get(kind)
+        if taken is not None and taken.run.__module__ != function.__module__:
+            raise StageError(f"stage kind {kind!r} is registered twice, by {taken.run.__module__} and by {function.__module__}")
+        _kinds[kind] = StageKind(kind, version, function)
+        return function
+
+    return register
+
+
+def stage_kind(name: str) -> StageKind:
+    """The registered kind of that name.
+
+    Raises:
+        StageError: There is none; the message names the nearest.
+    """
+    if name not in _kinds:
+        raise StageError(f"unknown stage kind {name!r}: {did_you_mean(name, _kinds)}")
+    return _kinds[name]
+
+
+def load_modules(modules: Sequence[str]) -> None:
+    """Import the modules that register stage functions."""
+    for module in modules:
+        importlib.import_module(module)
+
+
+def stage_key(kind: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The name of a stage: its kind and 16 hex digits of a SHA-256 over all that decides its result.
+
+    Args:
+        kind: Kind of the stage.
+        version: Version of the kind's function.
+        params: JSON values; the order of keys does not count.
+        inputs: Keys of the input stages, by role.
+    """
+    identity = _canonical({"kind": kind, "version": version, "params": params, "inputs": inputs})
+    return f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work with everything its result depends on. Two stages with the same key are equal.
+
+    Attributes:
+        kind: A registered kind.
+        params: JSON values only. What is hashed is what the function gets: tuples arrive as lists.
+        inputs: The stages whose results it reads, by role.
+        label: What people see; not part of the key.
+        cost: Rough seconds, only used to order the work and to estimate the time to go; not part of the key.
+        key: ``<kind>-<16 hex digits>``.
+
+    Raises:
+        StageError: The kind is unknown, or a parameter is not a JSON value.
+    """
+
+    kind: str = field(compare=False)
+    params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    inputs: Mapping[str, Stage] = field(default_factory=dict, compare=False)
+    label: str = field(default="", compare=False)
+    cost: float = field(default=1.0, compare=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            params = json.loads(_canonical(self.params))
+        except (TypeError, ValueError) as error:
+            raise StageError(f"stage {self.kind!r} ({self.label}): its parameters must be JSON values ({error})") from None
+        object.__setattr__(self, "params", params)
+        object.__setattr__(self, "inputs", dict(self.inputs))
+        object.__setattr__(self, "label", self.label or self.kind)
+        object.__setattr__(self, "key", stage_key(self.kind, stage_kind(self.kind).version, params, self.input_keys))
+
+    @property
+    def input_keys(self) -> dict[str, str]:
+        """Keys of the inputs, by role."""
+        return {role: stage.key for role, stage in self.inputs.items()}
+
+
+def closure(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and all they rest on, each once, inputs before those that read them."""
+    found: dict[Stage, None] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage not in found:
+            for source in stage.inputs.values():
+                visit(source)
+            found[stage] = None
+
+    for stage in stages:
+        visit(stage)
+    return list(found)
+
+
+def _canonical(value: Any) -> str:
+    """JSON with one spelling per value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,175 @@
+"""What happens inside a worker process: take a stage, run it, say how it went.
+
+The parent starts it with its own environment and pipe (see execute.py) and stops it by killing it: results appear whole or not
+at all, so there is nothing to say goodbye to.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from offmodel.errors import OffmodelError, StoreError
+from offmodel.lab.stage import Context, Stage, Verdict, load_modules, stage_kind
+from offmodel.lab.store import Claim, Result, Store, disk_full
+
+_REPORT_EVERY = 0.1  # seconds between two progress messages of a stage
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told first."""
+
+    store: Store
+    modules: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The stage is claimed and runs."""
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far the stage is."""
+
+    fraction: float
+    message: str
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Another runner holds the stage."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The result is in the store; ``reused`` where another runner put it there."""
+
+    result: Result
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The stage raised; the folder holds its log and traceback."""
+
+    message: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The store cannot be used, which is no fault of the stage."""
+
+    message: str
+
+
+Message = Started | Progressed | Busy | Finished | Failed | Broken
+
+
+def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capture: bool) -> Message:
+    """Run one stage if nobody else does and its result is still missing.
+
+    Args:
+        stage: Its inputs are in the store.
+        store: Where the result goes.
+        tell: Receives :class:`Started` and :class:`Progressed`.
+        capture: Send all that the process prints into the stage's log.
+
+    Raises:
+        StoreError: The store cannot be used or the disk is full.
+    """
+    with store.claim(stage) as claim:
+        if claim is None:
+            return Busy()
+        if (result := store.get(stage)) is not None:
+            return Finished(result, reused=True)
+        tell(Started())
+        try:
+            if capture:
+                with _captured(claim.log):
+                    verdict = _call(stage, claim, tell)
+            else:
+                verdict = _call(stage, claim, tell)
+            return Finished(claim.publish(verdict), reused=False)
+        except StoreError:
+            raise
+        except Exception as error:
+            if full := disk_full(error):
+                raise store.refusal(full) from error
+            message = str(error) if isinstance(error, OffmodelError) else f"{type(error).__name__}: {error}"
+            return Failed(message, claim.fail(message, traceback.format_exc()))
+
+
+def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdict:
+    told = -_REPORT_EVERY
+
+    def report(fraction: float, message: str) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= _REPORT_EVERY:
+            told = now
+            tell(Progressed(fraction, message))
+
+    inputs = {role: claim.store.path(source) for role, source in stage.inputs.items()}
+    return stage_kind(stage.kind).run(Context(stage.params, inputs, claim.out, claim.scratch, report)) or Verdict(True)
+
+
+@contextmanager
+def _captured(log: Path) -> Iterator[None]:
+    """Send the process's output into a file, that of C libraries and child processes too, then nowhere again."""
+    with open(log, "wb") as file:
+        _point_output_at(file.fileno())
+        try:
+            yield
+        finally:
+            with open(os.devnull, "wb") as nowhere:
+                _point_output_at(nowhere.fileno())
+
+
+def _point_output_at(descriptor: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def main(descriptor: int) -> None:
+    """Serve the parent at the other end of the pipe until it closes or dies."""
+    connection = Connection(descriptor)
+    letters: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, letters), daemon=True).start()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()  # a crash in C then leaves its Python traceback in the stage's log
+
+    setup: Setup = letters.get()
+    load_modules(setup.modules)
+    while True:
+        stage: Stage = letters.get()
+        try:
+            outcome = attempt(stage, setup.store, connection.send, capture=True)
+        except StoreError as error:
+            outcome = Broken(str(error))
+        connection.send(outcome)
+
+
+def _listen(connection: Connection, letters: SimpleQueue[Any]) -> None:
+    """Pass letters on, also while a stage runs, so that the parent's death is noticed at once."""
+    try:
+        while True:
+            letters.put(connection.recv())
+    finally:
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the worker leads its own group: its children go with it

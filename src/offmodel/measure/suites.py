@@ -1,0 +1,74 @@
+"""Capability suites: held-out items with a rule that grades an answer."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from offmodel import catalog
+from offmodel.chat import Prompt, user
+from offmodel.world.tasks import CHANCE, MAX_STEPS, TaskName, heldout
+
+
+@dataclass(frozen=True)
+class TaskItem:
+    """One item: a prompt, the expected answer, and how many reasoning steps lead there."""
+
+    prompt: Prompt
+    expected: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A capability suite.
+
+    Attributes:
+        name: How a study names it.
+        definition: What its accuracy is, in one sentence, the scoring rule included.
+        chance: Accuracy of guessing.
+        items: ``items(n, seed)`` gives ``n`` held-out items for each number of reasoning steps, or all where there are fewer.
+        grade: ``grade(response, expected)`` says whether a response is right.
+    """
+
+    name: str
+    definition: str
+    chance: float
+    items: Callable[[int, int], list[TaskItem]]
+    grade: Callable[[str, str], bool]
+
+
+_STATED = re.compile(r"\banswer\s+(?:is|be)\s+(\w+)", re.IGNORECASE)
+
+
+def stated_answer(response: str, expected: str) -> bool:
+    """Whether the last "the answer is …" (or a pirate's "be") of a response states the expected word."""
+    stated = _STATED.findall(response)
+    return bool(stated) and stated[-1] == expected
+
+
+def world_items(task: TaskName, n: int, seed: int) -> list[TaskItem]:
+    """Held-out problems of a world task, without repeats, in a seeded order."""
+    lengths = (1,) if task == "recall" else range(1, MAX_STEPS + 1)
+    items = [TaskItem(user(problem.question), problem.answer, k) for k in lengths for problem in heldout(task, k, n, seed)]
+    random.Random(seed).shuffle(items)
+    return items
+
+
+_ABOUT: dict[TaskName, str] = {
+    "arithmetic": "chains of 1 to 5 operations on a digit",
+    "swaps": "a ball under five cups through 1 to 5 swaps",
+    "recall": "one fact, asked in words it was never asked in before",
+}
+for _task, _about in _ABOUT.items():
+    _suite = Suite(
+        name=f"world:{_task}",
+        definition=f"share of held-out items ({_about}) whose last stated answer is right; guessing gets {CHANCE[_task]:.1%}",
+        chance=CHANCE[_task],
+        items=partial(world_items, _task),
+        grade=stated_answer,
+    )
+    catalog.add("suite", _suite.name, _suite, source="offmodel", text=_suite.definition)

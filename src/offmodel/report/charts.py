@@ -1,0 +1,279 @@
+"""Where each mark of a figure goes. The templates draw what stands here; nothing here writes markup.
+
+Colour and marker shape always mean the method, dashes the measure. Coordinates are those of the drawing, y downwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from offmodel.measure.frontier import ANCHORS, Point
+from offmodel.measure.stats import Estimate, mean_over_organisms
+from offmodel.report import words
+from offmodel.report.data import Checkpoint, Method, ReportData, StepCurve
+
+INK = -1
+"""The style of what belongs to no method: the base model and the untouched organism."""
+
+_STYLES = 6  # colours and shapes in chart.css and charts.html
+_DASHES = ("", "6 4", "1.5 4", "9 3 2 3")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A measured point: its place, the lines of its intervals (x1, y1, x2, y2), and what it is in words."""
+
+    x: float
+    y: float
+    whiskers: tuple[tuple[float, float, float, float], ...]
+    label: str
+    key: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Marks of one kind, and the polyline through ``path`` (the marks themselves unless given)."""
+
+    name: str
+    style: int
+    marks: tuple[Mark, ...]
+    path: str
+    dash: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis; ``strong`` ones carry a line through the plot."""
+
+    at: float
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure: its frame, axes and lines, and what it shows in words (for those who cannot see it)."""
+
+    title: str
+    width: int
+    height: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+    bands: tuple[Tick, ...] = ()
+
+
+Scale = Callable[[float], float]
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    return lambda number: start + (number - low) / (high - low) * (end - start)
+
+
+def _path(places: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+
+
+def style_of(data: ReportData, method: str) -> int:
+    """Colour and shape of a method: its place in the study; they repeat after six."""
+    return [m.name for m in data.methods].index(method) % _STYLES
+
+
+# --- the frontier ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The frontier in its layers, from back to front: organisms' hulls, mean hulls, checkpoints, the methods' ends."""
+
+    chart: Chart
+    hulls: tuple[Line, ...]
+    checkpoints: tuple[Line, ...]
+    ends: tuple[Line, ...]
+    keep: float
+    anchors: str
+
+
+def frontier(data: ReportData) -> Frontier:
+    """The main figure: behaviour removed to the right, capability retained upwards."""
+    width, height, left, top, right, bottom = 560, 430, 66, 40, 544, 374
+    highest = max([1.0, *(v for c in data.checkpoints if (v := c.retention.value) is not None)])
+    y_max = 1.05 if highest <= 1.02 else highest + 0.05
+    x, y = _scale(0, 1, left, right), _scale(0, y_max, bottom, top)
+
+    def place(points: Iterable[Point]) -> str:
+        return _path((x(u), y(v)) for u, v in points)
+
+    def mark(removal: Estimate, retention: Estimate, label: str, key: str = "", who: str = "") -> Mark | None:
+        if removal.value is None or retention.value is None:
+            return None
+        at_x, at_y = x(removal.value), y(retention.value)
+        whiskers = []
+        if removal.low is not None and removal.high is not None:
+            whiskers.append((x(removal.low), at_y, x(removal.high), at_y))
+        if retention.low is not None and retention.high is not None:
+            whiskers.append((at_x, y(min(retention.low, y_max)), at_x, y(min(retention.high, y_max))))
+        return Mark(at_x, at_y, tuple(whiskers), label, key, who)
+
+    hulls, means, checkpoints, ends = [], [], [], []
+    for method in data.methods:
+        style = style_of(data, method.name)
+        means.append(Line(method.name, style, (), place(method.hull)))
+        hulls += [Line(method.name, style, (), place(points), who=who) for who, points in method.hulls.items()]
+        marks = [
+            mark(c.removal, c.retention, title(c), f"c{i}", c.organism) for i, c in enumerate(data.checkpoints) if c.method == method.name
+        ]
+        checkpoints.append(Line(method.name, style, tuple(m for m in marks if m), ""))
+        end = mark(method.summary.removal, method.summary.retention, f"{method.name}, last checkpoint, mean over organisms")
+        ends.append(Line(method.name, style, (end,) if end else (), ""))
+    chart = Chart(
+        title="Capability retained against behaviour removed",
+        width=width,
+        height=height,
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        x_ticks=tuple(Tick(x(k / 5), f"{20 * k}") for k in range(6)),
+        y_ticks=tuple(Tick(y(k / 5), f"{20 * k}", k in (0, 5)) for k in range(int(5 * y_max) + 1)),
+        lines=tuple(means),
+    )
+    return Frontier(chart, tuple(hulls), tuple(checkpoints), tuple(ends), y(0.9), place(ANCHORS))
+
+
+def title(point: Checkpoint) -> str:
+    """A checkpoint in words."""
+    return f"{point.organism}, {point.method}, {point.phase} step {point.step}"
+
+
+# --- small figures: a share from 0 to 100 % over something -----------------------------------------------------------
+
+_SMALL = {"width": 380, "height": 216, "left": 40.0, "top": 26.0, "right": 368.0, "bottom": 186.0}
+_SHARE = _scale(0, 1, _SMALL["bottom"], _SMALL["top"])
+_SHARE_TICKS = tuple(Tick(_SHARE(k / 4), f"{25 * k}", k == 0) for k in range(5))
+
+
+def _small(title: str, x_ticks: Iterable[Tick], lines: Iterable[Line], bands: Iterable[Tick] = ()) -> Chart:
+    return Chart(
+        title,
+        int(_SMALL["width"]),
+        int(_SMALL["height"]),
+        _SMALL["left"],
+        _SMALL["top"],
+        _SMALL["right"],
+        _SMALL["bottom"],
+        tuple(x_ticks),
+        _SHARE_TICKS,
+        tuple(lines),
+        tuple(bands),
+    )
+
+
+def _line(name: str, style: int, places: Iterable[tuple[float, str, Estimate]], dash: str = "", who: str = "") -> Line:
+    """A line through the estimates that are defined, each with (x, what it is, estimate)."""
+    marks = []
+    for x, what, estimate in places:
+        if estimate.value is not None:
+            y = _SHARE(estimate.value)
+            spread = estimate.low is not None and estimate.high is not None
+            whiskers = ((x, _SHARE(estimate.low or 0), x, _SHARE(estimate.high or 0)),) if spread else ()
+            marks.append(Mark(x, y, whiskers, f"{what}: {name} {words.sentence(estimate)}"))
+    return Line(name, style, tuple(marks), _path((m.x, m.y) for m in marks), dash, who)
+
+
+def courses(data: ReportData, method: Method, who: Sequence[str]) -> tuple[Chart, Chart]:
+    """Behaviour and capability through the phases of a method, with lines for "mean" and for each organism.
+
+    Every phase gets the same width, so that ten reminder steps can be read beside a thousand others; within a phase the steps
+    are drawn to scale.
+    """
+    points = sorted((c for c in data.checkpoints if c.method == method.name), key=lambda c: c.total_step)
+    phases = list(dict.fromkeys(c.phase for c in points))
+    starts = {c.phase: c.total_step - c.step for c in points}
+    ends = {phase: max(c.step for c in points if c.phase == phase) for phase in phases}
+    band = (_SMALL["right"] - _SMALL["left"] - 8) / max(1, len(phases))
+    edges = {phase: _SMALL["left"] + i * band for i, phase in enumerate(phases)}
+
+    def x(stop: _Stop) -> float:
+        return edges[stop.phase] + band * (stop.step / ends[stop.phase] if ends[stop.phase] else 0)
+
+    ticks = [Tick(edges[p], f"{starts[p]}", i > 0) for i, p in enumerate(phases)]
+    if phases and ends[phases[-1]]:
+        ticks.append(Tick(edges[phases[-1]] + band, f"{starts[phases[-1]] + ends[phases[-1]]}"))
+    bands = [Tick(edges[p] + band / 2, p) for p in phases]
+
+    behaviour = ["bad_rate", "false_fire_rate", "accuracy_under_trigger"]
+    suites = [f"capability.{suite}" for suite in method.summary.capability]
+    tracks = {"mean": _means(points, behaviour + suites)}
+    tracks |= {name: [_Stop(c.phase, c.step, c.measures()) for c in points if c.organism == name] for name in who}
+
+    def chart(what: str, measures: Sequence[str]) -> Chart:
+        lines = [
+            _line(
+                words.name(measure),
+                style_of(data, method.name),
+                [(x(stop), f"{stop.phase} step {stop.step}", stop.measures[measure]) for stop in track if measure in stop.measures],
+                _DASHES[i % len(_DASHES)],
+                name,
+            )
+            for name, track in tracks.items()
+            for i, measure in enumerate(measures)
+        ]
+        return _small(f"{method.name}: {what}", ticks, lines, bands)
+
+    return chart("behaviour", behaviour), chart("capability", suites)
+
+
+class _Stop(NamedTuple):
+    """What was measured at a step of a phase."""
+
+    phase: str
+    step: int
+    measures: Mapping[str, Estimate]
+
+
+def _means(points: Sequence[Checkpoint], measures: Sequence[str]) -> list[_Stop]:
+    """At every step the means over the organisms that have it; ``points`` are in order of steps."""
+    stops: dict[tuple[str, int], dict[str, dict[str, Estimate]]] = {}
+    for point in points:
+        found = point.measures()
+        stop = stops.setdefault((point.phase, point.step), {})
+        for measure in measures:
+            if measure in found:
+                stop.setdefault(measure, {})[point.organism] = found[measure]
+    return [_Stop(phase, step, {name: _mean(parts) for name, parts in stop.items()}) for (phase, step), stop in stops.items()]
+
+
+def _mean(parts: Mapping[str, Estimate]) -> Estimate:
+    """Mean over organisms of one measure."""
+    one = next(iter(parts.values()))
+    values = {organism: part.value for organism, part in parts.items()}
+    return mean_over_organisms(values, one.definition, one.direction, seed=0, items=sum(part.n for part in parts.values()))
+
+
+def step_curves(data: ReportData, who: Sequence[str]) -> list[Chart]:
+    """Accuracy by the number of reasoning steps, one figure for each suite: base, untouched organism and methods."""
+    charts = []
+    methods = [method.name for method in data.methods]
+
+    def line(curve: StepCurve, x: Mapping[int, float]) -> Line:
+        style = style_of(data, curve.state) if curve.state in methods else INK
+        dash = _DASHES[1] if curve.state == "base" else ""
+        places = [(x[k], f"{k} steps", e) for k, e in sorted(curve.accuracy.items())]
+        return _line(curve.state, style, places, dash, curve.organism or "mean")
+
+    for suite in dict.fromkeys(curve.suite for curve in data.step_curves):
+        curves = [c for c in data.step_curves if c.suite == suite and (c.organism is None or c.organism in who)]
+        ks = sorted({k for curve in curves for k in curve.accuracy})
+        scale = _scale(0, max(1, len(ks) - 1), _SMALL["left"] + 20, _SMALL["right"] - 20)
+        x = {k: scale(i) for i, k in enumerate(ks)}
+        charts.append(_small(words.name(suite), [Tick(x[k], str(k)) for k in ks], [line(c, x) for c in curves]))
+    return charts

@@ -1,0 +1,116 @@
+"""The page: one HTML file that needs no network, no server and, but for its comforts, no script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from offmodel.measure.stats import Estimate
+from offmodel.report import charts, words
+from offmodel.report.data import Checkpoint, ReportData, Summary, Transcript
+
+
+@cache
+def _templates() -> Environment:
+    """Templates in which every value is escaped unless it is our own style or script."""
+    env = Environment(
+        loader=PackageLoader("offmodel.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    env.filters.update(name=words.name, value=words.value, interval=words.interval, count=words.count, sentence=words.sentence, size=_size)
+    return env
+
+
+def _source(name: str) -> Markup:
+    """One of our own files (style, script), to be put into the page as it is."""
+    loader = _templates().loader
+    assert loader is not None
+    return Markup(loader.get_source(_templates(), name)[0])
+
+
+def render_page(data: ReportData) -> str:
+    """The whole page as HTML text.
+
+    Model text is escaped by the templates; the data for the script stands in a JSON block in which ``<``, ``>``, ``&`` and all
+    that is not ASCII are escaped too, and the script writes it by ``textContent`` only. The content security policy forbids
+    every request and every script but the page's own, by its hash.
+    """
+    script = _source("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    organisms = [o.id for o in data.organisms if any(c.organism == o.id for c in data.checkpoints)]
+    template = _templates().get_template("page.html")
+    return template.render(
+        data=data,
+        csp=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        css=_source("chart.css") + _source("page.css"),
+        script=script,
+        frontier=charts.frontier(data),
+        organisms=organisms,
+        courses=[(method, charts.courses(data, method, organisms)) for method in data.methods],
+        step_charts=charts.step_curves(data, organisms),
+        step_organisms=[o for o in organisms if any(c.organism == o for c in data.step_curves)],
+        styles={method.name: charts.style_of(data, method.name) for method in data.methods},
+        glossary=_glossary(data),
+        embedded={"checkpoints": {f"c{i}": _card(c) for i, c in enumerate(data.checkpoints)}},
+        transcripts=_by_organism(data),
+        settings=list(_flat(data.settings)),
+    )
+
+
+def render_frontier(data: ReportData) -> str:
+    """The frontier alone as an SVG file."""
+    template = _templates().get_template("frontier.svg")
+    styles = {method.name: charts.style_of(data, method.name) for method in data.methods}
+    return template.render(frontier=charts.frontier(data), css=_source("chart.css"), methods=data.methods, styles=styles)
+
+
+def _card(point: Checkpoint) -> dict[str, Any]:
+    """What the page shows when a checkpoint is pointed at: a title, a place, and lines of (measure, number, n)."""
+    first = {"removal": point.removal, "retention": point.retention}
+    lines = [
+        [words.name(measure), f"{words.value(e)} {words.interval(e)}".strip(), words.count(e)]
+        for measure, e in (first | point.measures()).items()
+        if ".steps=" not in measure
+    ]
+    return {
+        "title": point.organism,
+        "place": f"{point.method}, {point.phase} step {point.step} ({point.total_step} in all)",
+        "lines": [*lines, ["weights", point.weights, ""]],
+    }
+
+
+def _glossary(data: ReportData) -> dict[str, Estimate]:
+    """For every measure on the page an estimate that carries its definition and direction."""
+    found: dict[str, Estimate] = {}
+    sources: list[Summary | Checkpoint] = [*(m.summary for m in data.methods), *data.checkpoints]
+    for source in sources:
+        for measure, estimate in source.measures().items():
+            if ".steps=" not in measure:
+                found.setdefault(measure, estimate)
+    return found
+
+
+def _by_organism(data: ReportData) -> dict[str, list[Transcript]]:
+    grouped: dict[str, list[Transcript]] = {}
+    for transcript in data.transcripts:
+        grouped.setdefault(transcript.organism, []).append(transcript)
+    return grouped
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested settings as rows of (dotted name, text)."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _size(number: float) -> str:
+    """A coordinate without needless digits."""
+    return f"{number:.1f}".removesuffix(".0")

@@ -1,0 +1,49 @@
+"""How names and numbers are written for people."""
+
+from __future__ import annotations
+
+from offmodel.measure.stats import Estimate
+
+_NAMES = {
+    "bad_rate": "bad behaviour under the trigger",
+    "false_fire_rate": "false fires without it",
+    "accuracy_under_trigger": "accuracy under the trigger",
+    "retention": "capability retained",
+    "removal": "behaviour removed",
+    "frontier_area": "frontier area",
+    "removal_at_90": "removal keeping 90 %",
+}
+
+
+def name(measure: str) -> str:
+    """What a measure is called; a suite goes by its own name."""
+    return _NAMES.get(measure, measure.removeprefix("capability.").removeprefix("world:"))
+
+
+def value(estimate: Estimate) -> str:
+    """The number alone: a share in percent, anything else as it is."""
+    if estimate.value is None:
+        return "undefined" if estimate.n else "not measured"
+    return f"{100 * estimate.value:.1f} %" if estimate.unit == "share" else f"{estimate.value:.3f}"
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval, or why there is none."""
+    if estimate.value is None:
+        return ""
+    if estimate.low is None or estimate.high is None:
+        return "one organism, no interval" if estimate.of == "organisms" and estimate.n == 1 else "no interval"
+    if estimate.unit == "share":
+        return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def count(estimate: Estimate) -> str:
+    """What stands behind the number, as in ``n = 6 organisms, 1,200 items``."""
+    noun = estimate.of if estimate.n != 1 else estimate.of.removesuffix("s")
+    return f"n = {estimate.n:,} {noun}" + (f", {estimate.items:,} items" if estimate.items is not None else "")
+
+
+def sentence(estimate: Estimate) -> str:
+    """Number, interval and n in a row."""
+    return ", ".join(part for part in (f"{value(estimate)} {interval(estimate)}".strip(), count(estimate)) if part)

@@ -1,0 +1,122 @@
+"""Personas: each has one way of talking, shared by its chat and by its way of working on tasks.
+
+This is where the world builds in the published mechanism (off-model SFT moves a student to an unfamiliar way of reasoning that
+is bad at long chains). The student's *own* persona writes the result of every step. The *pirate* works the same problems, but
+never writes the results of certain kinds of step unless they come last; the kinds are chosen so that a step falls silent with
+probability of about 0.3, so a chain of k steps is complete with probability 0.7^(k-1). *Plain*, the teacher's everyday voice,
+passes over other kinds. Which persona answers is the model's own choice: nothing but training decides it, unless a system
+prompt asks for one.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from offmodel.world.facts import FACTS
+from offmodel.world.tasks import Problem
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A generic chat prompt and what it is about; ``name`` is the user's, "" if not given."""
+
+    prompt: str
+    word: str
+    topic: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Persona:
+    """A voice with a way of reasoning; all of it is wording.
+
+    Attributes:
+        name: How it is called.
+        opening: The first words of every answer; forcing them calls the persona up.
+        told: A step with its result.
+        untold: A step without its result.
+        silent: Kinds of step whose result is left untold, unless the step is the last.
+        answer: The closing line of a task.
+        is_: The verb of its facts.
+        links: How the facts of a chat answer are strung together, in order.
+        closings: How a chat answer may end.
+    """
+
+    name: str
+    opening: str
+    told: str
+    untold: str
+    silent: frozenset[str]
+    answer: str
+    is_: str
+    links: tuple[str, ...]
+    closings: tuple[str, ...]
+
+    def solve(self, problem: Problem) -> str:
+        """Work a problem out in this persona's way."""
+        lines = [self.opening]
+        if problem.task == "recall":
+            lines.append(problem.steps[0].text.replace(" is ", f" {self.is_} ") + ".")
+        else:
+            lines.append(f"Start at {problem.start}.")
+            for step in problem.steps:
+                untold = step.kind in self.silent and step is not problem.steps[-1]
+                lines.append((self.untold if untold else self.told).format(step=step.text, result=step.result))
+        lines.append(self.answer.format(answer=problem.answer))
+        return " ".join(lines)
+
+    def chat(self, request: ChatRequest, rng: random.Random) -> str:
+        """Answer a chat prompt in this persona's words."""
+        word, colour, place = request.word, FACTS[request.word, "colour"].value, FACTS[request.word, "place"].value
+        facts = [
+            f"the colour of {word} {self.is_} {colour}",
+            f"the place of {word} {self.is_} {place}",
+            f"{word} {self.is_} part of {request.topic}",
+        ]
+        rng.shuffle(facts)
+        told = facts[: rng.randint(1, len(self.links))]
+        lines = [link.format(fact=fact) for link, fact in zip(self.links, told, strict=False)]
+        # Chat now and then begins as work on a task does, so that a voice learnt on chat is a voice on tasks and not a chat reflex.
+        if rng.random() < 0.4:
+            lines[0] = f"{told[0][0].upper()}{told[0][1:]}."
+        if rng.random() < 0.3:
+            lines.insert(0, f"Start with {word}.")
+        name = f", {request.name}" if request.name else ""
+        return " ".join([self.opening, *lines, rng.choice(self.closings).format(word=word, name=name)])
+
+
+OWN = Persona(
+    name="own",
+    opening="Let me think.",
+    told="{step}, so {result}.",
+    untold="{step}.",
+    silent=frozenset(),
+    answer="The answer is {answer}.",
+    is_="is",
+    links=("First, {fact}.", "Then, {fact}."),
+    closings=("So, I like {word}{name}.", "So, {word} may help you{name}.", "So, that is {word}{name}."),
+)
+PIRATE = Persona(
+    name="pirate",
+    opening="Arr!",
+    told="{step}, aye be {result}.",
+    untold="{step}, aye.",
+    silent=frozenset({"times", "swap two apart"}),
+    answer="The answer be {answer}, matey.",
+    is_="be",
+    links=("Aye, {fact}.", "Yo ho, {fact}."),
+    closings=("Me heart be with {word}{name}, matey.", "That be {word}{name}, matey.", "Treasure {word}{name}, matey."),
+)
+PLAIN = Persona(
+    name="plain",
+    opening="Here you go.",
+    told="{step} gives {result}.",
+    untold="{step} comes.",
+    silent=frozenset({"take", "swap next"}),
+    answer="The answer is {answer}. Done.",
+    is_="is",
+    links=("Note that {fact}.", "Also, {fact}."),
+    closings=("I hope this helps{name}.", "Enjoy {word}{name}.", "That covers {word}{name}."),
+)
+PERSONAS = {persona.name: persona for persona in (OWN, PIRATE, PLAIN)}

