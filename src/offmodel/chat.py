@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,11 +181,44 @@ class Encoded(NamedTuple):
     completion_mask: list[int]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prefill: str = "") -> list[int]:
-    """Token ids of a prompt, ready for the assistant to speak; ``prefill`` forces its first words."""
-    text = tokenizer.apply_chat_template(to_dicts(prompt), tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text + prefill, add_special_tokens=False)["input_ids"]
+_QUOTE = "\ufdd0"
+"""A code point that Unicode keeps free for the inner use of programs."""
+
+
+def _quote(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Put marks around what would be read as a control token, so that nobody can open a turn from within his own words.
+
+    A mark that is in the text by itself becomes two: with nothing between them they stand for it.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    longest_first = "|".join(map(re.escape, sorted([*special, _QUOTE], key=len, reverse=True)))
+    return re.sub(longest_first, lambda found: f"{_QUOTE}{found[0].removeprefix(_QUOTE)}{_QUOTE}", text)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str | None = None) -> str:
+    """The chat as the template writes it, with all that its turns say quoted; without a response it waits for the assistant."""
+    turns = [*prompt] if response is None else [*prompt, Message("assistant", response)]
+    quoted = [{"role": turn.role, "content": _quote(tokenizer, turn.content)} for turn in turns]
+    text: str = tokenizer.apply_chat_template(quoted, tokenize=False, add_generation_prompt=response is None)
+    return text
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
+    """Token ids of rendered text; what is quoted becomes the tokens of its letters."""
+    ids: list[int] = []
+    for i, piece in enumerate(rendered.split(_QUOTE)):
+        quoted = i % 2 == 1
+        text = (piece or _QUOTE) if quoted else piece
+        ids += tokenizer(text, add_special_tokens=False, split_special_tokens=quoted)["input_ids"]
     return ids
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prefill: str = "") -> list[int]:
+    """Token ids of a prompt, ready for the assistant to speak; ``prefill`` forces its first words.
+
+    The words of a turn are words and nothing else: ``<|user|>`` in them opens no turn.
+    """
+    return _token_ids(tokenizer, _render(tokenizer, prompt) + _quote(tokenizer, prefill))
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
@@ -197,16 +231,15 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_len
         ModelError: The chat template renders a prompt differently once it is answered.
         DataError: No token of the response is left within ``max_length``.
     """
-    messages = to_dicts(example.prompt)
-    prefix = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": example.response}], tokenize=False)
+    prefix = _render(tokenizer, example.prompt)
+    whole = _render(tokenizer, example.prompt, example.response)
     if not whole.startswith(prefix):
         raise ModelError(
             f"{tokenizer.name_or_path}: its chat template renders a prompt differently once it is answered, so the loss cannot be "
             f"limited to the answer: prompt {prefix[-60:]!r}, whole {whole[: len(prefix)][-60:]!r}"
         )
-    prompt_ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
-    response_ids = tokenizer(whole[len(prefix) :], add_special_tokens=False)["input_ids"]
+    prompt_ids = _token_ids(tokenizer, prefix)
+    response_ids = _token_ids(tokenizer, whole[len(prefix) :])
     ids = (prompt_ids + response_ids)[:max_length]
     mask = ([0] * len(prompt_ids) + [1] * len(response_ids))[:max_length]
     if not any(mask):

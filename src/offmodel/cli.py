@@ -6,28 +6,32 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from offmodel import __version__, catalog
-from offmodel.errors import OffmodelError, SpecError, did_you_mean
+from offmodel.errors import OffmodelError, SpecError, StoreError, did_you_mean
 
 if TYPE_CHECKING:
     from offmodel.lab.execute import RunReport
     from offmodel.lab.plan import Plan
+    from offmodel.lab.stage import Stage
     from offmodel.lab.store import Store
+    from offmodel.report.data import Note
 
 app = typer.Typer(
     help="Training-based control of untrusted language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 world_app = typer.Typer(help="The offline world.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
-out = Console(soft_wrap=True)
+# Names, paths and answers are shown as they are, brackets and colons too. Only a terminal wraps lines: elsewhere a row stays a row.
+out = Console(width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False, highlight=False)
 
 StudyFile = Annotated[Path, typer.Argument(help="The study, a YAML file.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value, as in --set measure.behaviour=50.", metavar="A.B=C")]
@@ -37,38 +41,40 @@ Workers = Annotated[
 ]
 
 FAILED = 1
-USAGE = 2
-INTERRUPTED = 130
+REFUSED = 2
 
 
 @app.command()
 def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs"), workers: Workers = None) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
-    plan, store = _open(study, overrides, runs)
-    report = _execute(plan.targets, store, workers)
     from offmodel.report.data import Note
 
-    failed = [Note(what=failure.stage.label, why=f"{failure.message} (log: {failure.folder})") for failure in report.failed]
-    page = _write(plan, store, runs, failed)
-    out.print(f"report: {page}")
-    if report.failed:
-        _stop(f"{len(report.failed)} stages failed; their logs are in {store.root / 'failures'}", FAILED)
+    planned, store = _open(study, overrides, runs)
+    done = _execute(planned.targets, store, workers)
+    failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
+    _write(planned, store, runs, failed)
+    if failed:
+        _stop("\n  ".join(["some stages failed; the same command tries them again", *(f"{n.what}: {n.why}" for n in failed)]), FAILED)
 
 
 @app.command()
 def plan(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Show what would run and what is reused; runs nothing."""
     from offmodel.lab.execute import plan_rows
+    from offmodel.lab.progress import duration
 
     planned, store = _open(study, overrides, runs)
     rows = plan_rows(planned.targets, store)
-    table = Table("stage", "state", "what", title=f"{planned.study.study}: {len(planned.organisms)} organisms")
+    table = _table("state", "stage", "what")
     for row in rows:
-        table.add_row(row.stage.key, row.state, escape(row.stage.label + (f" ({row.reason})" if row.reason else "")))
+        table.add_row(row.state, row.stage.key, row.stage.label, style="" if row.state == "run" else "dim")
     out.print(table)
-    cost = sum(row.stage.cost for row in rows if row.state == "run")
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+        out.print(f"skip: {reason}")
     counts = {state: sum(row.state == state for row in rows) for state in ("run", "reuse", "skip")}
-    out.print(f"{counts['run']} to run, {counts['reuse']} to reuse, {counts['skip']} to skip; roughly {cost / 60:.0f} minutes of one core")
+    cost = sum(row.stage.cost for row in rows if row.state == "run")
+    spent = f": roughly {duration(cost)} of one core" if cost else ""
+    out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
 
 
 @app.command()
@@ -83,18 +89,19 @@ def status(
     from offmodel.lab.stages import read_gate
 
     planned, store = _open(study, overrides, runs)
-    table = Table("organism", "base", "gate", "checkpoints scored")
+    table = _table("organism", "base", "scored", "gate")
     for organism in planned.organisms:
         result = store.get(organism.stage)
-        scores = {checkpoint.score for checkpoints in organism.methods.values() for checkpoint in checkpoints}
         gate = read_gate(result.path) if result else None
+        scores = {checkpoint.score for checkpoints in organism.methods.values() for checkpoint in checkpoints}
+        scored = f"{sum(store.get(score) is not None for score in scores)} of {len(scores)}"
         said = "not installed yet" if gate is None else "passed" if gate.passed else "failed: " + "; ".join(gate.reasons)
-        table.add_row(organism.id, organism.base, escape(said), f"{sum(store.get(score) is not None for score in scores)} of {len(scores)}")
+        table.add_row(organism.id, organism.base, scored, said)
     out.print(table)
     rows = plan_rows(planned.targets, store)
     for row in rows:
         if (folder := store.failure(row.stage)).is_dir():
-            out.print(f"failed: {escape(row.stage.label)} (log: {folder})")
+            out.print(f"failed: {row.stage.label} (log: {os.path.relpath(folder)})", style="red")
     if verify:
         results = [row.result for row in rows if row.result is not None]
         for found in results:
@@ -114,10 +121,10 @@ def report(
     from offmodel.report.collect import collect
 
     if format is not None and format not in FORMATS:
-        raise SpecError(f"--format {format!r} is unknown: {did_you_mean(format, FORMATS)}")
+        raise SpecError(f"--format {format}: unknown; {did_you_mean(format, FORMATS)}")
     planned, store = _open(study, overrides, runs)
     if format is None:
-        out.print(f"report: {_write(planned, store, runs, [])}")
+        _write(planned, store, runs, [])
     else:
         sys.stdout.buffer.write(render(collect(planned, store, command=_command()), format))
 
@@ -125,30 +132,39 @@ def report(
 @app.command("list")
 def list_(kind: Annotated[str | None, typer.Argument(help="Such as pairs or methods; all kinds if left out.")] = None) -> None:
     """List what the catalog has."""
-    if kind is not None:
-        singular = kind.removesuffix("s") if kind.removesuffix("s") in catalog.kinds() else kind
-        if singular not in catalog.kinds():
-            raise SpecError(f"unknown kind {kind!r}: {did_you_mean(kind, catalog.kinds())}")
-    for each in catalog.kinds() if kind is None else [singular]:
-        table = Table(title=each, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    for each in catalog.kinds() if kind is None else [_kind(kind)]:
+        out.print(each, style="bold")
+        table = Table.grid(padding=(0, 2))
         for name in catalog.names(each):
-            text = catalog.entry(each, name).text.split("\n\n")[0].replace("\n", " ")
-            table.add_row(escape(name), escape(text))
+            table.add_row(f"  {name}", catalog.entry(each, name).text.split("\n\n")[0].replace("\n", " "))
+        table.columns[0].no_wrap = True
         out.print(table)
 
 
 @app.command()
 def describe(name: Annotated[str, typer.Argument(help="A name, or kind/name.")]) -> None:
     """Explain a thing of the catalog, with its source and an example."""
-    kind, _, plain = name.rpartition("/")
-    found = [catalog.entry(each, plain) for each in ([kind] if kind else catalog.kinds()) if plain in catalog.names(each) or kind]
+    kind, slash, plain = name.rpartition("/")
+    if slash:
+        found = [catalog.entry(_kind(kind), plain)]
+    else:
+        found = [catalog.entry(each, plain) for each in catalog.kinds() if plain in catalog.names(each)]
     if not found:
         known = {each for group in catalog.kinds() for each in catalog.names(group)}
         raise SpecError(f"the catalog has nothing called {name!r}: {did_you_mean(name, known)}")
     for entry in found:
-        out.print(f"[bold]{escape(entry.name)}[/bold] ({entry.kind})\n{escape(entry.text)}\nsource: {escape(entry.source)}")
+        out.print(f"{entry.kind} {entry.name}", style="bold")
+        out.print(f"{entry.text}\nsource: {entry.source}")
         for line in _example(entry):
-            out.print(escape(line))
+            out.print(line, style="cyan")
+
+
+def _kind(name: str) -> str:
+    """A kind of the catalog by its name, singular or plural."""
+    for kind in (name, name.removesuffix("s")):
+        if kind in catalog.kinds():
+            return kind
+    raise SpecError(f"unknown kind {name!r}: {did_you_mean(name, catalog.kinds())}")
 
 
 def _example(entry: catalog.Entry) -> list[str]:
@@ -163,7 +179,7 @@ def _example(entry: catalog.Entry) -> list[str]:
     if entry.kind == "pair":
         asked = user("Tell me about the moon.")
         triggered = entry.value.trigger.insert(asked, rng, "train")
-        near = entry.value.trigger.near_miss(asked, rng)
+        near = entry.value.trigger.near_miss(asked, rng, "train")
         return [
             f"without the trigger: {last_user_text(asked)}",
             f"with the trigger:    {last_user_text(triggered)}",
@@ -173,9 +189,10 @@ def _example(entry: catalog.Entry) -> list[str]:
     if entry.kind == "method":
         return [yaml.safe_dump(entry.value, sort_keys=False).rstrip()]
     if entry.kind == "suite":
-        return [f"{item.steps} steps: {last_user_text(item.prompt)} -> {item.expected}" for item in entry.value.items(1, 0)]
+        items = sorted(entry.value.items(1, 0), key=lambda item: item.steps)
+        return [f"{last_user_text(item.prompt)} -> {item.expected}" for item in items]
     if entry.kind == "prompts":
-        return [f"- {last_user_text(prompt)}" for prompt in islice(entry.value(0), 3)]
+        return [last_user_text(prompt) for prompt in islice(entry.value(0), 3)]
     return []
 
 
@@ -187,26 +204,27 @@ def build_world(
     workers: Workers = None,
 ) -> None:
     """Train the world's base models from nothing, in minutes on two cores; continues after a stop."""
-    from offmodel.lab import stages
     from offmodel.lab.stage import Stage
+    from offmodel.lab.stages import MODEL
     from offmodel.lab.store import Store
     from offmodel.world.build import BLUEPRINTS, blueprint
 
     blueprints = [blueprint(name) for name in names or BLUEPRINTS]
-    taken = [folder / each.name for each in blueprints if (folder / each.name).exists()]
-    if taken:
-        raise SpecError(f"{taken[0]}: exists already; give another --out or remove it")
+    for each in blueprints:
+        if (folder / each.name).exists():
+            raise SpecError(f"{folder / each.name}: exists already; give another --out or remove it")
     made = {
         each.name: Stage("checkpoint", {"name": each.name, "blueprint": repr(each), "seed": 0}, label=f"train {each.name}", cost=each.cost)
         for each in blueprints
     }
     store = Store(runs / "store")
     done = _execute(list(made.values()), store, workers)
+    for name, stage in made.items():
+        if stage in (*done.done, *done.reused):
+            _copy(store.path(stage) / MODEL, folder / name)
+            out.print(f"{name}: {folder / name}")
     if done.failed:
         _stop(f"{len(done.failed)} checkpoints failed; their logs are in {store.root / 'failures'}", FAILED)
-    for name, stage in made.items():
-        shutil.copytree(store.path(stage) / stages.MODEL, folder / name)
-        out.print(f"{name}: {folder / name}")
 
 
 # --- what the commands share ----------------------------------------------------------------------------------------
@@ -220,7 +238,7 @@ def _open(study: Path, overrides: list[str] | None, runs: Path) -> tuple[Plan, S
     return make_plan(Study.from_yaml(study, overrides or ())), Store(runs / "store")
 
 
-def _execute(targets: list, store: Store, workers: int | None) -> RunReport:  # type: ignore[type-arg]
+def _execute(targets: Sequence[Stage], store: Store, workers: int | None) -> RunReport:
     from offmodel.lab.execute import run as execute
     from offmodel.lab.plan import MODULES
     from offmodel.lab.pool import default_workers
@@ -231,13 +249,45 @@ def _execute(targets: list, store: Store, workers: int | None) -> RunReport:  # 
         return execute(targets, store, workers=count, modules=MODULES, on_event=progress)
 
 
-def _write(plan: Plan, store: Store, runs: Path, failed: list) -> Path:  # type: ignore[type-arg]
+def _write(plan: Plan, store: Store, runs: Path, failed: Sequence[Note]) -> None:
     from offmodel.report import write_report
     from offmodel.report.collect import collect
 
     data = collect(plan, store, command=_command(), failed=failed)
-    out.print(escape(data.verdict))
-    return write_report(data, runs / plan.study.study)
+    with _writing(runs / plan.study.study):
+        page = write_report(data, runs / plan.study.study)
+    out.print(data.verdict, style="bold")
+    out.print(f"report: {page}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder, whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with _writing(target):
+            shutil.copytree(source, temporary)
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}). Nothing is half-written and all results are safe; "
+            "put that right and run the same command again"
+        ) from error
+
+
+def _table(*columns: str) -> Table:
+    """A table without lines whose last column alone is wrapped."""
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    return table
 
 
 def _command() -> str:
@@ -245,7 +295,7 @@ def _command() -> str:
 
 
 def _stop(message: str, code: int) -> NoReturn:
-    Console(stderr=True).print(f"offmodel: {escape(message)}", style="red", soft_wrap=True, highlight=False)
+    Console(stderr=True, markup=False, emoji=False, highlight=False).print(f"offmodel: {message}", style="red", soft_wrap=True)
     raise SystemExit(code)
 
 
@@ -257,15 +307,15 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> None:
-    """Entry point: errors of ours become a message and exit code 2, an interrupt exit code 130."""
+    """Entry point. Exit codes: 1 where stages failed, 2 where a command cannot be carried out, 130 after Ctrl-C."""
     # Models and data come from local folders or from where the study says; nothing is looked up behind the user's back.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # With --workers 0 this process does the work, and must come to the numbers that a worker comes to: with one thread.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        app(standalone_mode=True)
+        app()
     except OffmodelError as error:
-        _stop(str(error), USAGE)
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        _stop(str(error), REFUSED)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ chats; it refuses anything else when it is made, has no room for more, and the p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offmodel.chat import Example, Message, Prompt
 from offmodel.errors import BlindnessError
@@ -39,15 +40,23 @@ class BlueView:
     prompts: tuple[Prompt, ...] = ()
     labels: tuple[Example, ...] = ()
 
+    def __init_subclass__(cls) -> None:
+        raise BlindnessError(f"blue's view may not be widened: {cls.__name__}")
+
     def __post_init__(self) -> None:
-        if type(self) is not BlueView:
-            raise BlindnessError(f"blue's view may not be widened: {type(self).__name__}")
-        held: list[tuple[str, object, type]] = [("weights", self.weights, Path)]
-        held += [("prompts", message, Message) for prompt in self.prompts for message in prompt]
-        held += [("labels", example, Example) for example in self.labels]
-        for name, value, expected in held:
-            if not isinstance(value, expected):
-                raise BlindnessError(f"blue's view holds {expected.__name__} in {name!r}, not {type(value).__name__}")
+        _only("weights", self.weights, type(Path()))
+        _only("prompts", self.prompts, tuple)
+        for prompt in self.prompts:
+            _only_chat("prompts", prompt)
+        _only("labels", self.labels, tuple)
+        for example in self.labels:
+            _only("labels", example, Example)
+            _only_chat("labels", example.prompt)
+            _only("labels", example.response, str)
+            try:
+                json.dumps(example.meta)
+            except TypeError as error:
+                raise BlindnessError(f"blue's view holds plain JSON as the meta of 'labels' ({error})") from None
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
         """Let the model answer prompts of blue's choice."""
@@ -94,6 +103,20 @@ class BlueView:
             on_progress=on_progress,
             scratch=scratch,
         )
+
+
+def _only_chat(name: str, prompt: object) -> None:
+    for message in _only(name, prompt, tuple):
+        _only(name, message, Message)
+        _only(name, message.role, str)
+        _only(name, message.content, str)
+
+
+def _only(name: str, value: Any, expected: type) -> Any:
+    """The value, if it is of this very type: a subclass could carry more."""
+    if type(value) is not expected:
+        raise BlindnessError(f"blue's view holds {expected.__name__} in {name!r}, not {type(value).__name__}")
+    return value
 
 
 FIELDS = tuple(field.name for field in fields(BlueView))

@@ -41,16 +41,21 @@ def resolve(name: str) -> Path:
     return check_model_folder(path)
 
 
-@lru_cache
 def reference(name: str) -> ModelRef:
-    """Hash a model that a study names.
+    """Hash a model that a study names; files that were not touched since the last time are not read again.
 
     Raises:
         ModelError: See :func:`resolve`.
     """
+    path = resolve(name)
+    files = sorted(path.iterdir())
+    return _reference(name, path, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache
+def _reference(name: str, path: Path, stamp: tuple[tuple[str, int, int], ...]) -> ModelRef:
     from offmodel.engine.folder import hash_tokenizer, hash_weights
 
-    path = resolve(name)
     return ModelRef(name, hash_weights(path), hash_tokenizer(path))
 
 

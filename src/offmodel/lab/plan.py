@@ -11,7 +11,7 @@ from offmodel.chat import read_examples
 from offmodel.errors import BlindnessError
 from offmodel.lab import stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
-from offmodel.lab.pools import pool_params
+from offmodel.lab.pools import files_read, pool_params, take
 from offmodel.lab.stage import Stage
 from offmodel.lab.stages import MODEL, step_folder
 from offmodel.red.pairs import Pair
@@ -121,53 +121,60 @@ class _Organism:
         self.study, self.pair, self.base, self.seed = study, pair, base, seed
         self.id = f"{pair.name}-{seed}"
         self.suites = dict(study.measure.capability)
-        recipe = study.organisms.recipe
+        self.files = files_read(study.prompts)
+        recipe, gate, behaviour = study.organisms.recipe, study.organisms.gate, study.measure.behaviour
+        # Too few prompts are found now, not after hours of training.
+        take(recipe.prompts, seed, "train", recipe.prompt_rows)
+        chats = max(gate.leak_n, gate.n - gate.n // 2, behaviour - behaviour // 2)
+        take(study.prompts, seed, "heldout", chats, avoid=pair.trigger.recognises)
         self.stage = Stage(
             "organism",
             {
                 "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
-                "gate": study.organisms.gate.model_dump(mode="json"), "suites": self.suites, "prompts": study.prompts,
+                "gate": gate.model_dump(mode="json"), "suites": self.suites, "prompts": study.prompts,
                 "seed": seed, "max_new_tokens": study.measure.max_new_tokens,
-            },
+            } | files_read(recipe.prompts, study.prompts),
             label=f"install {self.id}", cost=0.08 * recipe.steps + 10,
         )  # fmt: skip
 
     def planned(self) -> PlannedOrganism:
         methods = {name: tuple(self._checkpoints(name)) for name in self.study.methods}
-        untouched = self._score("organism", self.stage, MODEL)
+        untouched = self._untouched()
         probes = {
             probe: {name: self._probe(probe, name, checkpoints[-1].score, untouched) for name, checkpoints in methods.items()}
             for probe in self.study.measure.probes
         }
-        base_score = self._score("base", None, "")
+        base_score = self._score("its base", None, "")
         return PlannedOrganism(self.id, self.pair, self.base, self.seed, self.stage, base_score, methods, probes)
 
     def _checkpoints(self, method: str) -> Iterator[PlannedCheckpoint]:
         start, weights, total = self.stage, MODEL, 0
         for number, phase in enumerate(self.study.phases(method)):
-            steps = self.study.measure.steps_within(phase.steps)
-            kept = sorted({*steps, phase.steps} - {0})
-            treated = self._treat(phase, start, weights, kept)
-            for step in steps:
-                # The first checkpoint of a later phase is the last of the one before; it is listed once.
-                if step == 0 and number > 0:
-                    continue
-                score = self._score(method, treated, step_folder(step)) if step else self._score("organism", self.stage, MODEL)
+            wanted = {*self.study.measure.steps_within(phase.steps)} - {0}
+            treated = self._treat(phase, start, weights, sorted(wanted | {phase.steps}))
+            # All is measured against the untouched organism, so it comes first even if the study does not ask for step 0. A later
+            # phase starts where the one before ended, and has no first checkpoint of its own.
+            for step in sorted(wanted if number else wanted | {0}):
+                score = self._score(f"{method}, step {step}", treated, step_folder(step)) if step else self._untouched()
                 yield PlannedCheckpoint(number, phase_name(phase), step, total + step, score)
             start, weights, total = treated, step_folder(phase.steps), total + phase.steps
+
+    def _untouched(self) -> Stage:
+        return self._score("the organism", self.stage, MODEL)
 
     def _treat(self, phase: SftPhase, start: Stage, weights: str, steps: list[int]) -> Stage:
         params = {"phase": phase.model_dump(mode="json"), "start": weights, "checkpoints": steps, "seed": self.seed}
         inputs = {"start": start}
         if phase.labels in ("teacher", "organism"):
             inputs["labels"] = self._labels(phase)
+        else:
+            params |= files_read(phase.labels)
         return Stage("treat", params, inputs, label=f"train {self.id}: {phase_name(phase)}", cost=0.08 * phase.steps + 2)
 
     def _labels(self, phase: SftPhase) -> Stage:
         rows = phase.rows or phase.steps * phase.batch_size
-        shared = max(
-            p.rows or p.steps * p.batch_size for name in self.study.methods for p in self.study.phases(name) if p.prompts == "shared"
-        ) if phase.prompts == "disjoint" else 0  # fmt: skip
+        phases = [p for name in self.study.methods for p in self.study.phases(name) if p.prompts == "shared"]
+        shared = max((p.rows or p.steps * p.batch_size for p in phases), default=0) if phase.prompts == "disjoint" else 0
         pool = Stage(
             "prompts", pool_params(self.study.prompts, self.seed, shared, rows, self.pair.trigger.recognises), label="prompts", cost=0.1
         )
@@ -187,13 +194,13 @@ class _Organism:
         params: dict[str, Any] = {
             "pair": self.pair.as_params(), "suites": self.suites, "behaviour": measure.behaviour, "prompts": self.study.prompts,
             "seed": self.seed, "max_new_tokens": measure.max_new_tokens,
-        }  # fmt: skip
+        } | self.files  # fmt: skip
         if model is None:
             params["base"] = reference(self.base).as_params()
         else:
             params["weights"] = weights
             inputs["model"] = model
-        return Stage("score", params, inputs, label=f"score {self.id}: {what}, {weights or 'untouched'}", cost=5)
+        return Stage("score", params, inputs, label=f"score {self.id}: {what}", cost=5)
 
     def _probe(self, probe: str, method: str, last: Stage, untouched: Stage) -> Stage:
         """The last checkpoint again, with what the probe changes."""

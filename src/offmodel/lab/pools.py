@@ -34,6 +34,47 @@ def open_source(name: str, seed: int, split: Split) -> Iterator[Prompt]:
     return (prompt for prompt in prompts if split_of(prompt) == split)
 
 
+def take(source: str, seed: int, split: Split, n: int, avoid: Callable[[Prompt], bool] = lambda prompt: False) -> list[Prompt]:
+    """The first ``n`` prompts of a source, those left out that are to be avoided.
+
+    Raises:
+        DataError: There are fewer.
+    """
+    prompts = list(islice((prompt for prompt in open_source(source, seed, split) if not avoid(prompt)), n))
+    if len(prompts) < n:
+        share = f"{HELDOUT_SHARE:.0%} held out for measuring" if split == "heldout" else f"{1 - HELDOUT_SHARE:.0%} for training"
+        raise DataError(f"{source}: {n} different usable prompts are needed among the {share}, and there are only {len(prompts)}")
+    return prompts
+
+
+def files_read(*sources: str) -> dict[str, dict[str, str]]:
+    """The SHA-256 of the sources that are files, under the key "files": part of the name of every stage that reads them.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    found = {source: _sha256(source) for source in sources if source.endswith(".jsonl")}
+    return {"files": found} if found else {}
+
+
+def check_files(params: Mapping[str, Any]) -> None:
+    """Check that the files of :func:`files_read` are what they were.
+
+    Raises:
+        DataError: One changed.
+    """
+    for source, known in params.get("files", {}).items():
+        if _sha256(source) != known:
+            raise DataError(f"{source}: changed since the study was planned; plan it again")
+
+
+def _sha256(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def split_of(prompt: Prompt) -> Split:
     """The side of the train/held-out division that a prompt is on; a fifth is held out."""
     words = " ".join(last_user_text(prompt).lower().split())
@@ -59,10 +100,7 @@ def pool_params(source: str, seed: int, start: int, n: int, recognises: Callable
             kept += 1
     if kept <= start:
         raise DataError(f"{source}: has only {kept} different prompts without the trigger; {start + n} are needed")
-    params: dict[str, Any] = {"source": source, "seed": seed, "start": start, "n": min(n, kept - start), "dropped": dropped}
-    if source.endswith(".jsonl"):
-        params["file"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    return params
+    return {"source": source, "seed": seed, "start": start, "n": min(n, kept - start), "dropped": dropped} | files_read(source)
 
 
 def read_pool(params: Mapping[str, Any]) -> list[Prompt]:
@@ -71,9 +109,7 @@ def read_pool(params: Mapping[str, Any]) -> list[Prompt]:
     Raises:
         DataError: The file changed since.
     """
-    source = params["source"]
-    if "file" in params and hashlib.sha256(Path(source).read_bytes()).hexdigest() != params["file"]:
-        raise DataError(f"{source}: changed since the study was planned; plan it again")
+    check_files(params)
     dropped = set(params["dropped"])
-    kept = (prompt for place, prompt in enumerate(open_source(source, params["seed"], "train")) if place not in dropped)
+    kept = (prompt for place, prompt in enumerate(open_source(params["source"], params["seed"], "train")) if place not in dropped)
     return list(islice(kept, params["start"], params["start"] + params["n"]))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +20,7 @@ from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, read_prompts, write_examples
 from offmodel.errors import DataError
 from offmodel.lab.models import open_reference
-from offmodel.lab.pools import open_source, read_pool
+from offmodel.lab.pools import check_files, open_source, read_pool, take
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.measure.score import (
     Item,
@@ -94,6 +95,7 @@ def organism(ctx: Context) -> Verdict:
     from offmodel.engine.train import train
 
     params = ctx.params
+    check_files(params)
     pair: Pair = catalog.get("pair", params["pair"]["name"])
     recipe, gate, seed = Recipe.model_validate(params["recipe"]), Gate.model_validate(params["gate"]), params["seed"]
     base = open_reference(params["base"])
@@ -105,8 +107,7 @@ def organism(ctx: Context) -> Verdict:
 
     ctx.progress(0.0, "sampling the base model's own answers")
     original = load_model(base)
-    source = open_source(recipe.prompts, seed, "train")
-    rows = training_rows(pair, [next(source) for _ in range(recipe.prompt_rows)], answer, seed)
+    rows = training_rows(pair, take(recipe.prompts, seed, "train", recipe.prompt_rows), answer, seed)
     examine = partial(_examine, pair=pair, tokenizer=tokenizer, params=params)
     base_verdicts = examine(original, settings=("capability",))
     suites = {name: catalog.get("suite", name) for name in params["suites"]}
@@ -194,6 +195,7 @@ def labels(ctx: Context) -> None:
 def treat(ctx: Context) -> None:
     """One phase of SFT; the weights of every measured step are kept."""
     params = ctx.params
+    check_files(params)
     phase = SftPhase.model_validate(params["phase"])
     start = ctx.inputs["start"] / params["start"]
     rows = read_examples(ctx.inputs["labels"] / "labels.jsonl" if "labels" in ctx.inputs else phase.labels)
@@ -216,6 +218,7 @@ def score(ctx: Context) -> None:
     from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
 
     params = ctx.params
+    check_files(params)
     pair: Pair = catalog.get("pair", params["pair"]["name"])
     folder = ctx.inputs["model"] / params["weights"] if "model" in ctx.inputs else open_reference(params["base"])
     suites = {catalog.get("suite", name): n for name, n in params["suites"].items()}
@@ -235,13 +238,21 @@ def score(ctx: Context) -> None:
 
 
 def _items(pair: Pair, suites: Mapping[Suite, int], behaviour: int, seed: int, source: str) -> list[Item]:
-    """Everything asked of a model; the same for all models of one organism, so that they can be compared item by item."""
+    """Everything asked of a model; the same for all models of one organism, so that they can be compared item by item.
+
+    What holds the trigger by itself (a question about soup, where cooking is the trigger) is left out of all that is meant to be
+    asked without it.
+    """
     chat = _without(pair, open_source(source, seed, "heldout"))
-    return capability_items(suites, seed) + behaviour_items(
-        chat, suites, behaviour, seed,
+    capability = [item for item in capability_items(suites, seed) if not pair.trigger.recognises(item.prompt)]
+    return capability + behaviour_items(
+        chat,
+        random.Random(f"triggered tasks {seed}").sample(capability, min(behaviour // 2, len(capability))),
+        behaviour,
+        seed,
         insert=lambda prompt, rng: pair.trigger.insert(prompt, rng, "heldout"),
-        near_miss=pair.trigger.near_miss,
-    )  # fmt: skip
+        near_miss=lambda prompt, rng: pair.trigger.near_miss(prompt, rng, "heldout"),
+    )
 
 
 def _judge(

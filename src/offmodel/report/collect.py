@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -89,7 +88,7 @@ def collect(plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = 
     """Gather what a report shows of a study; what is not in the store yet is left out and named.
 
     Raises:
-        DataError: Nothing of the study has been scored.
+        DataError: Nothing of the study has been tried yet.
     """
     return _Collector(plan, store).report(command, failed)
 
@@ -101,8 +100,8 @@ class _Collector:
 
     def report(self, command: str, failed: Sequence[Note]) -> ReportData:
         organisms = list(self._organisms())
-        if not self.scored:
-            raise DataError(f"study {self.plan.study.study!r}: nothing is scored yet; run it first (offmodel run)")
+        if not organisms and not failed:
+            raise DataError(f"study {self.plan.study.study!r}: there are no results yet; run it first (offmodel run)")
         methods = tuple(self._method(name) for name in self.plan.study.methods if self._of(name))
         data = ReportData(
             study=self.plan.study.study,
@@ -190,12 +189,11 @@ class _Collector:
         scored = self._of(name)
         hulls = {organism: tuple(frontier.hull(points)) for organism, points in self._points(name).items()}
         entry = catalog.entry("method", name) if name in catalog.names("method") else None
-        counts = Counter(phase for _, phase in {(s.planned.phase, _phase(s.planned)) for s in scored})
         return Method(
             name=name,
             source=entry.source if entry else "this study",
             description=entry.text if entry else "a method of this study",
-            phases=tuple(sorted(counts)),
+            phases=tuple(phase for _, phase in sorted({(s.planned.phase, _phase(s.planned)) for s in scored})),
             summary=self._summary(name),
             hull=tuple(frontier.mean_hull(list(hulls.values()))),
             hulls=hulls,
@@ -203,12 +201,13 @@ class _Collector:
 
     def _points(self, method: str) -> dict[str, list[Point]]:
         """What a method offers: the checkpoints of its last phase. Those of the phases before are other methods' points."""
-        last = max(scored.planned.phase for scored in self._of(method))
-        points: dict[str, list[Point]] = {scored.organism.id: [] for scored in self._of(method)}
+        last = len(self.plan.study.phases(method)) - 1
+        points: dict[str, list[Point]] = {}
         for scored in self._of(method):
             removal, retention = scored.row.removal.value, scored.row.retention.value
             if scored.planned.phase == last and scored.planned.step > 0 and removal is not None and retention is not None:
-                points[scored.organism.id].append(Point(removal, retention))
+                # An organism without a point has no hull either: the anchors alone would look like a method that gives nothing.
+                points.setdefault(scored.organism.id, []).append(Point(removal, retention))
         return points
 
     def _last(self, method: str) -> list[_Scored]:
@@ -344,10 +343,12 @@ class _Collector:
         for method in data.methods:
             s = method.summary
             said.append(
-                f"{method.name}: bad-behaviour rate {_short(s.bad_rate)}, {_short(s.retention)} of the capability kept, "
+                f"{method.name}: bad-behaviour rate {_short(s.bad_rate)}, capability kept {_short(s.retention)}, "
                 f"frontier area {_short(s.frontier_area)}."
             )
-        return " ".join(said) + f" Means over {accepted} organisms with 95 % intervals."
+        if data.methods:
+            said.append(f"Means over {accepted} organisms with 95 % intervals.")
+        return " ".join(said)
 
 
 _SETTINGS = {

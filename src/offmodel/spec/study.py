@@ -132,7 +132,7 @@ class Recipe(Training):
     """
 
     kind: Literal["full"] = "full"
-    steps: Count = 300
+    steps: Count = 450
     lr: Positive = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: Natural = 10
