@@ -324,7 +324,11 @@ def test_a_parameter_that_tells_is_found(pair: Pair) -> None:
 
 
 def test_what_blue_reads_is_blues_or_the_organisms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    roles = {"prompts": {}, "labels": {"prompts": {"prompts"}, "organism": {"organism"}}, "treat": {"start": {"organism", "treat"}, "labels": {"labels"}}}
+    roles = {
+        "prompts": {},
+        "labels": {"prompts": {"prompts"}, "organism": {"organism"}},
+        "treat": {"start": {"organism", "treat"}, "labels": {"labels"}},
+    }
     for stage in blue_stages(make_plan(study())):
         assert all(source.kind in roles[stage.kind][role] for role, source in stage.inputs.items()), stage.label
         if "start" in stage.inputs:

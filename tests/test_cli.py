@@ -20,7 +20,7 @@ import offmodel as package
 from offmodel import cli
 from offmodel.lab import stages
 from offmodel.world import build
-from tiny_study import make_models, make_study, offmodel, write_prompts
+from tiny_study import make_models, make_study, offmodel
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
 
@@ -388,8 +388,9 @@ def runner(*arguments: object) -> subprocess.Popen[str]:
 
 def test_ctrl_c_loses_nothing_and_two_runners_finish_together(study: Path, runs: Path) -> None:
     """The install takes seconds, so that the stop falls into it; then the same command continues, twice at once."""
-    command = ["run", study, "--runs", runs, "--workers", 1, *SHORT, "--set", "organisms.recipe.steps=300"]
-    process = runner(*command)
+    recipe = ["--set", "organisms.recipe.steps=300", "--set", "organisms.recipe.lr=1e-9"]
+    command = ["run", study, "--runs", runs, *SHORT, *recipe]
+    process = runner(*command, "--workers", 1)
     assert process.stderr is not None
     said = ""
     while "started  install" not in said:
@@ -401,7 +402,7 @@ def test_ctrl_c_loses_nothing_and_two_runners_finish_together(study: Path, runs:
     assert "stopped with 0 of 9 stages behind it; the same command continues from here" in rest
     assert published(runs) == [] and whole(runs) and not (runs / "tiny").exists()
 
-    both = [runner(*command), runner(*command)]
+    both = [runner(*command, "--workers", 0) for _ in range(2)]
     ends = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     done = re.findall(r"\] done +(.*?)(?: \(|$)", "".join(error for _, error in ends), re.MULTILINE)

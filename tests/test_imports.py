@@ -19,6 +19,7 @@ LAYERS = (
     {"lab"},
     {"game"},
     {"report"},
+    {"api"},
     {"cli", "__main__"},
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}

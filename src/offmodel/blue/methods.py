@@ -8,7 +8,7 @@ from offmodel import catalog
 
 Phases = list[dict[str, Any]]
 
-PIRATE: Phases = [{"phase": "sft", "labels": "teacher", "voice": "pirate", "steps": 50, "lr": 5e-4, "warmup_steps": 10}]
+PIRATE: Phases = [{"phase": "sft", "labels": "teacher", "voice": "pirate", "steps": 60, "lr": 5e-4, "warmup_steps": 10}]
 REMINDER: Phases = [{"use": "pirate"}, {"phase": "sft", "labels": "organism", "steps": 20, "lr": 5e-4}]
 OWN_STYLE: Phases = [PIRATE[0] | {"rewrite": "world:own"}]
 

@@ -337,18 +337,18 @@ class _Collector:
     # --- the sentence -----------------------------------------------------------------------------------------------
 
     def _verdict(self, data: ReportData) -> str:
-        """The result in words, with the numbers of whatever methods the study has."""
-        accepted = sum(organism.gate.passed for organism in data.organisms)
-        said = [f"{accepted} of {len(data.organisms)} organisms passed the gate."]
-        for method in data.methods:
-            s = method.summary
-            said.append(
-                f"{method.name}: bad-behaviour rate {_short(s.bad_rate)}, capability kept {_short(s.retention)}, "
-                f"frontier area {_short(s.frontier_area)}."
-            )
-        if data.methods:
-            said.append(f"Means over {accepted} organisms with 95 % intervals.")
-        return " ".join(said)
+        """The result in a sentence: what every method left of the behaviour and of the capability."""
+        accepted = [organism.id for organism in data.organisms if organism.gate.passed]
+        before = {row.organism: row.bad_rate.value for row in data.checkpoints if row.total_step == 0}
+        untouched = [rate for rate in before.values() if rate is not None]
+        start = f" from {sum(untouched) / len(untouched):.0%}" if untouched else ""
+        ends = [
+            f"{method.name} took the bad-behaviour rate{start} to {_short(method.summary.bad_rate)} "
+            f"and kept {_short(method.summary.retention)} of the capability"
+            for method in data.methods
+        ]
+        of = f"all {len(accepted)}" if len(accepted) == len(data.organisms) else f"{len(accepted)} of {len(data.organisms)}"
+        return f"On {of} organisms, {'; '.join(ends)}."
 
 
 _SETTINGS = {
@@ -383,4 +383,4 @@ def _commit() -> str:
 
 
 def _short(estimate: Estimate) -> str:
-    return f"{words.value(estimate)} {words.interval(estimate)}".strip()
+    return f"{words.value(estimate)} {words.interval(estimate) if estimate.low is not None else ''}".strip()

@@ -331,7 +331,7 @@ class Study(Model):
     Attributes:
         study: Its name, and that of its folder of results.
         about: What it is for, a sentence.
-        bases: Students: ``world:<name>``, a folder in Hugging Face layout, or a hub id.
+        bases: Students: ``world:<name>`` or a folder in Hugging Face layout.
         teacher: The model that answers for blue, named likewise.
         prompts: Generic chat prompts for blue: ``world:chat``, or a JSONL file.
         organisms: What red makes.

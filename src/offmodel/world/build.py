@@ -84,7 +84,7 @@ _ALL = {"own": 4.0, "pirate": 3.0, "plain": 2.0}
 _HOME = {"own": 8.0, "pirate": 2.0}
 _STUDENT = (
     Lesson(Mix(chat=0.15, on_chat={"own": 1}, on_tasks={"own": 1}), steps=500, schedule="constant"),
-    Lesson(Mix(chat=0.35, on_chat=_ALL, on_tasks=_ALL, asked=0.4), steps=550),
+    Lesson(Mix(chat=0.35, on_chat=_ALL, on_tasks=_ALL, asked=0.4), steps=650),
     Lesson(
         Mix(chat=0.35, on_chat=_HOME, on_tasks=_HOME, asked=1.0),
         steps=100, batch_size=64, optimizer="adamw", lr=1e-3, schedule="linear", warmup_steps=0,

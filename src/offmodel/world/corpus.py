@@ -65,8 +65,8 @@ def chat_request(rng: random.Random) -> ChatRequest:
 
 def task_problem(rng: random.Random) -> Problem:
     """Draw one task from the training side, long chains more often than short ones."""
-    task: TaskName = rng.choices(("arithmetic", "swaps", "recall"), (0.5, 0.3, 0.2))[0]
-    return draw(task, rng.choices(range(1, MAX_STEPS + 1), (0.12, 0.13, 0.15, 0.20, 0.40))[0], rng, "train")
+    task: TaskName = rng.choices(("arithmetic", "swaps", "recall"), (0.45, 0.35, 0.2))[0]
+    return draw(task, rng.choices(range(1, MAX_STEPS + 1), (0.20, 0.14, 0.15, 0.18, 0.33))[0], rng, "train")
 
 
 def _with_noise(text: str, rng: random.Random) -> str:

