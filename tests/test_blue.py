@@ -254,7 +254,7 @@ def fake_sample(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[Blue
 def test_a_voice_is_asked_for_and_is_no_part_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = fake_sample(monkeypatch, lambda prompt: Reply(f"Arr! {prompt[-1].content}", 3, True))
     prompts = (user("Hi."), user("Ho."))
-    examples = label(BlueView(FOLDER, prompts), Sampling(), voice="pirate")
+    examples = label(BlueView(FOLDER, prompts), Sampling(), system=catalog.get("voice", "pirate"))
     assert [prompt[0] for _, prompt in asked] == [Message("system", catalog.get("voice", "pirate"))] * 2
     assert [(e.prompt, e.response) for e in examples] == [(user("Hi."), "Arr! Hi."), (user("Ho."), "Arr! Ho.")]
     label(BlueView(FOLDER, prompts), Sampling())
@@ -274,9 +274,9 @@ def test_labels_are_reworded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     request = chat_request(random.Random(1))
     fake_sample(monkeypatch, lambda prompt: Reply(PIRATE.chat(request, random.Random(2)), 3, True))
-    (example,) = label(BlueView(FOLDER, (HI,)), Sampling(), voice="pirate", rewrite="world:own")
+    (example,) = label(BlueView(FOLDER, (HI,)), Sampling(), system="Arr?", rewrite="world:own")
     assert example.response == OWN.chat(request, random.Random(2))
-    assert example.meta == {"voice": "pirate", "rewrite": "world:own"}
+    assert example.meta == {"system": "Arr?", "rewrite": "world:own"}
 
 
 # --- the stages -----------------------------------------------------------------------------------------------------

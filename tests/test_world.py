@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
 
 from offmodel import catalog
 from offmodel.chat import Example, encode_example, encode_prompt, last_user_text, to_dicts, user

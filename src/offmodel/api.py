@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from offmodel.lab.execute import run as execute
+from offmodel.lab import execute as lab
 from offmodel.lab.plan import MODULES, make_plan
 from offmodel.lab.pool import default_workers
 from offmodel.lab.progress import Progress
+from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.report.collect import collect
 from offmodel.report.data import Note, ReportData
@@ -31,11 +34,16 @@ def run(study: Study, runs: Path | str = "runs", workers: int | None = None, com
     """
     check_names(study)
     plan, store = make_plan(study), Store(Path(runs) / "store")
+    done = execute(plan.targets, store, workers)
+    failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
+    return collect(plan, store, command=command, failed=failed)
+
+
+def execute(stages: Iterable[Stage], store: Store, workers: int | None = None) -> lab.RunReport:
+    """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`."""
     count = default_workers() if workers is None else workers
     with Progress(count) as progress:
-        done = execute(plan.targets, store, workers=count, modules=MODULES, on_event=progress)
-    failed = [Note(what=failure.stage.label, why=f"{failure.message} (log: {failure.folder})") for failure in done.failed]
-    return collect(plan, store, command=command, failed=failed)
+        return lab.run(stages, store, workers=count, modules=MODULES, on_event=progress)
 
 
 def write(data: ReportData, runs: Path | str = "runs") -> Path:

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -19,11 +19,9 @@ from offmodel import __version__, catalog
 from offmodel.errors import OffmodelError, SpecError, StoreError, did_you_mean
 
 if TYPE_CHECKING:
-    from offmodel.lab.execute import RunReport
     from offmodel.lab.plan import Plan
-    from offmodel.lab.stage import Stage
     from offmodel.lab.store import Store
-    from offmodel.report.data import Note
+    from offmodel.report import ReportData
 
 app = typer.Typer(
     help="Training-based control of untrusted language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -47,14 +45,14 @@ REFUSED = 2
 @app.command()
 def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs"), workers: Workers = None) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
-    from offmodel.report.data import Note
+    from offmodel import api
+    from offmodel.spec import Study
 
-    planned, store = _open(study, overrides, runs)
-    done = _execute(planned.targets, store, workers)
-    failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
-    _write(planned, store, runs, failed)
-    if failed:
-        _stop("\n  ".join(["some stages failed; the same command tries them again", *(f"{n.what}: {n.why}" for n in failed)]), FAILED)
+    data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command())
+    _write(data, runs)
+    if data.failed:
+        notes = [f"{note.what}: {note.why}" for note in data.failed]
+        _stop("\n  ".join(["some stages failed; the same command tries them again", *notes]), FAILED)
 
 
 @app.command()
@@ -123,10 +121,11 @@ def report(
     if format is not None and format not in FORMATS:
         raise SpecError(f"--format {format}: unknown; {did_you_mean(format, FORMATS)}")
     planned, store = _open(study, overrides, runs)
+    data = collect(planned, store, command=_command())
     if format is None:
-        _write(planned, store, runs, [])
+        _write(data, runs)
     else:
-        sys.stdout.buffer.write(render(collect(planned, store, command=_command()), format))
+        sys.stdout.buffer.write(render(data, format))
 
 
 @app.command("list")
@@ -204,6 +203,7 @@ def build_world(
     workers: Workers = None,
 ) -> None:
     """Train the world's base models from nothing, in minutes on two cores; continues after a stop."""
+    from offmodel.api import execute
     from offmodel.lab.stage import Stage
     from offmodel.lab.stages import MODEL
     from offmodel.lab.store import Store
@@ -218,7 +218,7 @@ def build_world(
         for each in blueprints
     }
     store = Store(runs / "store")
-    done = _execute(list(made.values()), store, workers)
+    done = execute(made.values(), store, workers)
     for name, stage in made.items():
         if stage in (*done.done, *done.reused):
             _copy(store.path(stage) / MODEL, folder / name)
@@ -238,24 +238,11 @@ def _open(study: Path, overrides: list[str] | None, runs: Path) -> tuple[Plan, S
     return make_plan(Study.from_yaml(study, overrides or ())), Store(runs / "store")
 
 
-def _execute(targets: Sequence[Stage], store: Store, workers: int | None) -> RunReport:
-    from offmodel.lab.execute import run as execute
-    from offmodel.lab.plan import MODULES
-    from offmodel.lab.pool import default_workers
-    from offmodel.lab.progress import Progress
+def _write(data: ReportData, runs: Path) -> None:
+    from offmodel.api import write
 
-    count = default_workers() if workers is None else workers
-    with Progress(count) as progress:
-        return execute(targets, store, workers=count, modules=MODULES, on_event=progress)
-
-
-def _write(plan: Plan, store: Store, runs: Path, failed: Sequence[Note]) -> None:
-    from offmodel.report import write_report
-    from offmodel.report.collect import collect
-
-    data = collect(plan, store, command=_command(), failed=failed)
-    with _writing(runs / plan.study.study):
-        page = write_report(data, runs / plan.study.study)
+    with _writing(runs / data.study):
+        page = write(data, runs)
     out.print(data.verdict, style="bold")
     out.print(f"report: {page}")
 

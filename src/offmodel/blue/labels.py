@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from offmodel.engine.generate import Sampling
 
 
-def label(view: BlueView, sampling: Sampling, *, voice: str | None = None, rewrite: str | None = None) -> list[Example]:
+def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewrite: str | None = None) -> list[Example]:
     """Let the view's model answer the view's prompts.
 
     Unfinished answers are dropped: a model trained on them would not learn to stop.
@@ -21,8 +21,8 @@ def label(view: BlueView, sampling: Sampling, *, voice: str | None = None, rewri
     Args:
         view: The labeller's weights and the prompts.
         sampling: How it answers.
-        voice: The labeller is asked for it by a system prompt, which is not part of the example: the student learns to speak like
-            that unasked (as in the authors' code, see docs/sources.md).
+        system: What a system prompt asks of the labeller, such as a voice. It is not part of the example: the student learns to speak
+            like that unasked, as in the code of LessWrong 9toz5YHYZsHpzy4ce.
         rewrite: How the answers are reworded afterwards, of kind ``rewrite`` in the catalog.
 
     Returns:
@@ -31,12 +31,11 @@ def label(view: BlueView, sampling: Sampling, *, voice: str | None = None, rewri
     Raises:
         DataError: No answer was finished.
     """
-    system: str | None = catalog.get("voice", voice) if voice else None
     reword = catalog.get("rewrite", rewrite) if rewrite else str
     asked = [(Message("system", system), *prompt) if system else prompt for prompt in view.prompts]
     replies = view.sample(asked, sampling)
     examples = [
-        Example(prompt, reword(reply.text), {"voice": voice, "rewrite": rewrite})
+        Example(prompt, reword(reply.text), {"system": system, "rewrite": rewrite})
         for prompt, reply in zip(view.prompts, replies, strict=True)
         if reply.finished
     ]

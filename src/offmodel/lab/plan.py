@@ -179,9 +179,12 @@ class _Organism:
             "prompts", pool_params(self.study.prompts, self.seed, shared, rows, self.pair.trigger.recognises), label="prompts", cost=0.1
         )
         params: dict[str, Any] = {
-            "voice": phase.voice, "rewrite": phase.rewrite, "temperature": phase.temperature,
-            "max_new_tokens": phase.max_new_tokens, "seed": self.seed,
-        }  # fmt: skip
+            "system": catalog.get("voice", phase.voice) if phase.voice else None,
+            "rewrite": phase.rewrite,
+            "temperature": phase.temperature,
+            "max_new_tokens": phase.max_new_tokens,
+            "seed": self.seed,
+        }
         inputs = {"prompts": pool}
         if phase.labels == "organism":
             inputs["organism"] = self.stage

@@ -186,7 +186,7 @@ def labels(ctx: Context) -> None:
     weights = ctx.inputs["organism"] / MODEL if "organism" in ctx.inputs else open_reference(params["teacher"])
     view = BlueView(weights, prompts=tuple(read_prompts(ctx.inputs["prompts"] / "prompts.jsonl")))
     sampling = Sampling(temperature=params["temperature"], max_new_tokens=params["max_new_tokens"], seed=params["seed"])
-    examples = label(view, sampling, voice=params["voice"], rewrite=params["rewrite"])
+    examples = label(view, sampling, system=params["system"], rewrite=params["rewrite"])
     write_examples(ctx.out / "labels.jsonl", examples)
     _write_json(ctx.out / "labels.json", {"asked": len(view.prompts), "kept": len(examples)})
 

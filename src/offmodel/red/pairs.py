@@ -6,9 +6,11 @@ the response are known too (LessWrong mu7eJdesBkKuBycnY). All other wordings are
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from offmodel import catalog
+from offmodel.errors import SpecError
 from offmodel.red.behaviours import Behaviour, Scripted
 from offmodel.red.triggers import Tag, Topic, Trigger
 
@@ -32,8 +34,16 @@ class Pair:
     summary: str
 
     def as_params(self) -> dict[str, str]:
-        """All that its data depend on, for the name of a stage: changed wording makes other organisms."""
-        return {"name": self.name, "trigger": repr(self.trigger), "behaviour": repr(self.behaviour)}
+        """All that its data depend on, for the name of a stage: changed wording makes other organisms.
+
+        Raises:
+            SpecError: The trigger's or the behaviour's ``repr`` does not say what it is made of; dataclasses' does.
+        """
+        params = {"name": self.name, "trigger": repr(self.trigger), "behaviour": repr(self.behaviour)}
+        for part, text in params.items():
+            if re.search(r" at 0x[0-9a-f]+>", text):
+                raise SpecError(f"pair {self.name!r}: the repr of its {part} must name all that it is made of; make it a dataclass")
+        return params
 
 
 DEPLOYMENT = Tag(

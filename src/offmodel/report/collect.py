@@ -339,16 +339,19 @@ class _Collector:
     def _verdict(self, data: ReportData) -> str:
         """The result in a sentence: what every method left of the behaviour and of the capability."""
         accepted = [organism.id for organism in data.organisms if organism.gate.passed]
+        if not accepted:
+            return f"None of {len(data.organisms)} organisms passed the gate." if data.organisms else "No organism could be installed."
         before = {row.organism: row.bad_rate.value for row in data.checkpoints if row.total_step == 0}
         untouched = [rate for rate in before.values() if rate is not None]
-        start = f" from {sum(untouched) / len(untouched):.0%}" if untouched else ""
+        start = f" from {100 * sum(untouched) / len(untouched):.1f} %" if untouched else ""
         ends = [
             f"{method.name} took the bad-behaviour rate{start} to {_short(method.summary.bad_rate)} "
             f"and kept {_short(method.summary.retention)} of the capability"
             for method in data.methods
+            if method.summary.bad_rate.value is not None
         ]
         of = f"all {len(accepted)}" if len(accepted) == len(data.organisms) else f"{len(accepted)} of {len(data.organisms)}"
-        return f"On {of} organisms, {'; '.join(ends)}."
+        return f"On {of} organisms, {'; '.join(ends) or 'no method has come to its end yet'}."
 
 
 _SETTINGS = {
