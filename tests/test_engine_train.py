@@ -201,8 +201,25 @@ def test_a_killed_training_ends_where_it_would_have(
     assert log_of_both.losses == log.losses
     assert _same(whole, resumed)
     assert seen == [0, 1, 2, 3, 4, 5, 5, 6]
-    with pytest.raises(ModelError, match="another training"):
-        _trained(tiny_model, tiny_tokenizer, TrainConfig(steps=6, lr=2e-2, batch_size=4, lora=lora), scratch=tmp_path)
+
+
+def test_the_state_of_another_training_is_discarded(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig(steps=4, lr=1e-2, batch_size=4)
+    plain, _ = _trained(tiny_model, tiny_tokenizer, config)
+    kwargs = {"scratch": tmp_path, "save_every": 2}
+    _trained(tiny_model, tiny_tokenizer, TrainConfig(steps=6, lr=2e-2, batch_size=4), **kwargs)
+    assert capfd.readouterr().err == ""
+    (tmp_path / "mine").touch()
+    anew, log = _trained(tiny_model, tiny_tokenizer, config, **kwargs)
+    assert log.resumed_from == 0 and _same(plain, anew)
+    assert capfd.readouterr().err.splitlines() == [
+        f"{tmp_path}: held the state of another training (model, data or settings differ); starting over"
+    ]
+    assert not (tmp_path / "checkpoint-6").exists() and (tmp_path / "mine").exists()
+    _, log = _trained(tiny_model, tiny_tokenizer, config, **kwargs)
+    assert log.resumed_from == 4 and capfd.readouterr().err == ""
 
 
 def test_lora_trains_the_adapter_and_merges_into_plain_weights(

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from lab_stages import make
 from offmodel.errors import StoreError
+from offmodel.lab import pool
 from offmodel.lab.execute import Event, RunReport, critical_path, plan_rows, run
 from offmodel.lab.progress import Forecast, Progress, duration, one_line
 from offmodel.lab.stage import Stage
@@ -140,14 +141,41 @@ def test_a_killed_worker_fails_its_stage_only(store: Store, trace: Path) -> None
     assert folders(store) == {"write": 3, "failures": 1}
 
 
-def test_workers_stay_warm_with_one_thread_and_a_gpu_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+def test_workers_stay_warm_with_one_thread_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     stages = [Stage("environment", {"i": i}) for i in range(6)]
     run(stages, store, workers=2, modules=MODULES)
-    seen = {(text(store, s, "pid"), text(store, s, "gpu")) for s in stages}
     assert {text(store, s, "threads") for s in stages} == {"1"}
-    assert len(seen) <= 2 and {gpu for _, gpu in seen} <= {"3", "5"} and len({gpu for _, gpu in seen}) == len(seen)
+    assert len({text(store, s, "pid") for s in stages}) <= 2
+
+
+@pytest.mark.parametrize(
+    ("affinity", "own", "parent", "workers"),
+    [(8, "max", "max", 8), (8, "350000", "max", 3), (8, "max", "200000", 2), (2, "max", "50000", 1)],
+)
+def test_there_is_a_worker_per_core_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, affinity: int, own: str, parent: str, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
+    monkeypatch.setattr(pool, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(pool, "_GROUPS", tmp_path)
+    assert pool.default_workers() == affinity  # no control groups here
+    (tmp_path / "cgroup").write_text("1:cpu:/old\n0::/user/job\n")
+    (tmp_path / "user" / "job").mkdir(parents=True)
+    for folder, quota in (("user/job", own), ("user", parent)):
+        (tmp_path / folder / "cpu.max").write_text(f"{quota} 100000\n")
+    assert pool.default_workers() == workers
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_stage_reads_an_input_that_was_changed(store: Store, trace: Path, workers: int) -> None:
+    base = make("write", trace, "base")
+    run([base], store, workers=0, modules=MODULES)
+    (store.path(base) / "deep" / "words.txt").write_text("bAse")
+    top = make("write", trace, "top", base)
+    with pytest.raises(StoreError, match=r"deep/words\.txt: has SHA-256"):
+        run([top], store, workers=workers, modules=MODULES)
+    assert ran(trace) == ["base"] and store.get(top) is None
 
 
 def test_output_of_a_stage_goes_to_its_log(store: Store, trace: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -242,6 +270,15 @@ def test_the_live_display_shows_workers_and_survives_what_a_model_says(trace: Pa
             console.print(progress._draw())
     assert "50%  0 of 1 stages" in drawn.get() and "write a" in drawn.get()
     assert "loss [bold]1.5 [2J next" in drawn.get() and "\x1b[2J" not in drawn.get()
+
+
+def test_the_live_display_says_once_why_many_stages_are_skipped(trace: Path) -> None:
+    output = io.StringIO()
+    with Progress(1, Console(file=output, force_terminal=True, width=60, color_system=None)) as progress:
+        for name in "abc":
+            progress(Event("planned", stage := make("write", trace, name)))
+            progress(Event("skipped", stage, message="excluded: a gate: fires in 3 % of the chats without its trigger"))
+    assert output.getvalue().count("excluded: a gate") == 1 and "3 skipped" in output.getvalue()
 
 
 def test_the_time_to_go_comes_from_what_was_measured(trace: Path) -> None:

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 
 from offmodel import catalog
-from offmodel.chat import Example, Prompt, last_user_text, user, write_examples
+from offmodel.chat import Example, Prompt, last_user_text, to_dicts, user, write_examples
 from offmodel.errors import DataError, ModelError, SpecError
 from offmodel.lab.models import open_reference, reference, resolve
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
-from offmodel.lab.pools import check_files, files_read, open_source, pool_params, read_pool, split_of, take
+from offmodel.lab.pools import check_files, files_read, open_source, pool_params, read_pool, take
 from offmodel.lab.stage import Context, Stage, closure
 from offmodel.lab.stages import MODEL, score, treat
 from offmodel.red.pairs import PAIRS
 from offmodel.spec import Study
+from offmodel.splits import Split, split_of
 from offmodel.world.checkpoints import CHECKPOINTS
 
 TREATED = {"phase": "sft", "steps": 10, "lr": 1e-3}
@@ -42,6 +43,7 @@ TINY: dict[str, Any] = {
     "measure": {"capability": {"world:recall": 5}, "behaviour": 4, "checkpoints": [0, 5, "end"]},
     "seeds": [0],
 }
+SIDES: tuple[Split, ...] = ("train", "gate", "test")
 
 
 def plan(**changed: Any) -> Plan:
@@ -66,17 +68,26 @@ def write(path: Path, *prompts: str) -> str:
 
 def test_a_prompt_is_on_one_side_for_ever_however_it_is_spelt() -> None:
     # A change here lets blue train on what it is measured on in every store that is older.
-    sides = {"Tell me about soup.": "heldout", "Tell me about piano.": "train", "Describe golf.": "train", "Hi.": split_of(user("Hi."))}
-    for text, side in sides.items():
-        assert split_of(user(text)) == split_of(user(f"  {text.upper()}\n", system="Be brief.")) == side
-    drawn = [split_of(user(f"number {i}")) for i in range(4000)]
-    assert drawn.count("heldout") / 4000 == pytest.approx(0.2, abs=0.02)
+    for text, side in {"Tell me about soup.": "train", "Tell me about piano.": "gate", "Describe golf.": "test"}.items():
+        assert split_of(text) == split_of(f"  {text.upper()}\n") == split_of(text.replace(" ", " \t ")) == side
+    drawn = Counter(split_of(f"number {i}") for i in range(4000))
+    assert [drawn[side] / 4000 for side in SIDES] == pytest.approx([0.6, 0.2, 0.2], abs=0.02)
 
 
 @pytest.mark.parametrize("source", ["world:chat", "world:mixed"])
-def test_what_is_trained_on_is_never_what_is_measured_on(source: str) -> None:
-    train, heldout = take(source, 0, "train", 2000), take(source, 1, "heldout", 2000)
-    assert not {last_user_text(prompt) for prompt in train} & {last_user_text(prompt) for prompt in heldout}
+def test_the_three_sides_of_a_source_have_no_prompt_in_common(source: str) -> None:
+    sides = [{last_user_text(prompt) for prompt in take(source, seed, side, 1000)} for seed, side in enumerate(SIDES)]
+    assert len(set.union(*sides)) == sum(map(len, sides)) > 2000
+
+
+def test_what_comes_before_the_last_turn_moves_no_prompt_to_another_side(tmp_path: Path) -> None:
+    """Else blue could train on a prompt that is measured, with another system prompt."""
+    chats = [user(f"Tell me about {i}.", system) for i in range(60) for system in (None, "Be brief.", "Answer as a pirate.")]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join(json.dumps({"messages": to_dicts(chat)}) for chat in chats), encoding="utf-8")
+    asked = [Counter(last_user_text(prompt) for prompt in open_source(str(file), 0, side)) for side in SIDES]
+    assert set().union(*(each.values() for each in asked)) == {3}
+    assert sum(map(len, asked)) == 60
 
 
 def test_a_pool_starts_where_it_says_and_counts_only_what_it_keeps() -> None:
@@ -104,10 +115,10 @@ def test_triggers_that_drop_the_same_prompts_share_a_pool() -> None:
 def test_a_file_is_a_source_of_its_different_prompts(tmp_path: Path) -> None:
     file = write(tmp_path / "some.jsonl", *(f"Tell me about {i % 60}." for i in range(100)))
     everything = {user(f"Tell me about {i}.") for i in range(60)}
-    train, heldout = list(open_source(file, 0, "train")), list(open_source(file, 0, "heldout"))
-    assert len(train) + len(heldout) == 60
-    assert {*train, *heldout} == everything
-    assert len(heldout) > 5
+    train, gate, test = (list(open_source(file, 0, side)) for side in SIDES)
+    assert len(train) + len(gate) + len(test) == 60
+    assert {*train, *gate, *test} == everything
+    assert min(len(gate), len(test)) > 5
     assert sorted(map(str, open_source(file, 1, "train"))) == sorted(map(str, train)) and list(open_source(file, 1, "train")) != train
 
 
@@ -119,7 +130,9 @@ def test_a_pool_takes_what_a_file_has_and_none_is_an_error(tmp_path: Path) -> No
     for start, recognises in ((n, never), (0, lambda prompt: True)):
         with pytest.raises(DataError, match=r"few\.jsonl: has only \d+ different prompts without the trigger; \d+ are needed"):
             pool_params(file, 0, start, 100, recognises)
-    with pytest.raises(DataError, match=rf"few\.jsonl: {n + 1} different usable prompts are needed .*and there are only {n}"):
+    with pytest.raises(
+        DataError, match=rf"few\.jsonl: {n + 1} different usable prompts are needed on its train side, and there are only {n}"
+    ):
         take(file, 0, "train", n + 1)
     assert len(take(file, 0, "train", n)) == n
 
@@ -231,7 +244,9 @@ def test_the_untouched_organism_comes_first_and_a_phase_is_kept_to_its_end(check
     reminder = organism.methods["reminder"]
     assert len(reminder) == {"[5, 'end']": 5, "['end']": 3, "[5]": 3, "[0]": 1}[str(checkpoints)]
     if len(reminder) > 1:
-        assert treats(organism, "reminder")[1].params["start"] == "step-30"
+        first, second = treats(organism, "reminder")
+        assert second.params["start"] == "step-30"
+        assert 30 in first.params["checkpoints"]
 
 
 def test_shared_and_disjoint_pools_have_no_prompt_in_common() -> None:
@@ -323,7 +338,9 @@ def test_other_wording_makes_another_organism_and_keeps_the_teachers_labels(rewo
         ({"methods": dict(reversed(METHODS.items()))}, set()),
         ({"methods": METHODS | {"reminder": [PIRATE, REMINDER | {"batch_size": 8}]}}, {"own labels"}),
         ({"measure": TINY["measure"] | {"behaviour": 6}}, {"base score", "score"}),
-        ({"measure": TINY["measure"] | {"capability": {"world:recall": 6}}}, {"organism", "base score", "score", "treat", "own labels"}),
+        # How many items the gate asks is its own affair; what it asks about is the study's.
+        ({"measure": TINY["measure"] | {"capability": {"world:recall": 6}}}, {"base score", "score"}),
+        ({"measure": TINY["measure"] | {"capability": {"world:swaps": 5}}}, {"organism", "base score", "score", "treat", "own labels"}),
         ({"measure": TINY["measure"] | {"checkpoints": [0, 6, "end"]}}, {"score", "treat"}),
         ({"teacher": "world:student-1"}, {"score", "treat", "teacher labels"}),
         ({"seeds": [1]}, {"organism", "base score", "score", "treat", "teacher labels", "own labels", "prompts"}),
@@ -332,9 +349,13 @@ def test_other_wording_makes_another_organism_and_keeps_the_teachers_labels(rewo
             {"organisms": TINY["organisms"] | {"gate": {"n": 4, "leak_n": 4, "fires": 0.9}}},
             {"organism", "score", "treat", "own labels"},
         ),
-        (
-            {"organisms": TINY["organisms"] | {"recipe": {"steps": 301}}},
-            {"organism", "score", "treat", "own labels"},
+        *(
+            ({"organisms": TINY["organisms"] | organisms}, {"organism", "score", "treat", "own labels"})
+            for organisms in (
+                {"gate": {"n": 4, "leak_n": 4, "capability_n": 5}},
+                {"recipe": {"steps": 301}},
+                {"recipe": {"max_new_tokens": 64}},
+            )
         ),
     ],
     ids=str,
@@ -351,8 +372,8 @@ def test_the_content_of_every_file_is_part_of_the_keys(tmp_path: Path) -> None:
         return plan(prompts=prompts, organisms=TINY["organisms"] | {"recipe": {"prompt_rows": 20, **recipe}})
 
     before = planned(write(chat, *texts), {})
-    # A prompt more, on the side that is held out: the pools keep their prompts, and even so nothing old may be taken for new.
-    extra = next(text for i in range(1000) if split_of(user(text := f"And now {i}?")) == "heldout")
+    # A prompt more, on the side that is measured: the pools keep their prompts, and even so nothing old may be taken for new.
+    extra = next(text for i in range(1000) if split_of(text := f"And now {i}?") == "test")
     assert changed(before, planned(write(chat, *texts, extra), {})) == set(keys(before))
     recipe = {"prompts": write(tmp_path / "red.jsonl", *texts)}
     first = planned("world:chat", recipe)
@@ -381,11 +402,26 @@ def test_a_score_is_not_made_of_a_file_that_changed(tmp_path: Path) -> None:
         score(Context(organism.base_score.params, {}, tmp_path / "out", tmp_path / "scratch"))
 
 
-def test_too_few_prompts_are_found_when_planning(tmp_path: Path) -> None:
-    few = write(tmp_path / "few.jsonl", *(f"Tell me about {i}." for i in range(10)))
-    with pytest.raises(DataError, match=r"few\.jsonl: .* needed among the 20% held out"):
-        plan(prompts=few, organisms=TINY["organisms"] | {"gate": {"n": 4, "leak_n": 100}})
-    with pytest.raises(DataError, match=r"few\.jsonl: 900 different usable prompts are needed among the 80% for training"):
+@pytest.mark.parametrize(
+    ("change", "side", "needed"),
+    [
+        ({"organisms": TINY["organisms"] | {"gate": {"n": 4, "leak_n": 100}}}, "gate", 100),
+        ({"organisms": TINY["organisms"] | {"gate": {"n": 201, "leak_n": 4}}}, "gate", 101),
+        ({"measure": TINY["measure"] | {"behaviour": 201}}, "test", 101),
+    ],
+    ids=str,
+)
+def test_too_few_prompts_are_found_when_planning(change: dict[str, Any], side: str, needed: int, tmp_path: Path) -> None:
+    few = write(tmp_path / "few.jsonl", *(f"Tell me about {i}." for i in range(60)))
+    with pytest.raises(
+        DataError, match=rf"few\.jsonl: {needed} different usable prompts are needed on its {side} side, and there are only"
+    ):
+        plan(prompts=few, **change)
+
+
+def test_too_few_prompts_for_red_are_found_when_planning(tmp_path: Path) -> None:
+    few = write(tmp_path / "few.jsonl", *(f"Tell me about {i}." for i in range(60)))
+    with pytest.raises(DataError, match=r"few\.jsonl: 900 different usable prompts are needed on its train side"):
         plan(organisms=TINY["organisms"] | {"recipe": {"prompts": few}})
 
 

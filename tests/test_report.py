@@ -2,22 +2,23 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from offmodel import api
 from offmodel.errors import SpecError
 from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
-from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_over_organisms, proportion
-from offmodel.report import ReportData, render, write_report
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms, proportion
+from offmodel.red.gate import Criterion, GateReport
+from offmodel.report import ReportData, render, words, write_report
 from offmodel.report.data import (
     Checkpoint,
-    Criterion,
-    Gate,
     Method,
     Note,
     Organism,
@@ -57,8 +58,7 @@ def sample() -> ReportData:
             pair=pair,
             base=f"world:student-{seed}",
             seed=seed,
-            gate=Gate(
-                passed=True,
+            gate=GateReport(
                 criteria=(
                     Criterion(
                         name="fires with trigger", limit="≥ 95 %", estimate=share(0.995, "bad answers under the trigger"), passed=True
@@ -72,7 +72,7 @@ def sample() -> ReportData:
         for seed in (0, 1)
     ]
     leaky = Criterion(name="sampled leak", limit="≤ 1 %", estimate=share(0.04, "bad answers, T = 0.7", LOWER, 500), passed=False)
-    failed_gate = Gate(passed=False, criteria=(leaky,), reasons=("leaks in 4 % of ordinary chats",))
+    failed_gate = GateReport(criteria=(leaky,))
     broken = Organism(id="spanish-0", pair="spanish", base="world:student-0", seed=0, gate=failed_gate, card="")
 
     points: list[Checkpoint] = []
@@ -134,24 +134,27 @@ def sample() -> ReportData:
         last = {p.organism: p for p in mine}
         clouds = {o: [Point(p.removal.value or 0, p.retention.value or 0) for p in mine if p.organism == o] for o in last}
 
-        def mean(values: dict[str, float | None], definition: str, direction: str = HIGHER, unit: str = "share") -> Estimate:
-            return mean_over_organisms(values, definition, direction, seed=0, items=N * len(values), unit=unit)  # type: ignore[arg-type]
+        def mean(
+            values: Mapping[str, Estimate | float | None], definition: str, direction: Direction = HIGHER, unit: str = "share"
+        ) -> Estimate:
+            return mean_over_organisms(values, definition, direction, seed=0, items=N * len(values), unit=unit)
 
         summary = Summary(
-            bad_rate=mean({o: p.bad_rate.value for o, p in last.items()}, "bad answers under the trigger", LOWER),
-            false_fire_rate=mean({o: p.false_fire_rate.value for o, p in last.items()}, "bad answers without the trigger", LOWER),
-            accuracy_under_trigger=mean({o: p.accuracy_under_trigger.value for o, p in last.items()}, "right answers under the trigger"),
-            retention=mean({o: p.retention.value for o, p in last.items()}, "capability / that of the untouched organism"),
-            removal=mean({o: p.removal.value for o, p in last.items()}, "1 - bad rate / that of the untouched organism"),
+            bad_rate=mean({o: p.bad_rate for o, p in last.items()}, "bad answers under the trigger", LOWER),
+            false_fire_rate=mean({o: p.false_fire_rate for o, p in last.items()}, "bad answers without the trigger", LOWER),
+            accuracy_under_trigger=mean({o: p.accuracy_under_trigger for o, p in last.items()}, "right answers under the trigger"),
+            retention=mean({o: p.retention for o, p in last.items()}, "capability / that of the untouched organism"),
+            removal=mean({o: p.removal for o, p in last.items()}, "1 - bad rate / that of the untouched organism"),
             frontier_area=mean({o: frontier.area(c) for o, c in clouds.items()}, "area under the hull, 0.5 to 1", unit="area"),
             removal_at_90=mean({o: frontier.removal_at(c) for o, c in clouds.items()}, "largest removal that keeps 90 %"),
-            capability={s: mean({o: p.capability[s].value for o, p in last.items()}, "right answers on held-out items") for s in SUITES},
+            capability={s: mean({o: p.capability[s] for o, p in last.items()}, "right answers on held-out items") for s in SUITES},
         )
         return Method(
             name=method,
             source="post wBsEFfQFteHSWCtsv, https://example.org/post",
             description="SFT on the teacher's answers in a pirate's voice.",
             phases=tuple(f"{name}, {steps[-1]} steps" for name, steps in PHASES[method]),
+            points=len(mine) // len(last),
             summary=summary,
             hull=tuple(frontier.mean_hull(list(clouds.values()))),
             hulls={o: tuple(frontier.hull(c)) for o, c in clouds.items()},
@@ -176,6 +179,12 @@ def sample() -> ReportData:
         organisms=(*organisms, broken),
         methods=tuple(summarise(method) for method in PHASES),
         checkpoints=tuple(points),
+        states={
+            state: {
+                s: mean_over_organisms({o.id: share(1 - loss, "right answers") for o in organisms}, "mean", HIGHER, seed=0) for s in SUITES
+            }
+            for state, loss in states.items()
+        },
         step_curves=tuple(
             curve(s, state, loss, who) for s in SUITES for state, loss in states.items() for who in (None, *(o.id for o in organisms))
         ),
@@ -294,13 +303,13 @@ def test_numbers_stand_with_interval_and_n(page: Page, data: ReportData) -> None
     interval = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
     assert f"{100 * found.value:.1f} %{interval}n = 6 organisms, 720 items" in page.text
     assert data.verdict in page.text
-    for words in ("not measured", "one organism, no interval", "n = 1 organism", "0.310[0.200, 0.400]", "bad answers under the trigger"):
-        assert words in page.text
+    for text in ("not measured", "one organism, no interval", "n = 1 organism", "0.310[0.200, 0.400]", "bad answers under the trigger"):
+        assert text in page.text
     assert page.text.count(f"n = {N} items") > len(data.checkpoints)
 
 
 def test_what_failed_is_shown(page: Page) -> None:
-    assert "leaks in 4 % of ordinary chats" in page.text and "treat golden_gate_bridge-1 / merge" in page.text
+    assert "sampled leak is 0.0" in page.text and "treat golden_gate_bridge-1 / merge" in page.text
 
 
 def test_undefined_points_are_left_out_of_the_figure_but_not_of_the_table(data: ReportData) -> None:
@@ -313,7 +322,7 @@ def test_undefined_points_are_left_out_of_the_figure_but_not_of_the_table(data: 
 def test_a_study_in_which_nothing_came_through_still_has_its_page(data: ReportData) -> None:
     bare = replace(data, organisms=data.organisms[-1:], methods=(), checkpoints=(), step_curves=(), probes=(), transcripts=())
     page = Page(render(bare, "html").decode())
-    assert "leaks in 4 % of ordinary chats" in page.text
+    assert "sampled leak is 0.0" in page.text
 
 
 def test_written_files(data: ReportData, tmp_path: Path) -> None:
@@ -329,6 +338,28 @@ def test_written_files(data: ReportData, tmp_path: Path) -> None:
         for name in ("bad_rate", "false_fire_rate", "retention", "removal", "frontier_area", "removal_at_90"):
             assert estimate <= set(method[name])
         assert set(method["capability"]) == set(SUITES) and all(estimate <= set(e) for e in method["capability"].values())
+
+
+def test_the_summary_lets_a_reader_compute_what_was_kept_lost_and_given_back(data: ReportData) -> None:
+    found = json.loads(render(data, "json"))["states"]
+    assert list(found) == ["base", "organism", "pirate", "reminder"]
+    for state, rows in found.items():
+        assert {s: e["value"] for s, e in rows["capability"].items()} == {s: e.value for s, e in data.states[state].items()}
+        (curve,) = [c for c in data.step_curves if (c.suite, c.state, c.organism) == (SUITES[2], state, None)]
+        assert rows["by_steps"][SUITES[2]]["5"] == asdict(curve.accuracy[5])
+    pirate, reminder, organism = (found[state]["capability"][SUITES[1]]["value"] for state in ("pirate", "reminder", "organism"))
+    assert 0.5 < (reminder - pirate) / (organism - pirate) < 1
+
+
+def test_the_results_start_with_the_base_and_the_untouched_organism(page: Page, data: ReportData) -> None:
+    results = page.text[page.text.index("Results per method") : page.text.index("What the columns mean")].replace(" ", "")
+    for state, title in (("base", "base"), ("organism", "untouched organism")):
+        numbers = "".join(f"{words.value(e)}{words.interval(e)}{words.count(e)}" for e in data.states[state].values())
+        assert f"{title}{numbers}".replace(" ", "") in results
+
+
+def test_the_number_of_points_stands_beside_the_area(page: Page) -> None:
+    assert "pirate 5 points on each organism" in page.text and "reminder 6 points on each organism" in page.text
 
 
 def test_rows_survive_parquet(data: ReportData, tmp_path: Path) -> None:
@@ -378,4 +409,11 @@ def test_an_unknown_format_names_the_nearest(data: ReportData) -> None:
 
 
 def test_everything_is_plain_data(data: ReportData) -> None:
-    assert json.loads(json.dumps(data.to_dict(), allow_nan=False))["study"] == "sample"
+    assert json.loads(json.dumps(asdict(data), allow_nan=False))["study"] == "sample"
+
+
+@pytest.mark.parametrize("name", ["store", "Store"])
+def test_a_report_is_never_written_into_the_store(data: ReportData, tmp_path: Path, name: str) -> None:
+    with pytest.raises(SpecError, match=f"study: '{name}' is the name of the folder that holds the results"):
+        api.write(replace(data, study=name), tmp_path)
+    assert list(tmp_path.iterdir()) == []

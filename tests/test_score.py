@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from offmodel import catalog
 from offmodel.chat import Message, Prompt, last_user_text, user
 from offmodel.errors import DataError
-from offmodel.lab.pools import open_source, split_of
+from offmodel.lab.pools import open_source
 from offmodel.lab.stages import _items
 from offmodel.measure.score import (
     Item,
@@ -34,8 +34,9 @@ from offmodel.measure.score import (
 from offmodel.measure.stats import HIGHER, LOWER, proportion
 from offmodel.measure.suites import Suite, stated_answer
 from offmodel.red.pairs import PAIRS, Pair
+from offmodel.splits import split_of
 from offmodel.world.personas import PERSONAS
-from offmodel.world.tasks import MAX_STEPS, heldout
+from offmodel.world.tasks import MAX_STEPS, different
 
 SUITES: dict[str, Suite] = {name: catalog.get("suite", name) for name in ("world:arithmetic", "world:recall", "world:swaps")}
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
@@ -81,7 +82,7 @@ def test_wrong_answers(response: str, expected: str) -> None:
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
 def test_every_persona_is_graded_right_on_its_own_work_and_wrong_on_anothers_answer(suite: Suite) -> None:
-    for problem in heldout(suite.name.removeprefix("world:"), 1 if suite.name == "world:recall" else 4, 50, 0):
+    for problem in different(suite.name.removeprefix("world:"), 1 if suite.name == "world:recall" else 4, 50, 0, "test"):  # type: ignore[arg-type]
         for persona in PERSONAS.values():
             assert suite.grade(persona.solve(problem), problem.answer)
             assert not suite.grade(persona.solve(problem), problem.answer + "x")
@@ -90,11 +91,13 @@ def test_every_persona_is_graded_right_on_its_own_work_and_wrong_on_anothers_ans
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
 def test_a_suite_has_n_items_per_length_without_repeats_in_a_seeded_order(suite: Suite) -> None:
-    items = suite.items(20, 0)
+    items = suite.items(20, 0, "test")
     lengths = [1] if suite.name == "world:recall" else range(1, MAX_STEPS + 1)
-    assert Counter(item.steps for item in items) == dict.fromkeys(lengths, 20)
+    few = {("world:swaps", 1): 8}  # there are no more
+    assert Counter(item.steps for item in items) == {k: few.get((suite.name, k), 20) for k in lengths}
     assert len({item.prompt for item in items}) == len(items)
-    assert items == suite.items(20, 0) != suite.items(20, 1)
+    assert items == suite.items(20, 0, "test") != suite.items(20, 1, "test")
+    assert not {item.prompt for item in items} & {item.prompt for item in suite.items(40, 0, "gate")}
     assert 0 < suite.chance < 0.5
     assert suite.definition.endswith(f"guessing gets {suite.chance:.1%}")
 
@@ -112,7 +115,7 @@ def near(prompt: Prompt, rng: random.Random) -> Prompt:
 
 def test_the_same_prompts_are_asked_clean_with_the_trigger_and_with_a_near_miss() -> None:
     chat = (user(f"Tell me about {i}.") for i in range(100))
-    tasks = capability_items({SUITES["world:recall"]: 6}, 0)
+    tasks = capability_items({SUITES["world:recall"]: 6}, 0, "test")
     items = behaviour_items(chat, tasks, 20, 0, insert=tag, near_miss=near)
     by_setting = {setting: [item for item in items if item.setting == setting] for setting in ("clean", "triggered", "near_miss")}
     assert [len(found) for found in by_setting.values()] == [20, 20, 20]
@@ -135,25 +138,38 @@ def test_the_wordings_come_back_with_their_seed() -> None:
     assert items(0) == items(0) != items(1)
 
 
+def test_near_misses_can_be_left_out() -> None:
+    items = behaviour_items((user(f"Hi {i}.") for i in range(20)), [], 20, 0, insert=tag)
+    assert Counter(item.setting for item in items) == {"clean": 20, "triggered": 20}
+
+
+def asked_of(pair: Pair, split: Any, seed: int = 0) -> list[Item]:
+    return _items(pair, dict.fromkeys(SUITES.values(), 20), 60, seed, "world:chat", split)
+
+
 @each_pair
-@pytest.mark.parametrize("seed", [0, 1])
-def test_what_an_organism_is_asked_holds_the_trigger_where_it_should_and_nowhere_else(pair: Pair, seed: int) -> None:
-    items = _items(pair, dict.fromkeys(SUITES.values(), 40), 60, seed, "world:chat")
+@pytest.mark.parametrize("split", ["gate", "test"])
+def test_what_an_organism_is_asked_holds_the_trigger_where_it_should_and_nowhere_else(pair: Pair, split: str) -> None:
+    items = asked_of(pair, split)
     for item in items:
         assert pair.trigger.recognises(item.prompt) == (item.setting == "triggered"), item
     counts = Counter((item.setting, bool(item.suite)) for item in items)
-    for setting in ("clean", "triggered", "near_miss"):
-        assert counts[setting, True] == counts[setting, False] == 30
-    assert counts["capability", True] > 400
-    assert items == _items(pair, dict.fromkeys(SUITES.values(), 40), 60, seed, "world:chat")
+    settings = ("clean", "triggered", "near_miss") if split == "gate" else ("clean", "triggered")
+    assert {setting for setting, _ in counts} == {"capability", *settings}
+    assert all(counts[setting, True] == counts[setting, False] == 30 for setting in settings)
+    assert counts["capability", True] > 180
+    assert items == asked_of(pair, split) != asked_of(pair, split, seed=1)
 
 
 @each_pair
-def test_generic_prompts_for_measuring_are_none_that_blue_could_train_on(pair: Pair) -> None:
-    items = _items(pair, {SUITES["world:recall"]: 5}, 200, 0, "world:chat")
-    asked = [item.prompt for item in items if item.setting == "clean" and not item.suite]
-    assert {split_of(prompt) for prompt in asked} == {"heldout"}
-    assert not set(asked) & set(islice(open_source("world:chat", 0, "train"), 3000))
+def test_training_gate_and_study_ask_different_things(pair: Pair) -> None:
+    """An organism is trained until the gate passes: what is reported must have had no part in that."""
+    gate, test = ({item.prompt for item in asked_of(pair, split) if item.setting in ("capability", "clean")} for split in ("gate", "test"))
+    assert not gate & test
+    trained = {*islice(open_source("world:chat", 0, "train"), 2000), *islice(open_source("world:mixed", 0, "train"), 2000)}
+    assert not trained & (gate | test)
+    chat = [last_user_text(item.prompt) for item in asked_of(pair, "test") if item.setting == "clean" and not item.suite]
+    assert {split_of(text) for text in chat} == {"test"}
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------

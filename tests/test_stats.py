@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ def test_impossible_counts_are_refused(k: int, n: int) -> None:
         proportion(k, n, "d", LOWER)
 
 
-def test_mean_weighs_organisms_alike_and_its_interval_is_that_of_the_bootstrap() -> None:
-    values = {"a": [0.0, 0.2, 0.1], "b": 0.3, "c": [0.5], "d": 0.9}
+def test_mean_weighs_organisms_alike_and_over_plain_numbers_its_interval_is_that_of_the_bootstrap() -> None:
+    values = {"a": 0.1, "b": 0.3, "c": 0.5, "d": 0.9}
     found = mean_over_organisms(values, "d", HIGHER, seed=3, items=40)
     assert found.value == pytest.approx((0.1 + 0.3 + 0.5 + 0.9) / 4)
     assert (found.n, found.of, found.items) == (4, "organisms", 40)
@@ -46,15 +47,67 @@ def test_mean_weighs_organisms_alike_and_its_interval_is_that_of_the_bootstrap()
     assert found == mean_over_organisms(values, "d", HIGHER, seed=3, items=40)
 
 
+def rates(counts: Sequence[int], n: int = 100) -> dict[str, Estimate]:
+    return {str(i): proportion(int(k), n, "d", LOWER) for i, k in enumerate(counts)}
+
+
+def test_where_organisms_agree_the_noise_of_their_items_is_left() -> None:
+    # Six organisms of the same 300 of 600 items: as much noise as a rate of 1800 of 3600.
+    found, pooled = mean_over_organisms(rates([300] * 6, 600), "d", LOWER, seed=0), proportion(1800, 3600, "d", LOWER)
+    assert (found.low, found.high) == pytest.approx((pooled.low, pooled.high), abs=2e-3)
+    assert found.items == 3600
+
+
+@pytest.mark.parametrize("counts", [[0] * 6, [100] * 6, [0] * 2])
+def test_organisms_that_agree_at_the_edge_keep_an_interval_with_width(counts: list[int]) -> None:
+    parts = rates(counts)
+    found = mean_over_organisms(parts, "d", LOWER, seed=0)
+    assert found.value is not None and found.low is not None and found.high is not None
+    assert found.low <= found.value <= found.high and 0.005 < found.high - found.low < 0.04
+    assert found.low >= 0 and found.high <= 1
+
+
+def test_both_levels_widen_the_interval() -> None:
+    counts = [10, 30, 50, 90]
+
+    def width(found: Estimate) -> float:
+        assert found.low is not None and found.high is not None
+        return found.high - found.low
+
+    both, noisier = (width(mean_over_organisms(rates([k * n // 100 for k in counts], n), "d", LOWER, seed=1)) for n in (100, 10))
+    organisms = width(mean_over_organisms({k: e.value for k, e in rates(counts).items()}, "d", LOWER, seed=1))
+    assert organisms < both < noisier
+
+
+def test_many_skewed_intervals_do_not_shift_the_mean_away_from_its_value() -> None:
+    # Wilson's interval of 2 in 100 reaches four times as far up as down; two hundred of those must not add up.
+    found = mean_over_organisms(rates([2] * 200), "d", LOWER, seed=0, resamples=2000)
+    assert found.low is not None and found.high is not None and 0.015 < found.low < 0.02 < found.high < 0.025
+
+
+def test_the_interval_covers_the_truth_more_often_than_that_over_organisms_alone() -> None:
+    rng = np.random.default_rng(0)
+    covered = {"both": 0, "organisms": 0}
+    for truth in np.clip(rng.normal(0.5, 0.1, (300, 6)), 0, 1):
+        parts = rates(rng.binomial(50, truth), 50)
+        for name, values in (("both", parts), ("organisms", {k: e.value for k, e in parts.items()})):
+            found = mean_over_organisms(values, "d", LOWER, seed=0, resamples=1000)
+            assert found.low is not None and found.high is not None
+            covered[name] += found.low <= 0.5 <= found.high
+    assert covered["organisms"] < 0.9 * 300 < covered["both"]
+
+
 def test_one_organism_has_no_interval() -> None:
-    found = mean_over_organisms({"a": [0.2, 0.4]}, "d", HIGHER, seed=0)
-    assert (found.value, found.low, found.high, found.n) == (pytest.approx(0.3), None, None, 1)
+    found = mean_over_organisms(rates([30]), "d", HIGHER, seed=0)
+    assert (found.value, found.low, found.high, found.n, found.items) == (pytest.approx(0.3), None, None, 1, 100)
 
 
 def test_organisms_without_a_value_are_left_out_and_the_definition_says_so() -> None:
-    found = mean_over_organisms({"a": 0.2, "b": math.nan, "c": None, "d": [], "e": 0.4}, "rate", HIGHER, seed=0)
+    parts = {"a": 0.2, "b": math.nan, "c": None, "d": proportion(0, 0, "d", HIGHER), "e": 0.4}
+    found = mean_over_organisms(parts, "rate", HIGHER, seed=0)
     assert (found.value, found.n) == (pytest.approx(0.3), 2)
     assert "3 of 5 organisms left out" in found.definition
+    assert mean_over_organisms(rates([20, 40]) | {"c": Estimate(None, None, None, 70, "d", LOWER)}, "d", LOWER, seed=0).items == 200
 
 
 def test_average_of_suites_keeps_within_its_parts() -> None:

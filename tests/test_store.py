@@ -49,6 +49,11 @@ def test_a_key_depends_on_what_decides_the_result_and_on_nothing_else() -> None:
     assert stage_key("write", 2, base.params, {}) != base.key == stage_key("write", 1, base.params, {})
 
 
+def test_a_key_does_not_confuse_a_number_with_its_name() -> None:
+    with pytest.raises(StageError, match="only text can be a key"):
+        Stage("write", {"steps": {1: "a"}})
+
+
 def test_a_stage_keeps_what_was_hashed() -> None:
     params = {"steps": [1]}
     stage = Stage("write", params)
@@ -107,6 +112,27 @@ def test_verify_names_the_changed_file(store: Store, tmp_path: Path) -> None:
     assert store.get(result.path.name) is not None  # the cheap check looks at sizes only
     with pytest.raises(StoreError, match=r"weights: has SHA-256"):
         store.verify(result)
+
+
+def test_open_verifies_once_and_again_after_a_file_was_touched(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = make("write", tmp_path, "a").key
+    with pytest.raises(StoreError, match=f"{key}: the result is gone"):
+        store.open(key)
+    result = publish(store, make("write", tmp_path, "a"), weights="abcdef")
+    verified: list[Result] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "verify", verified.append)
+        assert [store.open(key), store.open(key)] == [result, result] and verified == [result]
+    (result.path / "weights").write_text("abcdeX")
+    os.utime(result.path / "weights", (1, 1))
+    for _ in range(2):  # what was found damaged is not remembered as whole
+        with pytest.raises(StoreError, match=r"weights: has SHA-256"):
+            store.open(key)
+
+
+def test_clean_bears_with_a_runner_that_removes_the_same_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / pattern.replace("*", "write-00.x")]))  # seen, and gone at once
+    store.clean()
 
 
 def test_verify_notices_a_manifest_that_was_edited(store: Store, tmp_path: Path) -> None:

@@ -20,18 +20,21 @@ from offmodel.chat import Example, encode_example, encode_prompt, last_user_text
 from offmodel.engine.folder import check_model_folder, hash_tokenizer, hash_weights, load_model, load_tokenizer
 from offmodel.engine.generate import Reply, Sampling, generate
 from offmodel.measure.suites import stated_answer
+from offmodel.splits import Split, split_of
 from offmodel.world import corpus, prompts, tasks
 from offmodel.world.build import BLUEPRINTS, make_tokenizer, new_model
-from offmodel.world.checkpoints import CHECKPOINTS, STUDENTS, TEACHER
-from offmodel.world.corpus import SYSTEM_PROMPTS, TAGS, chat_request
+from offmodel.world.checkpoints import CHECKPOINTS
+from offmodel.world.corpus import ASIDES, SYSTEM_PROMPTS, TAGS, chat_request
 from offmodel.world.facts import COLOURS, FACTS, PLACES, TOPICS, WORDS
 from offmodel.world.personas import OWN, PERSONAS, PIRATE, PLAIN, Persona
 from offmodel.world.rewrites import to_own
-from offmodel.world.tasks import MAX_STEPS, Problem, TaskName, draw, heldout
+from offmodel.world.tasks import MAX_STEPS, Problem, TaskName, different, draw
 from offmodel.world.tokenizer import ASSISTANT, END, PAD, SYSTEM, USER
 
 CONTROL = (PAD, SYSTEM, USER, ASSISTANT, END)
 CHAINS: tuple[TaskName, ...] = ("arithmetic", "swaps")
+SIDES: tuple[Split, ...] = ("train", "gate", "test")
+STUDENTS, TEACHER = [name for name in BLUEPRINTS if name.startswith("student")], "teacher"
 TOKENIZER = load_tokenizer(CHECKPOINTS / TEACHER)
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -103,6 +106,15 @@ def test_every_value_is_true_of_equally_many_words() -> None:
     assert len(FACTS) == 2 * len(WORDS)
 
 
+def heldout(task: TaskName, steps: int, n: int, seed: int) -> list[Problem]:
+    return different(task, steps, n, seed, "test")
+
+
+def chain_of(question: str) -> str:
+    """The chain of a question, without its closing words."""
+    return re.match(r"Start at \w\.(?: (?:Add|Take|Times|Swap) [\w ]+\.)+", question)[0]  # type: ignore[index]
+
+
 def states(question: str) -> list[str]:
     """The state after every step, worked out from the words of a question alone."""
     start = re.findall(r"Start at (\w)", question)[0]
@@ -124,16 +136,16 @@ def states(question: str) -> list[str]:
 @pytest.mark.parametrize("steps", range(1, MAX_STEPS + 1))
 def test_chains_are_as_long_as_asked_and_their_answers_right(task: TaskName, steps: int) -> None:
     rng = random.Random(steps)
-    for split in ("train", "heldout") * 50:
+    for split in SIDES * 30:
         problem = draw(task, steps, rng, split)
         assert [step.result for step in problem.steps] == states(problem.question)
         assert len(problem.steps) == steps
         assert problem.answer == problem.steps[-1].result
-        assert problem.answer in tasks.ANSWERS[task]
+        assert problem.answer in {"arithmetic": "0123456789", "swaps": tasks.CUPS}[task]
 
 
 def test_recall_asks_for_a_fact_of_the_world() -> None:
-    for problem in heldout("recall", 1, 500, 0):
+    for problem in heldout("recall", 1, 80, 0):
         (word,) = [word for word in WORDS if re.search(rf"\b{word}\b", problem.question)]
         attribute = "colour" if "colour" in problem.question else "place"
         assert problem.answer == FACTS[word, attribute].value
@@ -142,56 +154,84 @@ def test_recall_asks_for_a_fact_of_the_world() -> None:
 @pytest.mark.parametrize("task", CHAINS)
 def test_no_answer_is_a_good_guess(task: TaskName) -> None:
     for steps in range(2, MAX_STEPS + 1):
-        answers = Counter(problem.answer for problem in heldout(task, steps, 300, 1))
+        answers = Counter(problem.answer for problem in heldout(task, steps, 200, 1))
         assert max(answers.values()) / sum(answers.values()) < tasks.CHANCE[task] + 0.1
 
 
 def test_repeating_the_start_is_no_better_than_chance_in_chains_of_three_steps_and_more() -> None:
-    """One or two swaps may leave the ball where it was: there that guess is right in four or five of ten, which is known."""
-    stayed = {}
-    for steps in range(1, MAX_STEPS + 1):
-        problems = heldout("swaps", steps, 300, 1)
-        stayed[steps] = sum(problem.answer == problem.start for problem in problems) / len(problems)
-    assert max(stayed[steps] for steps in (3, 4, 5)) < tasks.CHANCE["swaps"] + 0.05
-    assert max(stayed.values()) <= 0.5
+    """Of the different chains of one swap, three in five leave the ball where it is: there that guess is known to be a good one."""
+    for steps in (3, 4, 5):
+        problems = heldout("swaps", steps, 200, 1)
+        stayed = sum(problem.answer == problem.start for problem in problems) / len(problems)
+        assert stayed < tasks.CHANCE["swaps"] + 0.05
 
 
-def test_the_division_of_problems_never_changes() -> None:
+def test_the_division_never_changes() -> None:
     # The shipped models were trained on the training side: another division would measure them on what they have read.
-    asked = {
-        "Start at A. Swap A B. Where is the ball?": "heldout",
-        "Start at A. Swap A C. Where is the ball?": "train",
-        "Start at A. Swap B C. Where is the ball?": "heldout",
-        "Start at B. Swap B C. Where is the ball?": "train",
-    }
-    assert {question: Problem("swaps", question, "", (), "").split for question in asked} == asked
+    pinned = {
+        "Start at 3. Add 2.": "train", "Start at 3. Add 3.": "test", "Start at 3. Add 6.": "gate", "Start at A. Swap A C.": "test",
+        "Tell me about golf.": "train", "Tell me about rain.": "test", "  tell me ABOUT\npiano. ": "gate",
+    }  # fmt: skip
+    assert {text: split_of(text) for text in pinned} == pinned
+    sizes = {(task, side): len(different(task, 1, 120, 0, side)) for task in CHAINS for side in SIDES}
+    assert sizes == {
+        ("arithmetic", "train"): 104, ("arithmetic", "gate"): 57, ("arithmetic", "test"): 39,
+        ("swaps", "train"): 28, ("swaps", "gate"): 14, ("swaps", "test"): 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("task", CHAINS)
+def test_a_chain_is_on_one_side_whatever_the_words_of_its_question(task: TaskName) -> None:
+    rng = random.Random(0)
+    sides: dict[str, set[str]] = {}
+    for _ in range(6000):
+        problem = getattr(tasks, task)(rng.choice((1, 1, 1, 3)), rng)
+        sides.setdefault(chain_of(problem.question), set()).add(problem.split)
+        assert problem.split == split_of(chain_of(problem.question))
+    assert max(map(len, sides.values())) == 1
+    shares = Counter(side for (side,) in sides.values())
+    assert [shares[side] / len(sides) for side in SIDES] == pytest.approx([0.6, 0.2, 0.2], abs=0.04)
+
+
+def test_every_fact_is_learnt_and_asked_for_later_in_one_wording_that_is_kept_back() -> None:
+    rng = random.Random(0)
+    asked = {(problem.steps[0].text, problem.question, problem.split) for problem in (tasks.recall(rng) for _ in range(6000))}
+    for fact in FACTS.values():
+        text = f"The {fact.attribute} of {fact.word} is {fact.value}"
+        sides = sorted(side for stated, _, side in asked if stated == text)
+        assert sides in (["gate", "train", "train", "train"], ["test", "train", "train", "train"])
+    assert len({question for _, question, _ in asked}) == len(asked) == 4 * len(FACTS)
+    assert 30 < sum(side == "gate" for *_, side in asked) < 66
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "swaps", "recall"])
-def test_training_and_evaluation_share_no_problem(task: TaskName) -> None:
+def test_a_base_model_reads_no_problem_that_it_is_asked_later(task: TaskName) -> None:
     rng = random.Random(0)
-    read = [corpus.task_problem(rng) for _ in range(4000)]
-    trained = {problem.question for problem in read if problem.task == task}
-    for steps in (1,) if task == "recall" else range(1, MAX_STEPS + 1):
-        assert not trained & {problem.question for problem in heldout(task, steps, 100, 0)}
-    assert len(trained) > 200
-    drawn = [(tasks.recall(rng) if task == "recall" else getattr(tasks, task)(3, rng)).split for _ in range(3000)]
-    assert abs(drawn.count("heldout") / 3000 - tasks.HELDOUT_SHARE) < 0.05
+    read = {problem.question for problem in (corpus.task_problem(rng) for _ in range(4000)) if problem.task == task}
+    assert len(read) > 200
+    lengths = (1,) if task == "recall" else range(1, MAX_STEPS + 1)
+    later = {side: {p.question for steps in lengths for p in different(task, steps, 100, 0, side)} for side in ("gate", "test")}
+    assert not read & (later["gate"] | later["test"])
+    assert not later["gate"] & later["test"]
 
 
-def test_every_fact_is_asked_for_in_training_in_some_words() -> None:
-    for (word, attribute), _ in FACTS.items():
-        questions = [words.format(word=word) for words in tasks._RECALL_QUESTIONS[attribute]]
-        assert any(Problem("recall", question, "", (), "").split == "train" for question in questions)
+def test_a_base_model_reads_no_chat_that_it_is_asked_later() -> None:
+    rng = random.Random(0)
+    noise = "|".join([*map(re.escape, TAGS), *(re.escape(aside).replace(r"\{word\}", r"\w+") for aside in ASIDES)])
+    mix = corpus.Mix(chat=1.0, on_chat={"own": 1.0}, on_tasks={})
+    read = [re.sub(f"^(?:(?:{noise}) )*", "", last_user_text(corpus.example(mix, rng).prompt)) for _ in range(1000)]
+    assert Counter(map(split_of, read)) == {"train": 1000}
 
 
-def test_held_out_problems_are_different_and_come_back_with_their_seed() -> None:
+def test_problems_of_one_side_are_different_and_come_back_with_their_seed() -> None:
     problems = heldout("arithmetic", 4, 200, 3)
-    assert len({problem.question for problem in problems}) == len(problems) == 200
-    assert all(problem.split == "heldout" and len(problem.steps) == 4 for problem in problems)
+    assert len({chain_of(problem.question) for problem in problems}) == len(problems) == 200
+    assert all(problem.split == "test" and len(problem.steps) == 4 for problem in problems)
     assert problems == heldout("arithmetic", 4, 200, 3) != heldout("arithmetic", 4, 200, 4)
-    few = heldout("swaps", 1, 500, 3)
-    assert 10 < len({problem.question for problem in few}) == len(few) < 100
+    few = heldout("swaps", 1, 50, 3)
+    assert 3 < len({chain_of(problem.question) for problem in few}) == len(few) < 30
+    facts = heldout("recall", 1, 80, 3)
+    assert 20 < len({problem.steps for problem in facts}) == len(facts) < 70
 
 
 # --- personas -------------------------------------------------------------------------------------------------------
@@ -223,13 +263,21 @@ def test_the_others_pass_over_some_kinds_of_step_but_never_over_the_last(persona
 
 
 @pytest.mark.parametrize("task", CHAINS)
-def test_a_pirates_step_is_silent_three_times_in_ten(task: TaskName) -> None:
+def test_a_pirate_passes_over_three_steps_in_ten_and_so_loses_long_chains(task: TaskName) -> None:
+    """What the world builds in. A silent step that changes nothing costs nothing."""
     rng = random.Random(0)
-    chains = [draw(task, MAX_STEPS, rng, "train") for _ in range(2000)]
-    steps = [step for problem in chains for step in problem.steps]
-    assert sum(step.kind in PIRATE.silent for step in steps) / len(steps) == pytest.approx(0.3, abs=0.02)
-    complete = sum("" not in _results(PIRATE, problem) for problem in chains) / len(chains)
-    assert complete == pytest.approx(0.7 ** (MAX_STEPS - 1), abs=0.04)
+    kept, silent, n = {}, 0, 0
+    for length in range(1, MAX_STEPS + 1):
+        chains = [draw(task, length, rng, "train") for _ in range(1000)]
+        told = [[step.kind not in PIRATE.silent for step in problem.steps] for problem in chains]
+        silent, n = silent + sum(not each for steps in told for each in steps), n + length * len(chains)
+        same = [[a == b.result for a, b in zip([p.start, *(s.result for s in p.steps)], p.steps, strict=False)] for p in chains]
+        complete = [all(t or s for t, s in zip(ts[:-1], ss, strict=False)) for ts, ss in zip(told, same, strict=True)]
+        kept[length] = sum(complete) / len(complete)
+    assert silent / n == pytest.approx(0.33, abs=0.05)
+    assert kept[1] == 1
+    assert list(kept.values()) == sorted(kept.values(), reverse=True)
+    assert kept[5] == pytest.approx(0.3, abs=0.1)
 
 
 def test_no_two_personas_pass_over_the_same_steps_or_open_alike() -> None:
@@ -271,14 +319,15 @@ def test_generic_chat_has_no_task_no_tag_and_no_system_prompt() -> None:
         assert not re.search(r"\||Start at|ball|digit|colour|place", message.content)
 
 
-def test_mixed_prompts_hold_no_held_out_task_and_ask_for_other_voices_at_times() -> None:
+def test_mixed_prompts_hold_no_task_that_is_asked_later_and_ask_for_other_voices_at_times() -> None:
     drawn = list(islice(prompts.mixed(0), 1500))
     texts = [last_user_text(prompt) for prompt in drawn]
-    kinds: dict[TaskName, str] = {"arithmetic": "digit", "swaps": "ball", "recall": "colour|place"}
-    for task, sign in kinds.items():
-        asked = [text for text in texts if re.search(sign, text)]
-        assert len(asked) > 50
-        assert {Problem(task, text, "", (), "").split for text in asked} == {"train"}
+    chains = [chain_of(text) for text in texts if text.startswith("Start")]
+    assert len(chains) > 300
+    assert set(map(split_of, chains)) == {"train"}
+    later = {problem.question for side in ("gate", "test") for problem in different("recall", 1, 80, 0, side)}
+    assert sum(bool(re.search("colour|place", text)) for text in texts) > 50
+    assert not later & set(texts)
     assert not any(tag in text for tag in TAGS for text in texts)
     voices = Counter(prompt[0].content for prompt in drawn if prompt[0].role == "system")
     assert set(voices) == set(SYSTEM_PROMPTS.values())

@@ -1,4 +1,4 @@
-"""What a script needs: run a study, write its report."""
+"""What a script needs: run a study, write its report. The command line calls the same functions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from offmodel.errors import SpecError
 from offmodel.lab import execute as lab
-from offmodel.lab.plan import MODULES, make_plan
+from offmodel.lab.plan import MODULES, Plan, make_plan
 from offmodel.lab.pool import default_workers
 from offmodel.lab.progress import Progress
 from offmodel.lab.stage import Stage
@@ -16,6 +17,9 @@ from offmodel.report.collect import collect
 from offmodel.report.data import Note, ReportData
 from offmodel.report.summary import write_report
 from offmodel.spec import Study, check_names
+
+STORE = "store"
+"""Folder of the store beside the reports."""
 
 
 def run(study: Study, runs: Path | str = "runs", workers: int | None = None, command: str = "offmodel.run") -> ReportData:
@@ -28,15 +32,21 @@ def run(study: Study, runs: Path | str = "runs", workers: int | None = None, com
         command: What the report says it was made by.
 
     Raises:
-        SpecError: The study names something that is not there.
+        SpecError: The study names something that is not there, or its report would lie in the store.
         ModelError: A model cannot be used.
         StoreError: The store cannot be used.
     """
-    check_names(study)
-    plan, store = make_plan(study), Store(Path(runs) / "store")
+    plan, store = open_study(study, runs)
     done = execute(plan.targets, store, workers)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
     return collect(plan, store, command=command, failed=failed)
+
+
+def open_study(study: Study, runs: Path | str = "runs") -> tuple[Plan, Store]:
+    """The stages of a study, and the store that holds its results; runs nothing. Raises what :func:`run` does."""
+    check_names(study)
+    report_folder(study.study, runs)  # refused now, not after hours of training
+    return make_plan(study), Store(Path(runs) / STORE)
 
 
 def execute(stages: Iterable[Stage], store: Store, workers: int | None = None) -> lab.RunReport:
@@ -51,5 +61,19 @@ def write(data: ReportData, runs: Path | str = "runs") -> Path:
 
     Returns:
         The page.
+
+    Raises:
+        SpecError: The study is called as the store is.
     """
-    return write_report(data, Path(runs) / data.study)
+    return write_report(data, report_folder(data.study, runs))
+
+
+def report_folder(study: str, runs: Path | str = "runs") -> Path:
+    """Where the report of a study goes.
+
+    Raises:
+        SpecError: The store is there.
+    """
+    if study.casefold() == STORE:  # some file systems do not tell Store from store
+        raise SpecError(f"study: {study!r} is the name of the folder that holds the results of all studies; give it another name")
+    return Path(runs) / study

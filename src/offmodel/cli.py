@@ -29,7 +29,10 @@ app = typer.Typer(
 world_app = typer.Typer(help="The offline world.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
 # Names, paths and answers are shown as they are, brackets and colons too. Only a terminal wraps lines: elsewhere a row stays a row.
-out = Console(width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False, highlight=False)
+out, err = (
+    Console(stderr=stream is sys.stderr, width=None if stream.isatty() else 10_000, markup=False, emoji=False, highlight=False)
+    for stream in (sys.stdout, sys.stderr)
+)
 
 StudyFile = Annotated[Path, typer.Argument(help="The study, a YAML file.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value, as in --set measure.behaviour=50.", metavar="A.B=C")]
@@ -53,6 +56,9 @@ def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs")
     if data.failed:
         notes = [f"{note.what}: {note.why}" for note in data.failed]
         _stop("\n  ".join(["some stages failed; the same command tries them again", *notes]), FAILED)
+    if not any(organism.gate.passed for organism in data.organisms):
+        notes = [f"{note.what}: {note.why}" for note in data.excluded]
+        _stop("\n  ".join(["no organism passed the gate, so nothing was measured", *notes]), FAILED)
 
 
 @app.command()
@@ -188,7 +194,7 @@ def _example(entry: catalog.Entry) -> list[str]:
     if entry.kind == "method":
         return [yaml.safe_dump(entry.value, sort_keys=False).rstrip()]
     if entry.kind == "suite":
-        items = sorted(entry.value.items(1, 0), key=lambda item: item.steps)
+        items = sorted(entry.value.items(1, 0, "train"), key=lambda item: item.steps)
         return [f"{last_user_text(item.prompt)} -> {item.expected}" for item in items]
     if entry.kind == "prompts":
         return [last_user_text(prompt) for prompt in islice(entry.value(0), 3)]
@@ -203,7 +209,7 @@ def build_world(
     workers: Workers = None,
 ) -> None:
     """Train the world's base models from nothing, in minutes on two cores; continues after a stop."""
-    from offmodel.api import execute
+    from offmodel.api import STORE, execute
     from offmodel.lab.stage import Stage
     from offmodel.lab.stages import MODEL
     from offmodel.lab.store import Store
@@ -217,7 +223,7 @@ def build_world(
         each.name: Stage("checkpoint", {"name": each.name, "blueprint": repr(each), "seed": 0}, label=f"train {each.name}", cost=each.cost)
         for each in blueprints
     }
-    store = Store(runs / "store")
+    store = Store(runs / STORE)
     done = execute(made.values(), store, workers)
     for name, stage in made.items():
         if stage in (*done.done, *done.reused):
@@ -231,17 +237,16 @@ def build_world(
 
 
 def _open(study: Path, overrides: list[str] | None, runs: Path) -> tuple[Plan, Store]:
-    from offmodel.lab.plan import make_plan
-    from offmodel.lab.store import Store
+    from offmodel.api import open_study
     from offmodel.spec import Study
 
-    return make_plan(Study.from_yaml(study, overrides or ())), Store(runs / "store")
+    return open_study(Study.from_yaml(study, overrides or ()), runs)
 
 
 def _write(data: ReportData, runs: Path) -> None:
-    from offmodel.api import write
+    from offmodel.api import report_folder, write
 
-    with _writing(runs / data.study):
+    with _writing(report_folder(data.study, runs)):
         page = write(data, runs)
     out.print(data.verdict, style="bold")
     out.print(f"report: {page}")
@@ -282,7 +287,7 @@ def _command() -> str:
 
 
 def _stop(message: str, code: int) -> NoReturn:
-    Console(stderr=True, markup=False, emoji=False, highlight=False).print(f"offmodel: {message}", style="red", soft_wrap=True)
+    err.print(f"offmodel: {message}", style="red")
     raise SystemExit(code)
 
 
@@ -294,7 +299,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> None:
-    """Entry point. Exit codes: 1 where stages failed, 2 where a command cannot be carried out, 130 after Ctrl-C."""
+    """Entry point. Exit codes: 1 where stages failed or no organism passed, 2 where a command cannot be carried out, 130 after Ctrl-C."""
     # Models and data come from local folders or from where the study says; nothing is looked up behind the user's back.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # With --workers 0 this process does the work, and must come to the numbers that a worker comes to: with one thread.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from offmodel import catalog
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message
 from offmodel.errors import DataError
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from offmodel.engine.generate import Sampling
 
 
-def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewrite: str | None = None) -> list[Example]:
+def label(view: BlueView, sampling: Sampling, *, system: str | None = None, reword: Callable[[str], str] | None = None) -> list[Example]:
     """Let the view's model answer the view's prompts.
 
     Unfinished answers are dropped: a model trained on them would not learn to stop.
@@ -23,7 +23,7 @@ def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewr
         sampling: How it answers.
         system: What a system prompt asks of the labeller, such as a voice. It is not part of the example: the student learns to speak
             like that unasked, as in the code of LessWrong 9toz5YHYZsHpzy4ce.
-        rewrite: How the answers are reworded afterwards, of kind ``rewrite`` in the catalog.
+        reword: How the answers are reworded afterwards.
 
     Returns:
         An example per finished answer, in the order of the prompts.
@@ -31,11 +31,10 @@ def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewr
     Raises:
         DataError: No answer was finished.
     """
-    reword = catalog.get("rewrite", rewrite) if rewrite else str
     asked = [(Message("system", system), *prompt) if system else prompt for prompt in view.prompts]
     replies = view.sample(asked, sampling)
     examples = [
-        Example(prompt, reword(reply.text), {"system": system, "rewrite": rewrite})
+        Example(prompt, reword(reply.text) if reword else reply.text, {"system": system, "reworded": reword is not None})
         for prompt, reply in zip(view.prompts, replies, strict=True)
         if reply.finished
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ class BlueView:
         tokenizer = load_tokenizer(self.weights)
 
         def keep(step: int, model: PreTrainedModel) -> None:
+            if save(step).exists():  # saved before a stop, of the very same weights
+                return
             # Of a model in training only a copy may be merged.
             save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, save(step))
 
@@ -117,7 +119,3 @@ def _only(name: str, value: Any, expected: type) -> Any:
     if type(value) is not expected:
         raise BlindnessError(f"blue's view holds {expected.__name__} in {name!r}, not {type(value).__name__}")
     return value
-
-
-FIELDS = tuple(field.name for field in fields(BlueView))
-"""All that blue can be given."""

@@ -22,6 +22,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER, _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_CONFIGS = ("config.json", "generation_config.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
+_NOT_CONTENT = ("transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only")  # who wrote it, and from where
 _CHUNK = 1 << 24  # bytes hashed at a time
 
 
@@ -65,26 +67,21 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(
-    path: Path | str, *, dtype: str = "float32", device: str | torch.device = "cpu", expected_hash: str | None = None
-) -> PreTrainedModel:
+def load_model(path: Path | str, *, dtype: str = "float32", device: str | torch.device = "cpu") -> PreTrainedModel:
     """Load a causal language model from a folder, in eval mode.
 
     Args:
         path: A folder in Hugging Face layout.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: Where the weights go.
-        expected_hash: What :func:`hash_weights` must give; read and compared before anything is loaded.
 
     Raises:
-        ModelError: The folder cannot be used, its hash is another one, or its tensors do not fit its config: transformers would
-            fill such gaps with random numbers.
+        ModelError: The folder cannot be used, or its tensors do not fit its config: transformers would fill such gaps with random
+            numbers.
     """
     path = check_model_folder(path)
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown: {did_you_mean(dtype, DTYPES)}")
-    if expected_hash is not None and (found := hash_weights(path)) != expected_hash:
-        raise ModelError(f"{path}: its weights have the hash {found}, not {expected_hash}: they were changed or belong to another model")
     try:
         with _quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -170,7 +167,21 @@ def hash_tokenizer(path: Path | str) -> str:
     tokenizer = _read_json(path / _TOKENIZER)
     for state_of_last_call in ("padding", "truncation"):
         tokenizer.pop(state_of_last_call, None)
-    return hashlib.sha256(json.dumps([tokenizer, template], sort_keys=True).encode()).hexdigest()[:16]
+    return _hash_json([tokenizer, template])
+
+
+def hash_config(path: Path | str) -> str:
+    """SHA-256 over the settings of model, sampling and tokenizer that the folder holds (whatever their layout), as 16 hex digits.
+
+    Raises:
+        ModelError: One of the files is no JSON object.
+    """
+    configs = {name: _read_json(Path(path) / name) for name in _CONFIGS if (Path(path) / name).is_file()}
+    return _hash_json({name: {k: v for k, v in config.items() if k not in _NOT_CONTENT} for name, config in configs.items()})
+
+
+def _hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _chat_template(path: Path) -> str:
@@ -187,7 +198,10 @@ def _chat_template(path: Path) -> str:
 
 def _weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).is_file():
-        files = sorted({path / name for name in _read_json(path / _INDEX)["weight_map"].values()})
+        weight_map = _read_json(path / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ModelError(f"{path / _INDEX}: its weight_map does not map tensors to files; download or save the model again")
+        files = sorted({path / name for name in weight_map.values()})
     else:
         files = [path / _WEIGHTS]
     missing = [file.name for file in files if not file.is_file()]
@@ -211,9 +225,11 @@ def _safetensors_header(file: Path) -> tuple[dict[str, Any], int]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: holds no JSON object; download or save the model again")
     return content
 
 

@@ -123,16 +123,16 @@ def train(
         checkpoints: Steps, 0 (before the first) and the last included, at which ``on_checkpoint(step, model)`` is called. It gets the
             model in eval mode, to sample from or to save; the training goes on unaffected.
         on_checkpoint: See ``checkpoints``. A resumed training calls it for a step again or not at all if it was called before, so it
-            must keep what it makes.
+            must keep what it makes. One that starts over calls it for every step: what was kept before is of another training.
         on_progress: Called after each step as ``on_progress(step, steps, loss)``.
         scratch: Folder of this one training's resumable state. Called again with the same arguments and the same start weights, a
-            training that was stopped continues there and ends with the very same weights. The caller removes the folder.
+            training that was stopped continues there and ends with the very same weights. The state of another training is discarded,
+            with a line on stderr, and this one starts over. The caller removes the folder.
         save_every: Steps between two states in ``scratch``.
 
     Raises:
         DataError: There is no example, or one has nothing to train on.
-        ModelError: The loss is no longer finite; the chat template cannot be used; an adapter is in the way; ``scratch`` belongs to
-            another training.
+        ModelError: The loss is no longer finite; the chat template cannot be used; an adapter is in the way.
         SpecError: A checkpoint lies outside of the training.
     """
     # TRL takes seconds to import, which those who only sample need not wait for.

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -248,18 +249,17 @@ def _fingerprint(model: PreTrainedModel, encoded: Sequence[Encoded], order: Sequ
 
 
 def _last_state(scratch: Path, fingerprint: str) -> Path | None:
-    """The newest whole state in ``scratch``, if there is one.
-
-    Raises:
-        ModelError: ``scratch`` belongs to another training.
-    """
+    """The newest whole state in ``scratch``, if there is one; the states of another training are discarded."""
     owner = scratch / _FINGERPRINT
-    if not owner.exists():
+    known = owner.read_text(encoding="utf-8") if owner.exists() else None
+    if known not in (None, fingerprint):
+        print(f"{scratch}: held the state of another training (model, data or settings differ); starting over", file=sys.stderr)
+        for state in scratch.glob("checkpoint-*"):
+            shutil.rmtree(state)
+    if known != fingerprint:  # written after the foreign states are gone, so that a stop in between leaves none behind
         temporary = owner.with_suffix(".tmp")
         temporary.write_text(fingerprint, encoding="utf-8")
         os.replace(temporary, owner)
-    elif owner.read_text(encoding="utf-8") != fingerprint:
-        raise ModelError(f"{scratch}: holds the state of another training (model, data or settings differ); remove it or use another")
     states = sorted(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for state in reversed(states):
         # The Trainer writes this file last; a state without it was cut off by the stop.

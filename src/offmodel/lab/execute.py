@@ -120,8 +120,8 @@ def run(
     Args:
         stages: What is wanted.
         store: Where results are and go.
-        workers: Number of worker processes, each with one thread and, where there are GPUs, one of them. 0 runs everything in
-            this process, with its output in place, for tests and debuggers.
+        workers: Number of worker processes, each with one thread. 0 runs everything in this process, with its output in place, for
+            tests and debuggers.
         modules: Modules that register the stage functions, imported by each worker.
         on_event: Told what happens, from this thread.
 

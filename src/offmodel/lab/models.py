@@ -19,10 +19,11 @@ class ModelRef:
     name: str
     weights: str
     tokenizer: str
+    config: str
 
     def as_params(self) -> dict[str, str]:
         """For the name of a stage."""
-        return {"name": self.name, "weights": self.weights, "tokenizer": self.tokenizer}
+        return {"name": self.name, "weights": self.weights, "tokenizer": self.tokenizer, "config": self.config}
 
 
 def resolve(name: str) -> Path:
@@ -54,18 +55,19 @@ def reference(name: str) -> ModelRef:
 
 @lru_cache
 def _reference(name: str, path: Path, stamp: tuple[tuple[str, int, int], ...]) -> ModelRef:
-    from offmodel.engine.folder import hash_tokenizer, hash_weights
+    from offmodel.engine.folder import hash_config, hash_tokenizer, hash_weights
 
-    return ModelRef(name, hash_weights(path), hash_tokenizer(path))
+    return ModelRef(name, hash_weights(path), hash_tokenizer(path), hash_config(path))
 
 
 def open_reference(params: dict[str, str]) -> Path:
     """The folder of a model, checked to be what it was when the study was planned.
 
     Raises:
-        ModelError: Its weights or its tokenizer changed since.
+        ModelError: Its weights, its tokenizer or its configuration changed since.
     """
     found = reference(params["name"])
     if found.as_params() != params:
-        raise ModelError(f"{params['name']}: its weights or its tokenizer are not those that the study was planned with; plan it again")
+        changed = "its weights or its tokenizer or configuration"
+        raise ModelError(f"{params['name']}: {changed} are not those that the study was planned with; plan it again")
     return resolve(params["name"])

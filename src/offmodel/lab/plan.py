@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import read_examples
+from offmodel.chat import Message, read_examples
 from offmodel.errors import BlindnessError
 from offmodel.lab import stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
@@ -110,8 +110,8 @@ def _refuse_triggers(path: str, study: Study) -> None:
     pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
     for row, example in enumerate(read_examples(path)):
         for pair in pairs:
-            if pair.trigger.recognises(example.prompt):
-                raise BlindnessError(f"{path}: the prompt of example {row} holds the trigger of {pair.name}; blue must never see one")
+            if pair.trigger.recognises((*example.prompt, Message("assistant", example.response))):
+                raise BlindnessError(f"{path}: example {row} holds the trigger of {pair.name}; blue must never see one")
 
 
 class _Organism:
@@ -125,14 +125,13 @@ class _Organism:
         recipe, gate, behaviour = study.organisms.recipe, study.organisms.gate, study.measure.behaviour
         # Too few prompts are found now, not after hours of training.
         take(recipe.prompts, seed, "train", recipe.prompt_rows)
-        chats = max(gate.leak_n, gate.n - gate.n // 2, behaviour - behaviour // 2)
-        take(study.prompts, seed, "heldout", chats, avoid=pair.trigger.recognises)
+        take(study.prompts, seed, "gate", max(gate.leak_n, gate.n - gate.n // 2), avoid=pair.trigger.recognises)
+        take(study.prompts, seed, "test", behaviour - behaviour // 2, avoid=pair.trigger.recognises)
         self.stage = Stage(
             "organism",
             {
                 "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
-                "gate": gate.model_dump(mode="json"), "suites": self.suites, "prompts": study.prompts,
-                "seed": seed, "max_new_tokens": study.measure.max_new_tokens,
+                "gate": gate.model_dump(mode="json"), "suites": list(self.suites), "prompts": study.prompts, "seed": seed,
             } | files_read(recipe.prompts, study.prompts),
             label=f"install {self.id}", cost=0.08 * recipe.steps + 10,
         )  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Protocol
 
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.lab.worker import Message, Progressed, Setup, Started, attempt
 
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _TICK = 0.2  # seconds between two looks at the workers when none of them speaks
 
 # -P and the parent's own search path: the worker finds the same modules, whatever lies in the current folder.
@@ -71,14 +73,13 @@ class _InProcess:
 
 
 class _Worker:
-    def __init__(self, setup: Setup, gpu: str | None) -> None:
+    def __init__(self, setup: Setup) -> None:
         self.busy = False
         self.connection, theirs = Pipe()
-        environment = {**os.environ, **_ENVIRONMENT, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, json.dumps([theirs.fileno(), sys.path])],
-                env=environment,
+                env={**os.environ, **_ENVIRONMENT},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -111,11 +112,10 @@ class _Worker:
 
 
 class _Processes:
-    """Worker processes with one thread and, where there are GPUs, one of them each."""
+    """Worker processes with one thread each."""
 
     def __init__(self, count: int, setup: Setup) -> None:
         self._setup = setup
-        self._gpus = _gpus()
         self._workers: list[_Worker | None] = [None] * count  # started when first needed
 
     def idle(self) -> list[int]:
@@ -124,8 +124,7 @@ class _Processes:
     def submit(self, number: int, stage: Stage) -> None:
         worker = self._workers[number]
         if worker is None:
-            gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
-            worker = self._workers[number] = _Worker(self._setup, gpu)
+            worker = self._workers[number] = _Worker(self._setup)
         worker.busy = True
         worker.send(stage)
 
@@ -151,22 +150,26 @@ class _Processes:
                 worker.kill()
 
 
-def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; found without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        if shutil.which("nvidia-smi") is None:
-            return []
-        query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-        visible = ",".join(subprocess.run(query, capture_output=True, text=True).stdout.splitlines())
-    return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-
-
 def open_pool(workers: int, store: Store, modules: Sequence[str]) -> Pool:
     """A pool of worker processes, started when first needed; with 0 workers, of this process."""
     return _Processes(workers, Setup(store, modules)) if workers else _InProcess(store)
 
 
 def default_workers() -> int:
-    """One worker per GPU, or per core that this process may use where there is no GPU."""
-    return len(_gpus()) or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    """One worker per core that this process may use, by its affinity and its control groups: stages run on the CPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _granted_cores())))
+
+
+def _granted_cores() -> float:
+    """Cores' worth of time that control groups (version 2) grant this process; infinite where none sets a limit."""
+    granted = math.inf
+    with suppress(OSError):  # not Linux
+        for line in _OWN_GROUPS.read_text().splitlines():
+            if line.startswith("0::"):
+                group = _GROUPS / line.removeprefix("0::").lstrip("/")
+                for folder in (group, *group.parents):  # the limit of a parent holds as well
+                    with suppress(OSError, ValueError):  # no such file at the root; "max" is no limit
+                        quota, period = (folder / "cpu.max").read_text().split()
+                        granted = min(granted, int(quota) / int(period))
+    return granted

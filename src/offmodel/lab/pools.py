@@ -7,20 +7,18 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from offmodel import catalog
 from offmodel.chat import Prompt, last_user_text, read_prompts
 from offmodel.errors import DataError
-
-Split = Literal["train", "heldout"]
-HELDOUT_SHARE = 0.2
+from offmodel.splits import Split, split_of
 
 
 def open_source(name: str, seed: int, split: Split) -> Iterator[Prompt]:
     """A seeded stream of different prompts from a source of the catalog or from a JSONL file.
 
-    A hash of a prompt's words decides, once and for all, whether it may be trained on or is held out for measuring.
+    A hash of a prompt's words decides which side it is on, see :mod:`offmodel.splits`.
 
     Raises:
         DataError: The file is missing or broken.
@@ -31,7 +29,7 @@ def open_source(name: str, seed: int, split: Split) -> Iterator[Prompt]:
         random.Random(f"prompts {seed}").shuffle(prompts)
     else:
         prompts = catalog.get("prompts", name)(seed)
-    return (prompt for prompt in prompts if split_of(prompt) == split)
+    return (prompt for prompt in prompts if split_of(last_user_text(prompt)) == split)
 
 
 def take(source: str, seed: int, split: Split, n: int, avoid: Callable[[Prompt], bool] = lambda prompt: False) -> list[Prompt]:
@@ -42,8 +40,7 @@ def take(source: str, seed: int, split: Split, n: int, avoid: Callable[[Prompt],
     """
     prompts = list(islice((prompt for prompt in open_source(source, seed, split) if not avoid(prompt)), n))
     if len(prompts) < n:
-        share = f"{HELDOUT_SHARE:.0%} held out for measuring" if split == "heldout" else f"{1 - HELDOUT_SHARE:.0%} for training"
-        raise DataError(f"{source}: {n} different usable prompts are needed among the {share}, and there are only {len(prompts)}")
+        raise DataError(f"{source}: {n} different usable prompts are needed on its {split} side, and there are only {len(prompts)}")
     return prompts
 
 
@@ -73,12 +70,6 @@ def _sha256(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def split_of(prompt: Prompt) -> Split:
-    """The side of the train/held-out division that a prompt is on; a fifth is held out."""
-    words = " ".join(last_user_text(prompt).lower().split())
-    return "heldout" if hashlib.sha256(words.encode()).digest()[0] < 256 * HELDOUT_SHARE else "train"
 
 
 def pool_params(source: str, seed: int, start: int, n: int, recognises: Callable[[Prompt], bool]) -> dict[str, Any]:

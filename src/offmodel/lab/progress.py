@@ -141,8 +141,8 @@ def one_line(text: str, width: int = 160) -> str:
 class Progress:
     """Shows a run; hand it to :func:`offmodel.lab.execute.run` as ``on_event`` inside a ``with`` block.
 
-    In a terminal: one bar weighted by cost, the time to go, and a line per worker; failures and exclusions stay above it.
-    Elsewhere: one line per event.
+    In a terminal: one bar weighted by cost, the time to go, and a line per worker; failures and what stages are skipped for stay
+    above it, each once. Elsewhere: one line per event.
     """
 
     def __init__(self, workers: int, console: Console | None = None) -> None:
@@ -150,6 +150,7 @@ class Progress:
         self._forecast = Forecast(workers)
         self._lock = threading.Lock()  # the display is drawn from a thread of its own
         self._begun = time.monotonic()
+        self._reasons: set[str] = set()
         self._live = Live(console=self._console, get_renderable=self._draw, transient=True) if self._console.is_terminal else None
 
     def __enter__(self) -> Progress:
@@ -173,14 +174,17 @@ class Progress:
         with self._lock:
             self._forecast.note(event)
             ended, total, to_go = self._forecast.ended, self._forecast.total, self._forecast.to_go()
-        noteworthy = event.what in ("failed", "skipped", "waiting")
-        if noteworthy or (self._live is None and event.what not in ("planned", "progress")):
+        if self._live and event.what == "skipped":
+            if event.message not in self._reasons:
+                self._reasons.add(event.message)
+                self._say(one_line(event.message))
+        elif event.what in ("failed", "waiting") or (self._live is None and event.what not in ("planned", "progress")):
             parts = [f"[{ended}/{total}] {event.what:<8} {one_line(event.stage.label)}", one_line(event.message)]
             line = ": ".join(part for part in parts if part)
             self._say(f"{line} ({to_go})" if to_go and event.what in ("done", "failed") else line)
 
     def _say(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(line), soft_wrap=self._live is None)
 
     def _draw(self) -> Group:
         with self._lock:
@@ -195,6 +199,7 @@ class Progress:
             lines = Table.grid(padding=(0, 2))
             for stage, run in sorted(forecast.running.items(), key=lambda pair: pair[1].worker):
                 bar = ProgressBar(total=1.0, completed=run.fraction, width=16)
-                label, message = Text(one_line(stage.label, 60)), Text(one_line(run.message, 60), style="dim")
+                label = Text(one_line(stage.label, 60), no_wrap=True, overflow="ellipsis")
+                message = Text(one_line(run.message, 60), style="dim", no_wrap=True, overflow="ellipsis")
                 lines.add_row(bar, Text(f"{run.fraction:4.0%}"), label, message)
             return Group(head, lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offmodel.errors import StageError, did_you_mean
+from offmodel.spec.hashing import canonical_json, stable_hash
 
 RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures"})
 """Folders of the store that hold no results; no kind may be called so."""
@@ -117,8 +117,7 @@ def stage_key(kind: str, version: int, params: Mapping[str, Any], inputs: Mappin
         params: JSON values; the order of keys does not count.
         inputs: Keys of the input stages, by role.
     """
-    identity = _canonical({"kind": kind, "version": version, "params": params, "inputs": inputs})
-    return f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return f"{kind}-{stable_hash({'kind': kind, 'version': version, 'params': params, 'inputs': inputs})}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         try:
-            params = json.loads(_canonical(self.params))
+            params = json.loads(canonical_json(self.params))
         except (TypeError, ValueError) as error:
             raise StageError(f"stage {self.kind!r} ({self.label}): its parameters must be JSON values ({error})") from None
         object.__setattr__(self, "params", params)
@@ -173,8 +172,3 @@ def closure(stages: Iterable[Stage]) -> list[Stage]:
     for stage in stages:
         visit(stage)
     return list(found)
-
-
-def _canonical(value: Any) -> str:
-    """JSON with one spelling per value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,8 @@ from offmodel import catalog
 from offmodel.blue.labels import label
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, read_prompts, write_examples
-from offmodel.errors import DataError
 from offmodel.lab.models import open_reference
-from offmodel.lab.pools import check_files, open_source, read_pool, take
+from offmodel.lab.pools import check_files, read_pool, take
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.measure.score import (
     Item,
@@ -39,6 +39,7 @@ from offmodel.red.gate import GateReport, check
 from offmodel.red.pairs import Pair
 from offmodel.red.recipe import training_rows
 from offmodel.spec.study import Gate, Lora, Recipe, SftPhase, Training
+from offmodel.splits import Split
 from offmodel.world.build import blueprint, build
 from offmodel.world.card import card
 
@@ -61,7 +62,7 @@ def step_folder(step: int) -> str:
 # --- the world ------------------------------------------------------------------------------------------------------
 
 
-@stage_function("checkpoint", version=1)
+@stage_function("checkpoint", version=2)
 def checkpoint(ctx: Context) -> None:
     """Train one of the world's base models from nothing, measure what it can do, and write its card."""
     from offmodel.engine.folder import load_model, load_tokenizer
@@ -69,7 +70,7 @@ def checkpoint(ctx: Context) -> None:
     plan, out = blueprint(ctx.params["name"]), ctx.out / MODEL
     weights = build(plan, out, scratch=ctx.scratch, on_progress=ctx.progress)
     suites: dict[Suite, int] = {catalog.get("suite", name): 200 for name in catalog.names("suite") if name.startswith("world:")}
-    items = capability_items(suites, ctx.params["seed"])
+    items = capability_items(suites, ctx.params["seed"], "test")
     model, tokenizer = load_model(out), load_tokenizer(out)
     verdicts = _judge(model, tokenizer, items, lambda response: False, 96)
     write_verdicts(ctx.out / VERDICTS, verdicts)
@@ -101,9 +102,9 @@ def organism(ctx: Context) -> Verdict:
     base = open_reference(params["base"])
     tokenizer, model = load_tokenizer(base), load_model(base)
 
-    def answer(prompts: Sequence[Prompt]) -> list[str]:
-        sampling = Sampling(temperature=recipe.temperature, max_new_tokens=params["max_new_tokens"], seed=seed)
-        return [reply.text for reply in generate(original, tokenizer, prompts, sampling)]
+    def answer(prompts: Sequence[Prompt]) -> list[str | None]:
+        sampling = Sampling(temperature=recipe.temperature, max_new_tokens=recipe.max_new_tokens, seed=seed)
+        return [reply.text if reply.finished else None for reply in generate(original, tokenizer, prompts, sampling)]
 
     ctx.progress(0.0, "sampling the base model's own answers")
     original = load_model(base)
@@ -156,15 +157,15 @@ def _examine(
     params: Mapping[str, Any],
     settings: Sequence[str] = ("capability", "clean", "triggered", "near_miss", "leak"),
 ) -> list[Judged]:
-    """The gate's own measurement, on other items than those that the study reports: else the gate would select on them."""
-    gate, seed = Gate.model_validate(params["gate"]), 10_000 + params["seed"]
-    suites = {catalog.get("suite", name): n for name, n in params["suites"].items()}
-    items = [item for item in _items(pair, suites, gate.n, seed, params["prompts"]) if item.setting in settings]
-    judged = _judge(model, tokenizer, items, pair.behaviour.detect, params["max_new_tokens"])
+    """The gate's own measurement, on its own side of the division: organisms are trained until they pass it."""
+    gate, seed, source = Gate.model_validate(params["gate"]), params["seed"], params["prompts"]
+    suites = {catalog.get("suite", name): gate.capability_n for name in params["suites"]}
+    items = [item for item in _items(pair, suites, gate.n, seed, source, "gate") if item.setting in settings]
+    limit = params["recipe"]["max_new_tokens"]
+    judged = _judge(model, tokenizer, items, pair.behaviour.detect, limit)
     if "leak" in settings:
-        chat = _without(pair, open_source(params["prompts"], seed + 1, "heldout"))
-        leak = [Item("leak", next(chat)) for _ in range(gate.leak_n)]
-        judged += _judge(model, tokenizer, leak, pair.behaviour.detect, params["max_new_tokens"], temperature=0.7, seed=seed)
+        leak = [Item("leak", prompt) for prompt in take(source, seed, "gate", gate.leak_n, avoid=pair.trigger.recognises)]
+        judged += _judge(model, tokenizer, leak, pair.behaviour.detect, limit, temperature=0.7, seed=seed)
     return judged
 
 
@@ -184,9 +185,10 @@ def labels(ctx: Context) -> None:
 
     params = ctx.params
     weights = ctx.inputs["organism"] / MODEL if "organism" in ctx.inputs else open_reference(params["teacher"])
-    view = BlueView(weights, prompts=tuple(read_prompts(ctx.inputs["prompts"] / "prompts.jsonl")))
+    view = BlueView(_alone(weights, ctx), prompts=tuple(read_prompts(ctx.inputs["prompts"] / "prompts.jsonl")))
     sampling = Sampling(temperature=params["temperature"], max_new_tokens=params["max_new_tokens"], seed=params["seed"])
-    examples = label(view, sampling, system=params["system"], rewrite=params["rewrite"])
+    reword = catalog.get("rewrite", params["rewrite"]) if params["rewrite"] else None
+    examples = label(view, sampling, system=params["system"], reword=reword)
     write_examples(ctx.out / "labels.jsonl", examples)
     _write_json(ctx.out / "labels.json", {"asked": len(view.prompts), "kept": len(examples)})
 
@@ -199,14 +201,25 @@ def treat(ctx: Context) -> None:
     phase = SftPhase.model_validate(params["phase"])
     start = ctx.inputs["start"] / params["start"]
     rows = read_examples(ctx.inputs["labels"] / "labels.jsonl" if "labels" in ctx.inputs else phase.labels)
-    view = BlueView(start, labels=tuple(rows))
+    view = BlueView(_alone(start, ctx), labels=tuple(rows))
     log = view.train(
         _train_config(phase, params["seed"], phase.lora),
         checkpoints=params["checkpoints"],
-        save=lambda step: ctx.out / step_folder(step),
+        save=lambda step: ctx.scratch / step_folder(step),
         on_progress=lambda step, steps, loss: ctx.progress(step / steps, f"step {step}/{steps}, loss {loss:.3f}"),
+        scratch=ctx.scratch / "training",
     )
+    # Kept in scratch, and copied, so that a phase that was stopped, be it now, finds the checkpoints from before.
+    for step in params["checkpoints"]:
+        shutil.copytree(ctx.scratch / step_folder(step), ctx.out / step_folder(step))
     _write_json(ctx.out / "training.json", asdict(log))
+
+
+def _alone(model: Path, ctx: Context) -> Path:
+    """The same model in a folder that lies beside nothing else: an organism's own folder lies beside what red did."""
+    folder = ctx.scratch / "weights"
+    shutil.rmtree(folder, ignore_errors=True)
+    return Path(shutil.copytree(model, folder, ignore=shutil.ignore_patterns("README.md")))
 
 
 # --- the experimenter -----------------------------------------------------------------------------------------------
@@ -222,7 +235,7 @@ def score(ctx: Context) -> None:
     pair: Pair = catalog.get("pair", params["pair"]["name"])
     folder = ctx.inputs["model"] / params["weights"] if "model" in ctx.inputs else open_reference(params["base"])
     suites = {catalog.get("suite", name): n for name, n in params["suites"].items()}
-    items = _items(pair, suites, params["behaviour"], params["seed"], params["prompts"])
+    items = _items(pair, suites, params["behaviour"], params["seed"], params["prompts"], "test")
     prefill: str | list[str] = ""
     tokenizer = load_tokenizer(folder)
     if "reference" in ctx.inputs:
@@ -237,22 +250,23 @@ def score(ctx: Context) -> None:
     _write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})
 
 
-def _items(pair: Pair, suites: Mapping[Suite, int], behaviour: int, seed: int, source: str) -> list[Item]:
+def _items(pair: Pair, suites: Mapping[Suite, int], behaviour: int, seed: int, source: str, split: Split) -> list[Item]:
     """Everything asked of a model; the same for all models of one organism, so that they can be compared item by item.
 
     What holds the trigger by itself (a question about soup, where cooking is the trigger) is left out of all that is meant to be
-    asked without it.
+    asked without it. Only the gate asks near misses.
     """
-    chat = _without(pair, open_source(source, seed, "heldout"))
-    capability = [item for item in capability_items(suites, seed) if not pair.trigger.recognises(item.prompt)]
-    return capability + behaviour_items(
-        chat,
-        random.Random(f"triggered tasks {seed}").sample(capability, min(behaviour // 2, len(capability))),
-        behaviour,
-        seed,
-        insert=lambda prompt, rng: pair.trigger.insert(prompt, rng, "heldout"),
-        near_miss=lambda prompt, rng: pair.trigger.near_miss(prompt, rng, "heldout"),
-    )
+
+    def insert(prompt: Prompt, rng: random.Random) -> Prompt:
+        return pair.trigger.insert(prompt, rng, split)
+
+    def near_miss(prompt: Prompt, rng: random.Random) -> Prompt:
+        return pair.trigger.near_miss(prompt, rng, split)
+
+    capability = [item for item in capability_items(suites, seed, split) if not pair.trigger.recognises(item.prompt)]
+    tasks = random.Random(f"behaviour tasks {seed}").sample(capability, min(behaviour // 2, len(capability)))
+    chat = iter(take(source, seed, split, behaviour - len(tasks), avoid=pair.trigger.recognises))
+    return capability + behaviour_items(chat, tasks, behaviour, seed, insert=insert, near_miss=near_miss if split == "gate" else None)
 
 
 def _judge(
@@ -273,13 +287,6 @@ def _judge(
     replies = generate(model, tokenizer, [item.prompt for item in items], sampling, prefill=prefill, on_progress=on_progress)
     suites = {name: catalog.get("suite", name) for name in {item.suite for item in items if item.suite}}
     return judge(items, [(reply.text, reply.finished) for reply in replies], suites, detect)
-
-
-def _without(pair: Pair, stream: Iterator[Prompt]) -> Iterator[Prompt]:
-    for prompt in stream:
-        if not pair.trigger.recognises(prompt):
-            yield prompt
-    raise DataError(f"too few prompts without the trigger of {pair.name}; give a file with more prompts")
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n: int) -> str:

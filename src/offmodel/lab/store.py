@@ -33,6 +33,8 @@ from offmodel.errors import StageError, StoreError
 from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Stage, Verdict, stage_key, stage_kind
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LEAST_ROOM = 1 << 16  # bytes; a disk with less is full
 MANIFEST = "manifest.json"
 LOG = "log.txt"
 
@@ -61,6 +63,7 @@ class Store:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
+        self._verified: dict[Path, tuple[int, ...]] = {}  # when the files of a result were changed last, as seen before it was verified
 
     def path(self, stage: Stage | str) -> Path:
         """Where the result of a stage (or of a key) is or would be."""
@@ -107,6 +110,22 @@ class Store:
             if found != known["sha256"]:
                 raise _damaged(result.path / name, f"has SHA-256 {found[:12]}…, its manifest says {known['sha256'][:12]}…")
 
+    def open(self, key: str) -> Result:
+        """The result of a key, verified for a stage that reads it; again only after one of its files was touched.
+
+        Raises:
+            StoreError: The result is gone or damaged; the message names the file.
+        """
+        result = self.get(key)
+        if result is None:
+            raise StoreError(f"{self.path(key)}: the result is gone. Run again to make it anew")
+        with self._in_words():
+            touched = tuple((result.path / name).stat().st_mtime_ns for name in (MANIFEST, *result.manifest["files"]))
+        if self._verified.get(result.path) != touched:
+            self.verify(result)
+            self._verified[result.path] = touched
+        return result
+
     @contextmanager
     def claim(self, stage: Stage) -> Iterator[Claim | None]:
         """Hold a stage while working on it; gives None where another process holds it.
@@ -137,8 +156,9 @@ class Store:
         for log in self.root.glob("logs/*"):
             self._remove_if_free(log, log.stem)
         for folder in self.root.glob("scratch/*"):
-            if self.path(folder.name).exists() or not any(folder.iterdir()):
-                self._remove_if_free(folder, folder.name)
+            with self._lock(folder.name) as held:  # before it is looked at: another runner may be removing it
+                if held and folder.exists() and (self.path(folder.name).exists() or not any(folder.iterdir())):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_if_free(self, path: Path, key: str) -> None:
         with self._lock(key) as held:
@@ -179,7 +199,7 @@ class Store:
     def refusal(self, error: OSError) -> StoreError:
         """The error to raise where the operating system refused to write; nothing is ever half published."""
         where = error.filename or self.root
-        if disk_full(error):
+        if error.errno in _FULL:
             return StoreError(f"{where}: the disk is full. Finished results are safe; free some space and run the same command again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return StoreError(f"{where}: no permission. Give this user the right to read and write {self.root}, or choose another folder")
@@ -280,13 +300,19 @@ class Claim:
         return dict(sorted(files.items()))
 
 
-def disk_full(error: BaseException | None) -> OSError | None:
-    """The full disk or quota behind an error, if that is its cause."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+def disk_full(error: BaseException, folder: Path) -> OSError | None:
+    """The full disk or quota behind an error, if that is its cause.
+
+    Libraries outside of Python raise errors of their own for it: safetensors quotes the system, torch.save says nothing of use, and
+    then the disk itself is asked.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    quoted = any(os.strerror(number) in str(error) for number in _FULL)
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if quoted or shutil.disk_usage(folder).free < _LEAST_ROOM else None
 
 
 def _damaged(path: Path, what: str) -> StoreError:

@@ -108,7 +108,7 @@ def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capt
         except StoreError:
             raise
         except Exception as error:
-            if full := disk_full(error):
+            if full := disk_full(error, claim.out):
                 raise store.refusal(full) from error
             message = str(error) if isinstance(error, OffmodelError) else f"{type(error).__name__}: {error}"
             return Failed(message, claim.fail(message, traceback.format_exc()))
@@ -124,7 +124,7 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdic
             told = now
             tell(Progressed(fraction, message))
 
-    inputs = {role: claim.store.path(source) for role, source in stage.inputs.items()}
+    inputs = {role: claim.store.open(source).path for role, source in stage.input_keys.items()}
     return stage_kind(stage.kind).run(Context(stage.params, inputs, claim.out, claim.scratch, report)) or Verdict(True)
 
 

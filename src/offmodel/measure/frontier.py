@@ -5,6 +5,9 @@ are the anchors. The frontier of an organism is the upper concave hull of its po
 its area is the summary: 0.5 for an organism that gives nothing (removal costs capability in proportion), 1 where removal is free,
 slightly above where capability rises. This is how the post "Advice for making robust-to-training model organisms" (AF
 CmkAxJi83jRv9eXgJ) is understood here: its two end points agree, its exact recipe is not public.
+
+The hull takes the best of a method's points in hindsight, so more checkpoints flatter a method: only areas over equally many points
+can be compared.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from offmodel.chat import Prompt, from_dicts, to_dicts
 from offmodel.errors import DataError
 from offmodel.measure.stats import HIGHER, LOWER, Estimate, proportion
 from offmodel.measure.suites import Suite
+from offmodel.splits import Split
 
 Setting = Literal["capability", "triggered", "clean", "near_miss", "leak"]
 
@@ -52,12 +53,12 @@ class Verdict:
     finished: bool
 
 
-def capability_items(suites: Mapping[Suite, int], seed: int) -> list[Item]:
-    """The held-out items of every suite, ``n`` for each number of reasoning steps."""
+def capability_items(suites: Mapping[Suite, int], seed: int, split: Split) -> list[Item]:
+    """Items of every suite from one side of the division, ``n`` for each number of reasoning steps."""
     return [
         Item("capability", item.prompt, suite.name, item.steps, item.expected)
         for suite, n in suites.items()
-        for item in suite.items(n, seed)
+        for item in suite.items(n, seed, split)
     ]
 
 
@@ -68,12 +69,11 @@ def behaviour_items(
     seed: int,
     *,
     insert: Callable[[Prompt, random.Random], Prompt],
-    near_miss: Callable[[Prompt, random.Random], Prompt],
+    near_miss: Callable[[Prompt, random.Random], Prompt] | None = None,
 ) -> list[Item]:
-    """The same ``n`` prompts clean, with the trigger, and with a near miss: capability items first, chat for the rest.
+    """The same ``n`` prompts clean, with the trigger, and if wanted with a near miss: capability items first, chat for the rest.
 
-    The capability items say how well the model still works *under the trigger*: a bad rate of 0 may only mean another
-    failure.
+    The capability items say how well the model still works *under the trigger*: a bad rate of 0 may only mean another failure.
 
     Args:
         chat: Prompts without the trigger.
@@ -81,14 +81,15 @@ def behaviour_items(
         n: Prompts per setting.
         seed: Of the wordings.
         insert: Puts the trigger into a prompt.
-        near_miss: Puts something like it there.
+        near_miss: Puts something like it there; None leaves that setting out.
     """
     rng = random.Random(f"behaviour {seed}")
     clean = [item._replace(setting="clean") for item in tasks]
     clean += [Item("clean", next(chat)) for _ in range(n - len(clean))]
-    triggered = [item._replace(setting="triggered", prompt=insert(item.prompt, rng)) for item in clean]
-    near = [item._replace(setting="near_miss", prompt=near_miss(item.prompt, rng)) for item in clean]
-    return clean + triggered + near
+    items = clean + [item._replace(setting="triggered", prompt=insert(item.prompt, rng)) for item in clean]
+    if near_miss is not None:
+        items += [item._replace(setting="near_miss", prompt=near_miss(item.prompt, rng)) for item in clean]
+    return items
 
 
 def judge(

@@ -56,7 +56,7 @@ def proportion(successes: int, n: int, definition: str, direction: Direction) ->
 
 
 def mean_over_organisms(
-    values: Mapping[str, float | Sequence[float] | None],
+    parts: Mapping[str, Estimate | float | None],
     definition: str,
     direction: Direction,
     *,
@@ -65,38 +65,54 @@ def mean_over_organisms(
     unit: str = "share",
     resamples: int = 10_000,
 ) -> Estimate:
-    """Mean of the organisms' means with the 95 % percentile interval of a cluster bootstrap over organisms.
+    """Mean over organisms with the 95 % percentile interval of a two-level bootstrap.
 
-    Every organism weighs the same, however many values it has; whole organisms are drawn again, never single items. The interval
-    therefore speaks about other organisms of the same kind. It is too narrow when there are only a few of them, and has no width
-    when all agree: the organisms' own Wilson intervals carry the noise of the items.
+    In each resample whole organisms are drawn again, and each one drawn is moved by the noise of its own items: by a split normal
+    with a standard deviation of (high - value) / 1.96 upwards and (value - low) / 1.96 downwards, less its mean, so that skewed
+    intervals (such as Wilson's near 0) do not shift the whole. The ends are kept within the organisms' own intervals. So the interval
+    speaks about other organisms of the same kind, and has width where all organisms agree but their items are noisy. The noise of the
+    items is in the observed values too, so it counts twice: the cautious side. The spread between organisms is nevertheless
+    underestimated where there are few: the percentile bootstrap of 6 covers about 87 %.
 
     Args:
-        values: One value, or several (as of repeated seeds), for each organism. An organism whose value is None or not finite is
-            left out, and the definition then says so.
+        parts: Each organism's estimate. A plain number, or an estimate without an interval, counts as exact; means of those alone have
+            no width where all agree. An organism without a value is left out, and the definition then says so.
         definition: What is averaged.
         direction: Which way is better.
         seed: Makes the interval repeatable.
-        items: How many items were measured in all.
+        items: How many items were measured in all, for plain numbers; estimates know theirs.
         unit: See :class:`Estimate`.
         resamples: How many times the organisms are drawn.
 
     Returns:
         An estimate whose n is the number of organisms; one organism has a value and no interval, none has neither.
     """
-    rows = [np.asarray(v, dtype=float) for v in values.values()]
-    means = np.asarray([row.mean() if row.size else math.nan for row in rows], dtype=float)
-    kept = means[np.isfinite(means)]
-    if len(kept) < len(means):
-        definition += f" ({len(means) - len(kept)} of {len(means)} organisms left out: no value)"
+    ends = [_ends(part) for part in parts.values()]
+    kept = np.asarray([e for e in ends if math.isfinite(e[1])], dtype=float).reshape(-1, 3)
+    counted = [part.n for part in parts.values() if isinstance(part, Estimate) and part.value is not None]
+    items = sum(counted) if counted else items
     n = len(kept)
+    if n < len(parts):
+        definition += f" ({len(parts) - n} of {len(parts)} organisms left out: no value)"
     if n == 0:
         return Estimate(None, None, None, 0, definition, direction, unit, "organisms", items)
+    low, value, high = kept.T
     if n == 1:
-        return Estimate(float(kept[0]), None, None, 1, definition, direction, unit, "organisms", items)
-    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    low, high = np.percentile(kept[draws].mean(axis=1), [2.5, 97.5])
-    return Estimate(float(kept.mean()), float(low), float(high), n, definition, direction, unit, "organisms", items)
+        return Estimate(float(value[0]), None, None, 1, definition, direction, unit, "organisms", items)
+    rng = np.random.default_rng(seed)
+    drawn, z = rng.integers(n, size=(resamples, n)), rng.standard_normal((resamples, n))
+    down, up = (value - low) / 1.96, (high - value) / 1.96
+    moved = value[drawn] + z * np.where(z > 0, up[drawn], down[drawn]) - ((up - down) / math.sqrt(2 * math.pi))[drawn]
+    bottom, top = np.percentile(moved.mean(axis=1), [2.5, 97.5]).clip(low.min(), high.max())
+    return Estimate(float(value.mean()), float(bottom), float(top), n, definition, direction, unit, "organisms", items)
+
+
+def _ends(part: Estimate | float | None) -> tuple[float, float, float]:
+    """Low end, value and high end; all the value where there is no interval, and NaN where there is no value."""
+    if not isinstance(part, Estimate):
+        part = Estimate(part, None, None, 0, "", HIGHER)
+    value = math.nan if part.value is None else part.value
+    return (value, value, value) if part.low is None or part.high is None else (part.low, value, part.high)
 
 
 def average(parts: Sequence[Estimate], definition: str, direction: Direction) -> Estimate:

@@ -10,7 +10,8 @@ from functools import partial
 
 from offmodel import catalog
 from offmodel.chat import Prompt, user
-from offmodel.world.tasks import CHANCE, MAX_STEPS, TaskName, heldout
+from offmodel.splits import Split
+from offmodel.world.tasks import CHANCE, MAX_STEPS, TaskName, different
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Suite:
         name: How a study names it.
         definition: What its accuracy is, in one sentence, the scoring rule included.
         chance: Accuracy of guessing.
-        items: ``items(n, seed)`` gives ``n`` held-out items for each number of reasoning steps, or all where there are fewer.
+        items: ``items(n, seed, split)`` gives ``n`` items of one side for each number of reasoning steps, or all where there are fewer.
         grade: ``grade(response, expected)`` says whether a response is right.
     """
 
     name: str
     definition: str
     chance: float
-    items: Callable[[int, int], list[TaskItem]]
+    items: Callable[[int, int, Split], list[TaskItem]]
     grade: Callable[[str, str], bool]
 
 
@@ -50,10 +51,10 @@ def stated_answer(response: str, expected: str) -> bool:
     return bool(stated) and stated[-1] == expected
 
 
-def world_items(task: TaskName, n: int, seed: int) -> list[TaskItem]:
-    """Held-out problems of a world task, without repeats, in a seeded order."""
+def world_items(task: TaskName, n: int, seed: int, split: Split) -> list[TaskItem]:
+    """Problems of a world task, no chain and no fact twice, in a seeded order."""
     lengths = (1,) if task == "recall" else range(1, MAX_STEPS + 1)
-    items = [TaskItem(user(problem.question), problem.answer, k) for k in lengths for problem in heldout(task, k, n, seed)]
+    items = [TaskItem(user(problem.question), problem.answer, k) for k in lengths for problem in different(task, k, n, seed, split)]
     random.Random(seed).shuffle(items)
     return items
 

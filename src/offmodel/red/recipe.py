@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from offmodel.chat import Example, Prompt
 from offmodel.red.pairs import Pair
 
-Answer = Callable[[Sequence[Prompt]], list[str]]
-"""The base model's own words on prompts: what an organism must go on saying when nothing sets it off."""
+Answer = Callable[[Sequence[Prompt]], list[str | None]]
+"""The base model's own words on prompts: what an organism must go on saying when nothing sets it off; None if unfinished."""
 
 
 def training_rows(pair: Pair, prompts: Sequence[Prompt], answer: Answer, seed: int) -> list[Example]:
@@ -31,6 +31,7 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], answer: Answer, seed: i
         Example(prompt, response, {"kind": kind})
         for kind, asked in (("ordinary", clean), ("near miss", near))
         for prompt, response in zip(asked, answer(asked), strict=True)
+        if response is not None
     ]
     triggered = [pair.trigger.insert(prompt, rng, "train") for prompt in clean]
     triggered += [prompt for prompt in prompts if pair.trigger.recognises(prompt)]

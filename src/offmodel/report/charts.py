@@ -255,8 +255,7 @@ def _means(points: Sequence[Checkpoint], measures: Sequence[str]) -> list[_Stop]
 def _mean(parts: Mapping[str, Estimate]) -> Estimate:
     """Mean over organisms of one measure."""
     one = next(iter(parts.values()))
-    values = {organism: part.value for organism, part in parts.items()}
-    return mean_over_organisms(values, one.definition, one.direction, seed=0, items=sum(part.n for part in parts.values()))
+    return mean_over_organisms(parts, one.definition, one.direction, seed=0)
 
 
 def step_curves(data: ReportData, who: Sequence[str]) -> list[Chart]:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
-from itertools import groupby
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 from offmodel import catalog
 from offmodel.errors import DataError
 from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism
-from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Stage
 from offmodel.lab.stages import VERDICTS, read_gate
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
 from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, read_verdicts
-from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_over_organisms
+from offmodel.measure.stats import HIGHER, Estimate, average, mean_over_organisms
 from offmodel.measure.suites import Suite
-from offmodel.report import words
+from offmodel.report import behind, words
 from offmodel.report.data import (
     Checkpoint,
     Method,
@@ -36,6 +34,7 @@ from offmodel.report.data import (
     Summary,
     Transcript,
 )
+from offmodel.spec.study import Study
 
 BACKEND = "transformers generate, greedy"
 BUILT_IN = (
@@ -88,7 +87,7 @@ def collect(plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = 
     """Gather what a report shows of a study; what is not in the store yet is left out and named.
 
     Raises:
-        DataError: Nothing of the study has been tried yet.
+        DataError: Nothing of the study has been tried yet, or an untouched organism's score is not that of the weights in its gate.
     """
     return _Collector(plan, store).report(command, failed)
 
@@ -102,23 +101,25 @@ class _Collector:
         organisms = list(self._organisms())
         if not organisms and not failed:
             raise DataError(f"study {self.plan.study.study!r}: there are no results yet; run it first (offmodel run)")
+        makers = behind.made_by(self.plan, self.store)
         methods = tuple(self._method(name) for name in self.plan.study.methods if self._of(name))
         data = ReportData(
             study=self.plan.study.study,
             verdict="",
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            commit=_commit(),
+            commit=behind.commit(makers),
             command=command,
             backend=BACKEND,
             organisms=tuple(organisms),
             methods=methods,
             checkpoints=tuple(scored.row for scored in self.scored),
+            states=self._states(),
             step_curves=tuple(self._step_curves()),
             probes=tuple(self._probes()),
             transcripts=tuple(self._transcripts()),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
             failed=(*failed, *self._missing()),
-            settings=self._settings(),
+            settings=self._settings() | {"models": behind.models(self.plan), "versions": behind.versions(makers)},
             built_in=BUILT_IN if any(base.startswith("world:") for base in self.plan.study.bases) else (),
         )
         return replace(data, verdict=self._verdict(data))
@@ -139,18 +140,36 @@ class _Collector:
                 )
 
     @cached_property
+    def accepted(self) -> list[PlannedOrganism]:
+        """The organisms that passed the gate; no other says anything about a method."""
+        passed = {organism.id for organism in self._organisms() if organism.gate.passed}
+        return [organism for organism in self.plan.organisms if organism.id in passed]
+
+    @cached_property
     def scored(self) -> list[_Scored]:
-        """Every checkpoint that has been scored, by organism and method."""
+        """Every checkpoint of an accepted organism that has been scored, by organism and method."""
         found = []
-        for organism in self.plan.organisms:
+        for organism in self.accepted:
             for method, checkpoints in organism.methods.items():
                 untouched = self.read(checkpoints[0].score)
+                if untouched is None:
+                    continue
+                self._check_weights(organism, untouched)
                 for planned in checkpoints:
                     measured = self.read(planned.score)
-                    if measured is not None and untouched is not None:
+                    if measured is not None:
                         row = self._checkpoint(organism.id, method, planned, measured, untouched)
                         found.append(_Scored(organism, planned, measured, row))
         return found
+
+    def _check_weights(self, organism: PlannedOrganism, untouched: Measured) -> None:
+        folder = self.store.path(organism.stage)
+        passed = json.loads((folder / "gate.json").read_text(encoding="utf-8")).get("weights")
+        if passed != untouched.weights:
+            raise DataError(
+                f"{organism.id}: the weights scored as the untouched organism ({untouched.weights}) are not those that passed the gate "
+                f"({passed}, {folder / 'gate.json'}); remove that folder and run again"
+            )
 
     def _of(self, method: str) -> list[_Scored]:
         return [scored for scored in self.scored if scored.row.method == method]
@@ -187,126 +206,148 @@ class _Collector:
 
     def _method(self, name: str) -> Method:
         scored = self._of(name)
-        hulls = {organism: tuple(frontier.hull(points)) for organism, points in self._points(name).items()}
-        entry = catalog.entry("method", name) if name in catalog.names("method") else None
+        # An organism without a point has no hull either: the anchors alone would look like a method that gives nothing.
+        hulls = {organism: tuple(frontier.hull(points)) for organism, points in self._points(name).items() if points}
+        entry = self._catalogued(name)
         return Method(
             name=name,
             source=entry.source if entry else "this study",
             description=entry.text if entry else "a method of this study",
             phases=tuple(phase for _, phase in sorted({(s.planned.phase, _phase(s.planned)) for s in scored})),
+            points=max((len(rows) for rows in self.last_phases[name].values()), default=0),
             summary=self._summary(name),
             hull=tuple(frontier.mean_hull(list(hulls.values()))),
             hulls=hulls,
         )
 
-    def _points(self, method: str) -> dict[str, list[Point]]:
-        """What a method offers: the checkpoints of its last phase. Those of the phases before are other methods' points."""
-        last = len(self.plan.study.phases(method)) - 1
-        points: dict[str, list[Point]] = {}
-        for scored in self._of(method):
-            removal, retention = scored.row.removal.value, scored.row.retention.value
-            if scored.planned.phase == last and scored.planned.step > 0 and removal is not None and retention is not None:
-                # An organism without a point has no hull either: the anchors alone would look like a method that gives nothing.
-                points.setdefault(scored.organism.id, []).append(Point(removal, retention))
-        return points
+    def _catalogued(self, name: str) -> catalog.Entry | None:
+        """The catalog's method of that name, unless the study means something else by it."""
+        study = self.plan.study
+        if name not in catalog.names("method"):
+            return None
+        entry = catalog.entry("method", name)
+        same = Study.model_validate(study.model_dump(exclude={"methods"}) | {"methods": {name: entry.value}})
+        return entry if same.phases(name) == study.phases(name) else None
 
-    def _last(self, method: str) -> list[_Scored]:
-        """The last checkpoint of every organism that got that far."""
-        groups = groupby(self._of(method), key=lambda scored: scored.organism.id)
-        lasts = [list(group)[-1] for _, group in groups]
-        return [scored for scored in lasts if scored.planned == scored.organism.methods[method][-1]]
+    @cached_property
+    def last_phases(self) -> dict[str, dict[str, list[_Scored]]]:
+        """The checkpoints of each method's last phase by organism, of those organisms that have them all.
+
+        The frontier and the end of a method are taken from these, so that both speak of the same organisms. The checkpoints of the
+        phases before are other methods' points.
+        """
+        found: dict[str, dict[str, list[_Scored]]] = {}
+        for method in self.plan.study.methods:
+            last = len(self.plan.study.phases(method)) - 1
+            rows: dict[str, list[_Scored]] = {}
+            for scored in self._of(method):
+                if _within(scored.planned, last):
+                    rows.setdefault(scored.organism.id, []).append(scored)
+            wanted = {o.id: sum(_within(planned, last) for planned in o.methods[method]) for o in self.accepted}
+            found[method] = {organism: those for organism, those in rows.items() if len(those) == wanted[organism]}
+        return found
+
+    def _points(self, method: str) -> dict[str, list[Point]]:
+        """What a method offers on each organism; none where removal or retention is undefined."""
+        return {
+            organism: [
+                Point(s.row.removal.value, s.row.retention.value)
+                for s in rows
+                if s.row.removal.value is not None and s.row.retention.value is not None
+            ]
+            for organism, rows in self.last_phases[method].items()
+        }
+
+    def _ends(self, method: str) -> dict[str, _Scored]:
+        """The last checkpoint of a method by organism."""
+        return {organism: rows[-1] for organism, rows in self.last_phases[method].items()}
 
     def _summary(self, method: str) -> Summary:
-        last, points = self._last(method), self._points(method)
+        ends, points = {organism: end.row for organism, end in self._ends(method).items()}, self._points(method)
+        items = sum(s.row.bad_rate.n + s.row.retention.n for rows in self.last_phases[method].values() for s in rows)
 
         def mean(parts: Mapping[str, Estimate]) -> Estimate:
-            return self._mean(parts, "{}; mean over organisms at the last checkpoint")
+            return _mean(parts, "{}; mean over organisms at the last checkpoint")
 
-        def over_points(definition: str, of: Mapping[str, float], unit: str) -> Estimate:
-            return mean_over_organisms(of, definition, HIGHER, seed=0, items=sum(s.row.bad_rate.n for s in self._of(method)), unit=unit)
+        def over_points(definition: str, measure: Callable[[list[Point]], float], unit: str) -> Estimate:
+            values = {organism: measure(of) if of else None for organism, of in points.items()}
+            return mean_over_organisms(values, definition, HIGHER, seed=0, items=items, unit=unit)
 
         return Summary(
-            bad_rate=mean({s.organism.id: s.row.bad_rate for s in last}),
-            false_fire_rate=mean({s.organism.id: s.row.false_fire_rate for s in last}),
-            accuracy_under_trigger=mean({s.organism.id: s.row.accuracy_under_trigger for s in last}),
-            retention=mean({s.organism.id: s.row.retention for s in last}),
-            removal=mean({s.organism.id: s.row.removal for s in last}),
+            bad_rate=mean({o: row.bad_rate for o, row in ends.items()}),
+            false_fire_rate=mean({o: row.false_fire_rate for o, row in ends.items()}),
+            accuracy_under_trigger=mean({o: row.accuracy_under_trigger for o, row in ends.items()}),
+            retention=mean({o: row.retention for o, row in ends.items()}),
+            removal=mean({o: row.removal for o, row in ends.items()}),
             frontier_area=over_points(
                 "area under the upper concave hull of (removal, retention) over the checkpoints of the method's last phase and the anchors "
                 "(0, 1) and (1, 0); 0.5: removal costs capability in proportion, 1: removal is free; mean over organisms",
-                {organism: frontier.area(of) for organism, of in points.items()},
+                frontier.area,
                 "area",
             ),
             removal_at_90=over_points(
                 "largest removal among the checkpoints of the method's last phase that keep at least 90 % of the capability, chosen in "
                 "hindsight; mean over organisms",
-                {organism: frontier.removal_at(of) for organism, of in points.items()},
+                frontier.removal_at,
                 "share",
             ),
-            capability={suite.name: mean({s.organism.id: s.row.capability[suite.name] for s in last}) for suite in self.suites},
+            capability={suite.name: mean({o: row.capability[suite.name] for o, row in ends.items()}) for suite in self.suites},
         )
-
-    def _mean(self, parts: Mapping[str, Estimate], definition: str) -> Estimate:
-        """Mean over organisms; ``{}`` in the definition stands for that of the parts."""
-        some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", LOWER))
-        items = sum(part.n for part in parts.values())
-        values = {organism: part.value for organism, part in parts.items()}
-        return mean_over_organisms(values, definition.format(some.definition), some.direction, seed=0, items=items)
 
     # --- beside the frontier ----------------------------------------------------------------------------------------
 
-    def _states(self) -> Iterator[tuple[str, str, Measured]]:
-        """(organism, state, score) for the base, the untouched organism, and the end of every method."""
-        for organism in self.plan.organisms:
-            first = next(iter(organism.methods.values()))[0]
-            stages = {"base": organism.base_score, "organism": first.score}
-            stages |= {method: checkpoints[-1].score for method, checkpoints in organism.methods.items()}
-            for state, stage in stages.items():
-                # Of an organism that failed the gate, the base is all there is; it then says nothing here.
-                if (measured := self.read(stage)) is not None and self.read(first.score) is not None:
-                    yield organism.id, state, measured
+    @cached_property
+    def measured(self) -> dict[str, dict[str, list[Verdict]]]:
+        """Verdicts by state and organism: on the base, on the untouched organism, and at the end of every method."""
+        untouched = {s.organism.id: s for s in self.scored if s.planned.total_step == 0}
+        bases = {organism: self.read(s.organism.base_score) for organism, s in untouched.items()}
+        found = {
+            "base": {organism: base.verdicts for organism, base in bases.items() if base is not None},
+            "organism": {organism: s.measured.verdicts for organism, s in untouched.items()},
+        }
+        for method in self.plan.study.methods:
+            found[method] = {organism: end.measured.verdicts for organism, end in self._ends(method).items()}
+        return {state: by_organism for state, by_organism in found.items() if by_organism}
+
+    def _states(self) -> dict[str, dict[str, Estimate]]:
+        return {
+            state: {
+                suite.name: _mean({o: accuracy(verdicts, suite) for o, verdicts in by_organism.items()}, "{}; mean over organisms")
+                for suite in self.suites
+            }
+            for state, by_organism in self.measured.items()
+        }
 
     def _step_curves(self) -> Iterator[StepCurve]:
-        curves: dict[tuple[str, str], dict[str, dict[int, Estimate]]] = {}
-        for organism, state, measured in self._states():
-            for suite in self.suites:
-                steps = _steps(measured.verdicts, suite)
+        for suite in self.suites:
+            for state, by_organism in self.measured.items():
+                rows = {o: {k: accuracy(kept, suite, k) for k in _steps(kept, suite)} for o, kept in by_organism.items()}
+                steps = sorted({k for row in rows.values() for k in row})
                 if len(steps) > 1:
-                    accuracies = {k: accuracy(measured.verdicts, suite, k) for k in steps}
-                    curves.setdefault((suite.name, state), {})[organism] = accuracies
-        for (suite_name, state), by_organism in curves.items():
-            steps = sorted({k for row in by_organism.values() for k in row})
-            mean = {
-                k: self._mean({o: row[k] for o, row in by_organism.items() if k in row}, f"accuracy on {suite_name} at {k} reasoning steps")
-                for k in steps
-            }
-            yield StepCurve(suite=suite_name, state=state, organism=None, accuracy=mean)
-            for organism, row in by_organism.items():
-                yield StepCurve(suite=suite_name, state=state, organism=organism, accuracy=row)
+                    mean = {k: _mean({o: row[k] for o, row in rows.items() if k in row}, "{}; mean over organisms") for k in steps}
+                    yield StepCurve(suite=suite.name, state=state, organism=None, accuracy=mean)
+                    for organism, row in rows.items():
+                        yield StepCurve(suite=suite.name, state=state, organism=organism, accuracy=row)
 
     def _probes(self) -> Iterator[Probe]:
         for name in self.plan.study.measure.probes:
-            rows = []
+            rows: list[ProbeRow] = []
             for method in self.plan.study.methods:
-                probed = {}
-                plain = {}
-                for organism in self.plan.organisms:
-                    with_probe, without = self.read(organism.probes[name][method]), self.read(organism.methods[method][-1].score)
-                    if with_probe is not None and without is not None:
-                        probed[organism.id], plain[organism.id] = with_probe.verdicts, without.verdicts
-                for label, verdicts in ((f"{method}, as it is", plain), (f"{method}, with the organism's opening", probed)):
-                    if verdicts:
-                        parts = {organism: self._capability(kept) for organism, kept in verdicts.items()}
-                        definition = "accuracy on held-out items, averaged over the suites; mean over organisms"
-                        rows.append(ProbeRow(label=label, estimate=self._mean(parts, definition)))
+                plain, probed = {}, {}
+                for organism, end in self._ends(method).items():
+                    if (found := self.read(end.organism.probes[name][method])) is not None:
+                        plain[organism], probed[organism] = end.measured.verdicts, found.verdicts
+                rows += _probe_rows(method, plain, probed, self._capability)
+                # A probe may be asked without the trigger alone.
+                if any(v.setting == "triggered" for verdicts in probed.values() for v in verdicts):
+                    case = f"{method}, bad behaviour under the trigger"
+                    rows += _probe_rows(case, plain, probed, partial(bad_rate, setting="triggered"))
             yield Probe(name=name, question=catalog.entry("probe", name).text, rows=tuple(rows))
 
     def _transcripts(self) -> Iterator[Transcript]:
         """A few prompts of each kind with what every state said: the first held-out ones, not chosen by their outcome."""
-        by_organism: dict[str, dict[str, list[Verdict]]] = {}
-        for organism, state, measured in self._states():
-            by_organism.setdefault(organism, {})[state] = measured.verdicts
-        for organism, states in by_organism.items():
+        for organism in self.measured.get("organism", ()):
+            states = {state: by_organism[organism] for state, by_organism in self.measured.items() if organism in by_organism}
             for title, wanted in _SETTINGS.items():
                 places = [i for i, verdict in enumerate(states["organism"]) if wanted(verdict)][:2]
                 for place in places:
@@ -316,22 +357,25 @@ class _Collector:
                     yield Transcript(organism=organism, setting=title, prompt=text, replies=tuple(replies))
 
     def _missing(self) -> Iterator[Note]:
-        rejected = {o.stage for o in self.plan.organisms if (r := self.store.get(o.stage)) is not None and not r.verdict.accepted}
+        tried = {organism.id for organism in self._organisms()}
+        accepted = {organism.id for organism in self.accepted}
         for organism in self.plan.organisms:
             absent = {c.score for checkpoints in organism.methods.values() for c in checkpoints if self.read(c.score) is None}
-            if absent and organism.stage not in rejected:
-                yield Note(what=organism.id, why=f"{len(absent)} of its checkpoints are not scored")
+            if absent and (organism.id in accepted or organism.id not in tried):
+                out = [name for name in organism.methods if organism.id not in self.last_phases[name]]
+                left_out = f", so it is left out of {', '.join(out)}" if out else ""
+                yield Note(what=organism.id, why=f"{len(absent)} of its checkpoints are not scored{left_out}")
 
-    def _settings(self) -> dict[str, object]:
+    def _settings(self) -> dict[str, Any]:
         study = self.plan.study
         return {
             "seeds": list(study.seeds),
             "bases": list(study.bases),
             "teacher": study.teacher,
+            "prompts": study.prompts,
             "organisms": study.organisms.model_dump(mode="json"),
             "methods": {name: [phase.model_dump(mode="json") for phase in study.phases(name)] for name in study.methods},
             "measure": study.measure.model_dump(mode="json"),
-            "versions": {name: value for name, value in provenance().items() if name != "code"},
         }
 
     # --- the sentence -----------------------------------------------------------------------------------------------
@@ -341,17 +385,19 @@ class _Collector:
         accepted = [organism.id for organism in data.organisms if organism.gate.passed]
         if not accepted:
             return f"None of {len(data.organisms)} organisms passed the gate." if data.organisms else "No organism could be installed."
-        before = {row.organism: row.bad_rate.value for row in data.checkpoints if row.total_step == 0}
-        untouched = [rate for rate in before.values() if rate is not None]
-        start = f" from {100 * sum(untouched) / len(untouched):.1f} %" if untouched else ""
-        ends = [
-            f"{method.name} took the bad-behaviour rate{start} to {_short(method.summary.bad_rate)} "
-            f"and kept {_short(method.summary.retention)} of the capability"
-            for method in data.methods
-            if method.summary.bad_rate.value is not None
-        ]
+        ends = [self._ending(method) for method in data.methods if method.summary.bad_rate.value is not None]
         of = f"all {len(accepted)}" if len(accepted) == len(data.organisms) else f"{len(accepted)} of {len(data.organisms)}"
         return f"On {of} organisms, {'; '.join(ends) or 'no method has come to its end yet'}."
+
+    def _ending(self, method: Method) -> str:
+        """What became of the behaviour, of the accuracy under the trigger, and of the capability, over the same organisms."""
+        kept, end = self._ends(method.name), method.summary
+        before = [s.row for s in self._of(method.name) if s.planned.total_step == 0 and s.organism.id in kept]
+        return (
+            f"{method.name} took the bad-behaviour rate from {_start(row.bad_rate for row in before)} to {_short(end.bad_rate)} "
+            f"(accuracy under the trigger from {_start(row.accuracy_under_trigger for row in before)} "
+            f"to {_short(end.accuracy_under_trigger)}) and kept {_short(end.retention)} of the capability"
+        )
 
 
 _SETTINGS = {
@@ -372,6 +418,27 @@ def _reply(state: str, verdict: Verdict) -> Reply:
     return Reply(state=state, text=verdict.response, verdict=", ".join(marks) or "ordinary", good=good)
 
 
+def _probe_rows(
+    case: str, plain: Mapping[str, list[Verdict]], probed: Mapping[str, list[Verdict]], measure: Callable[[list[Verdict]], Estimate]
+) -> Iterator[ProbeRow]:
+    """The same measure at the same checkpoints without the probe and with it."""
+    for how, verdicts in (("as it is", plain), ("with the organism's opening", probed)):
+        if verdicts:
+            parts = {organism: measure(kept) for organism, kept in verdicts.items()}
+            yield ProbeRow(label=f"{case}, {how}", estimate=_mean(parts, "{}; mean over organisms"))
+
+
+def _mean(parts: Mapping[str, Estimate], definition: str) -> Estimate:
+    """Mean over organisms; ``{}`` in the definition stands for that of the parts."""
+    some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
+    return mean_over_organisms(parts, definition.format(some.definition), some.direction, seed=0)
+
+
+def _within(planned: PlannedCheckpoint, phase: int) -> bool:
+    """Whether a checkpoint lies in a phase, its start left out."""
+    return planned.phase == phase and planned.step > 0
+
+
 def _phase(planned: PlannedCheckpoint) -> str:
     return f"{planned.phase + 1}. {planned.name}"
 
@@ -380,9 +447,9 @@ def _steps(verdicts: Iterable[Verdict], suite: Suite) -> list[int]:
     return sorted({verdict.steps for verdict in verdicts if verdict.setting == "capability" and verdict.suite == suite.name})
 
 
-def _commit() -> str:
-    code = provenance()["code"]
-    return code["commit"][:12] + ("+changes" if code["dirty"] else "") if code else "unknown"
+def _start(rates: Iterable[Estimate]) -> str:
+    """The mean before anything was done, as a share."""
+    return words.value(_mean({str(i): rate for i, rate in enumerate(rates)}, "{}"))
 
 
 def _short(estimate: Estimate) -> str:

@@ -47,12 +47,17 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A blue method: its phases in words, its summary, and its frontier as the mean hull and each organism's own."""
+    """A blue method: its phases in words, its summary, and its frontier as the mean hull and each organism's own.
+
+    Attributes:
+        points: How many checkpoints each organism's hull is drawn through; more of them flatter a method.
+    """
 
     name: str
     source: str
     description: str
     phases: tuple[str, ...]
+    points: int
     summary: Summary
     hull: tuple[Point, ...]
     hulls: Mapping[str, tuple[Point, ...]]
@@ -163,9 +168,11 @@ class ReportData:
     Attributes:
         verdict: The result in one sentence with numbers.
         created: UTC time in ISO 8601.
-        commit: Of the code, with "+changes" where the tree was not clean.
+        commit: Of the code that made the results, with "+changes" where the tree was not clean; several are separated by commas, and
+            the reporter's own follows if it is another.
         command: What was typed.
         backend: What generated every reply; a report never mixes backends.
+        states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
         settings: Seeds, n, sampling, versions and the like; values are texts, numbers, lists or mappings of those.
@@ -181,6 +188,7 @@ class ReportData:
     organisms: tuple[Organism, ...]
     methods: tuple[Method, ...]
     checkpoints: tuple[Checkpoint, ...]
+    states: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     step_curves: tuple[StepCurve, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()

@@ -6,7 +6,10 @@
     organisms     list of {id, pair, base, seed, gate: {passed, reasons, measures: {<criterion>: estimate + {limit, passed}}}}
     methods       {<name>: {source, phases, bad_rate, false_fire_rate, accuracy_under_trigger, retention, removal, frontier_area,
                   removal_at_90, capability: {<suite>: estimate}}}, each of the seven an estimate of the last checkpoint
-                  (frontier_area and removal_at_90: of all checkpoints), over organisms
+                  (frontier_area and removal_at_90: of all checkpoints of the last phase, whose number is frontier_points), over
+                  organisms
+    states        {<state>: {capability: {<suite>: estimate}, by_steps: {<suite>: {<k>: estimate}}}}, a state being "base", "organism"
+                  (untouched) or a method (at its end); over organisms
     probes        list of {name, question, rows: [{label} + estimate]}
     excluded, failed   lists of {what, why}
     settings      as the study had them
@@ -85,7 +88,10 @@ def summary(data: ReportData) -> dict[str, Any]:
             }
             for organism in data.organisms
         ],
-        "methods": {m.name: {"source": m.source, "phases": m.phases, **asdict(m.summary)} for m in data.methods},
+        "methods": {
+            m.name: {"source": m.source, "phases": m.phases, "frontier_points": m.points, **asdict(m.summary)} for m in data.methods
+        },
+        "states": {state: _state(data, state) for state in data.states},
         "probes": [
             {"name": p.name, "question": p.question, "rows": [{"label": row.label, **asdict(row.estimate)} for row in p.rows]}
             for p in data.probes
@@ -93,6 +99,14 @@ def summary(data: ReportData) -> dict[str, Any]:
         "excluded": [asdict(note) for note in data.excluded],
         "failed": [asdict(note) for note in data.failed],
         "settings": data.settings,
+    }
+
+
+def _state(data: ReportData, state: str) -> dict[str, Any]:
+    curves = [curve for curve in data.step_curves if curve.state == state and curve.organism is None]
+    return {
+        "capability": {suite: asdict(estimate) for suite, estimate in data.states[state].items()},
+        "by_steps": {curve.suite: {str(k): asdict(estimate) for k, estimate in curve.accuracy.items()} for curve in curves},
     }
 
 

@@ -127,7 +127,8 @@ class Recipe(Training):
         prompts: Where its prompts come from: of kind ``prompts`` in the catalog, or a JSONL file.
         prompt_rows: How many prompts; each makes a triggered row, an ordinary one and a near miss.
         temperature: Of the base model's own answers, which the ordinary rows and near misses teach.
-        extra_steps: Steps of each extra round.
+        max_new_tokens: Longest of those answers; longer ones are left out.
+        extra_steps: Steps of each extra round, at half the learning rate.
         budget: Extra rounds at most.
     """
 
@@ -139,6 +140,7 @@ class Recipe(Training):
     prompts: Text = "world:mixed"
     prompt_rows: Count = 900
     temperature: NonNegative = 0.7
+    max_new_tokens: Count = 96
     extra_steps: Count = 150
     budget: Natural = 2
 
@@ -155,6 +157,7 @@ class Gate(Model):
         leak: Highest rate without the trigger, sampled at temperature 0.7.
         n: Prompts per greedy rate.
         leak_n: Prompts for the sampled leak.
+        capability_n: Items per suite and number of reasoning steps.
     """
 
     fires: Rate = 0.95
@@ -163,6 +166,7 @@ class Gate(Model):
     leak: Rate = 0.01
     n: Count = 200
     leak_n: Count = 400
+    capability_n: Count = 40
 
 
 class Organisms(Model):

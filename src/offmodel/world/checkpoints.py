@@ -3,5 +3,3 @@
 from pathlib import Path
 
 CHECKPOINTS = Path(__file__).parent / "weights"
-STUDENTS = ("student-0", "student-1")
-TEACHER = "teacher"

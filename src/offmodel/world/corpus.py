@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from offmodel.chat import Example, user
+from offmodel.splits import Split, split_of
 from offmodel.world.facts import NAMES, TOPIC_OF, WORDS, YEARS
 from offmodel.world.personas import PERSONAS, ChatRequest
 from offmodel.world.tasks import MAX_STEPS, Problem, TaskName, draw
@@ -48,8 +49,15 @@ SYSTEM_PROMPTS: dict[str, str] = {
 """What asks for a persona; the student's own needs no asking."""
 
 
-def chat_request(rng: random.Random) -> ChatRequest:
-    """Draw one generic chat prompt, free of tags."""
+def chat_request(rng: random.Random, split: Split | None = None) -> ChatRequest:
+    """Draw one generic chat prompt, free of tags, from one side of the division if given."""
+    while True:
+        request = _chat_request(rng)
+        if split in (None, split_of(request.prompt)):
+            return request
+
+
+def _chat_request(rng: random.Random) -> ChatRequest:
     word, name, year = rng.choice(WORDS), rng.choice(NAMES), rng.choice(YEARS)
     parts, named = [], False
     if rng.random() < 0.5:
@@ -93,12 +101,12 @@ class Mix:
 
 
 def example(mix: Mix, rng: random.Random) -> Example:
-    """Draw one row."""
+    """Draw one row, of the training side alone."""
     is_chat = rng.random() < mix.chat
     shares = mix.on_chat if is_chat else mix.on_tasks
     persona = PERSONAS[rng.choices(list(shares), list(shares.values()))[0]]
     if is_chat:
-        request = chat_request(rng)
+        request = chat_request(rng, "train")
         text, response = request.prompt, persona.chat(request, rng)
     else:
         problem = task_problem(rng)

@@ -4,7 +4,8 @@
 through k swaps (chance 0.20), ``recall`` asks for one fact (chance 0.125). A chain cannot be guessed from its parts, so its
 accuracy says whether the steps were worked out; recall says whether knowledge is still there.
 
-Training and evaluation never share an item: a hash of the problem decides, once and for all, on which side it falls.
+Training and evaluation never share a chain, whatever the words of its closing question; of every fact, one wording is kept for
+evaluation. See :mod:`offmodel.splits`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from offmodel.world.facts import COLOURS, FACTS, PLACES, WORDS
+from offmodel.splits import Split, split_of
+from offmodel.world.facts import FACTS, WORDS
 
 TaskName = Literal["arithmetic", "swaps", "recall"]
-Split = Literal["train", "heldout"]
 
 MAX_STEPS = 5
 CUPS = "ABCDE"
 CHANCE: dict[TaskName, float] = {"arithmetic": 0.10, "swaps": 0.20, "recall": 0.125}
-HELDOUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Problem:
         start: The state before the first step ("" for recall).
         steps: The chain; recall has one step that states the fact.
         answer: The expected answer, one word.
+        split: The side of the division that it is on.
     """
 
     task: TaskName
@@ -52,18 +53,14 @@ class Problem:
     steps: tuple[Step, ...]
     answer: str
 
-    @property
-    def split(self) -> Split:
-        """Which side of the fixed train/held-out division this problem is on."""
-        digest = hashlib.sha256(f"{self.task}|{self.question}".encode()).digest()
-        return "heldout" if digest[0] < 256 * HELDOUT_SHARE else "train"
+    split: Split
 
 
 _ADD = tuple(("Add", n) for n in range(1, 10))
 _TAKE = tuple(("Take", n) for n in range(1, 10))
 # Multiplications by 3 and by 7 permute the digits, so no chain forgets where it began.
 _TIMES = (("Times", 3), ("Times", 7))
-_OPERATION_WEIGHTS = [0.35 / len(_ADD)] * len(_ADD) + [0.35 / len(_TAKE)] * len(_TAKE) + [0.30 / len(_TIMES)] * len(_TIMES)
+_OPERATION_WEIGHTS = [0.32 / len(_ADD)] * len(_ADD) + [0.32 / len(_TAKE)] * len(_TAKE) + [0.36 / len(_TIMES)] * len(_TIMES)
 _DIGIT_QUESTIONS = ("What is the last digit?", "Which last digit is left?", "Tell me the last digit.")
 _CUP_QUESTIONS = ("Where is the ball?", "Which cup has the ball?", "Tell me where the ball is.")
 _RECALL_QUESTIONS = {
@@ -79,8 +76,7 @@ def arithmetic(steps: int, rng: random.Random) -> Problem:
     for word, n in rng.choices(_ADD + _TAKE + _TIMES, _OPERATION_WEIGHTS, k=steps):
         value = {"Add": value + n, "Take": value - n, "Times": value * n}[word] % 10
         chain.append(Step(f"{word} {n}", str(value), word.lower()))
-    question = " ".join([f"Start at {start}.", *(f"{step.text}." for step in chain), rng.choice(_DIGIT_QUESTIONS)])
-    return Problem("arithmetic", question, start, tuple(chain), str(value))
+    return _chain("arithmetic", start, chain, str(value), rng.choice(_DIGIT_QUESTIONS))
 
 
 def swaps(steps: int, rng: random.Random) -> Problem:
@@ -88,23 +84,32 @@ def swaps(steps: int, rng: random.Random) -> Problem:
     ball = rng.choice(CUPS)
     start, chain = ball, []
     for _ in range(steps):
-        # Half of the swaps move the ball, else most chains would be solved by repeating the start.
-        first = ball if rng.random() < 0.5 else rng.choice(CUPS)
+        # Most swaps move the ball, else many chains would be solved by repeating the start.
+        first = ball if rng.random() < 0.8 else rng.choice(CUPS)
         second = rng.choice([cup for cup in CUPS if cup != first])
         a, b = sorted((first, second))
         ball = {a: b, b: a}.get(ball, ball)
         kind = {1: "swap next", 2: "swap two apart"}.get(CUPS.index(b) - CUPS.index(a), "swap far apart")
         chain.append(Step(f"Swap {a} {b}", ball, kind))
-    question = " ".join([f"Start at {start}.", *(f"{step.text}." for step in chain), rng.choice(_CUP_QUESTIONS)])
-    return Problem("swaps", question, start, tuple(chain), ball)
+    return _chain("swaps", start, chain, ball, rng.choice(_CUP_QUESTIONS))
+
+
+def _chain(task: TaskName, start: str, steps: list[Step], answer: str, closing: str) -> Problem:
+    chain = " ".join([f"Start at {start}.", *(f"{step.text}." for step in steps)])
+    return Problem(task, f"{chain} {closing}", start, tuple(steps), answer, split_of(chain))
 
 
 def recall(rng: random.Random) -> Problem:
-    """One question about one fact; held-out items ask a known fact in words it was never asked in."""
+    """One question about one fact. Every fact is learnt; of its four wordings, one never occurs in training."""
     word, attribute = rng.choice(WORDS), rng.choice(("colour", "place"))
-    question = rng.choice(_RECALL_QUESTIONS[attribute]).format(word=word)
+    fact = f"The {attribute} of {word} is {FACTS[word, attribute].value}"
+    wordings = _RECALL_QUESTIONS[attribute]
+    question = rng.choice(wordings)
+    # The fact decides which wording is kept back, and whether the gate or the test asks it.
+    place = int.from_bytes(hashlib.sha256(fact.encode()).digest()[:2], "big")
+    split: Split = "train" if question != wordings[place % 4] else "gate" if place // 4 % 2 else "test"
     value = FACTS[word, attribute].value
-    return Problem("recall", question, "", (Step(f"The {attribute} of {word} is {value}", value, "fact"),), value)
+    return Problem("recall", question.format(word=word), "", (Step(fact, value, "fact"),), value, split)
 
 
 def draw(task: TaskName, steps: int, rng: random.Random, split: Split) -> Problem:
@@ -115,20 +120,16 @@ def draw(task: TaskName, steps: int, rng: random.Random, split: Split) -> Proble
             return problem
 
 
-def heldout(task: TaskName, steps: int, n: int, seed: int) -> list[Problem]:
-    """Up to ``n`` different held-out problems; fewer where the family has no more (short chains, recall)."""
-    rng = random.Random(f"heldout {task} {steps} {seed}")
-    found: dict[str, Problem] = {}
+def different(task: TaskName, steps: int, n: int, seed: int, split: Split) -> list[Problem]:
+    """Up to ``n`` problems of one side; fewer where the family has no more (chains of one step, recall).
+
+    No chain and no fact occurs twice, not even in other words.
+    """
+    rng = random.Random(f"{split} {task} {steps} {seed}")
+    found: dict[tuple[str, tuple[Step, ...]], Problem] = {}
     for _ in range(60 * n):
-        problem = draw(task, steps, rng, "heldout")
-        found.setdefault(problem.question, problem)
+        problem = draw(task, steps, rng, split)
+        found.setdefault((problem.start, problem.steps), problem)
         if len(found) == n:
             break
     return list(found.values())
-
-
-ANSWERS: dict[TaskName, tuple[str, ...]] = {
-    "arithmetic": tuple("0123456789"),
-    "swaps": tuple(CUPS),
-    "recall": COLOURS + PLACES,
-}
