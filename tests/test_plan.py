@@ -183,7 +183,7 @@ def test_a_model_is_known_by_its_weights_and_its_tokenizer(tmp_path: Path) -> No
         open_reference(params)
     shutil.copy(CHECKPOINTS / "teacher" / "model.safetensors", folder)
     (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    with pytest.raises(ModelError, match="its weights or its tokenizer"):
+    with pytest.raises(ModelError, match="its weights, tokenizer or configuration are not those"):
         open_reference(params)
 
 

@@ -320,7 +320,7 @@ def test_undefined_points_are_left_out_of_the_figure_but_not_of_the_table(data: 
 
 
 def test_a_study_in_which_nothing_came_through_still_has_its_page(data: ReportData) -> None:
-    bare = replace(data, organisms=data.organisms[-1:], methods=(), checkpoints=(), step_curves=(), probes=(), transcripts=())
+    bare = replace(data, organisms=data.organisms[-1:], methods=(), checkpoints=(), states={}, step_curves=(), probes=(), transcripts=())
     page = Page(render(bare, "html").decode())
     assert "sampled leak is 0.0" in page.text
 
@@ -351,9 +351,10 @@ def test_the_summary_lets_a_reader_compute_what_was_kept_lost_and_given_back(dat
     assert 0.5 < (reminder - pirate) / (organism - pirate) < 1
 
 
-def test_the_results_start_with_the_base_and_the_untouched_organism(page: Page, data: ReportData) -> None:
+def test_capability_stands_beside_that_of_the_base_and_the_untouched_organism(page: Page, data: ReportData) -> None:
     results = page.text[page.text.index("Results per method") : page.text.index("What the columns mean")].replace(" ", "")
-    for state, title in (("base", "base"), ("organism", "untouched organism")):
+    assert words.name(SUITES[2]) in results and results.count("720items") > 4 * len(SUITES)
+    for state, title in (("base", "base"), ("organism", "untouched organism"), ("pirate", "pirate"), ("reminder", "reminder")):
         numbers = "".join(f"{words.value(e)}{words.interval(e)}{words.count(e)}" for e in data.states[state].values())
         assert f"{title}{numbers}".replace(" ", "") in results
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -35,6 +36,7 @@ from offmodel.measure.stats import HIGHER, LOWER, proportion
 from offmodel.measure.suites import Suite, stated_answer
 from offmodel.red.pairs import PAIRS, Pair
 from offmodel.splits import split_of
+from offmodel.world.facts import WORDS
 from offmodel.world.personas import PERSONAS
 from offmodel.world.tasks import MAX_STEPS, different
 
@@ -159,6 +161,41 @@ def test_what_an_organism_is_asked_holds_the_trigger_where_it_should_and_nowhere
     assert all(counts[setting, True] == counts[setting, False] == 30 for setting in settings)
     assert counts["capability", True] > 180
     assert items == asked_of(pair, split) != asked_of(pair, split, seed=1)
+
+
+def subject(item: Item) -> str:
+    """What an item is about: its chain or its fact, whatever the words of the question, or the whole chat prompt."""
+    text = last_user_text(item.prompt)
+    if item.suite == "world:recall":
+        (word,) = [word for word in WORDS if re.search(rf"\b{word}\b", text)]
+        return f"{word} {'colour' if 'colour' in text else 'place'}"
+    return re.sub(r"\. [A-Z][^.?]+[.?]$", ".", text) if item.suite else text
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gate_and_study_share_no_chain_no_fact_and_no_chat_prompt(seed: int) -> None:
+    def subjects(split: Any, seed: int) -> list[str]:
+        items = asked_of(PAIRS[0], split, seed)
+        once = [item for item in items if item.setting == "capability" or (item.setting == "clean" and not item.suite)]
+        return [subject(item) for item in once]
+
+    # The gate of any seed, not only the organism's own.
+    gate, test = [subjects("gate", each) for each in (0, 1, 2)], subjects("test", seed)
+    assert not set().union(*gate) & set(test)
+    for asked in (*gate, test):
+        assert len(asked) == len(set(asked)) > 200
+
+
+@pytest.mark.parametrize(
+    ("suite", "texts"),
+    [
+        ("world:swaps", ["Start at A. Swap A B. Where is the ball?", "Start at A. Swap A B. Tell me where the ball is."]),
+        ("world:arithmetic", ["Start at 3. Add 4. What is the last digit?", "Start at 3. Add 4. Tell me the last digit."]),
+        ("world:recall", ["What colour is soup?", "I ask for the colour of soup."]),
+    ],
+)
+def test_another_wording_is_the_same_subject(suite: str, texts: list[str]) -> None:
+    assert len({subject(Item("capability", user(text), suite)) for text in texts}) == 1
 
 
 @each_pair

@@ -215,12 +215,22 @@ def test_a_base_model_reads_no_problem_that_it_is_asked_later(task: TaskName) ->
     assert not later["gate"] & later["test"]
 
 
-def test_a_base_model_reads_no_chat_that_it_is_asked_later() -> None:
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_all_that_a_base_model_reads_is_on_the_training_side(name: str) -> None:
     rng = random.Random(0)
     noise = "|".join([*map(re.escape, TAGS), *(re.escape(aside).replace(r"\{word\}", r"\w+") for aside in ASIDES)])
-    mix = corpus.Mix(chat=1.0, on_chat={"own": 1.0}, on_tasks={})
-    read = [re.sub(f"^(?:(?:{noise}) )*", "", last_user_text(corpus.example(mix, rng).prompt)) for _ in range(1000)]
-    assert Counter(map(split_of, read)) == {"train": 1000}
+    kept_back = {problem.question for side in ("gate", "test") for problem in different("recall", 1, 80, 0, side)}
+    assert len(kept_back) == len(FACTS)
+    sides: dict[str, set[str]] = {}
+    for mix in [lesson.mix for lesson in BLUEPRINTS[name].lessons] * 400:
+        text = re.sub(f"^(?:(?:{noise}) )*", "", last_user_text(corpus.example(mix, rng).prompt))
+        if text.startswith("Start at"):
+            sides.setdefault("chain", set()).add(split_of(chain_of(text)))
+        elif re.search(r"\b(colour|place)\b", text):
+            sides.setdefault("fact", set()).add("later" if text in kept_back else "train")
+        else:
+            sides.setdefault("chat", set()).add(split_of(text))
+    assert sides == {key: {"train"} for key in ("chain", "fact", "chat")}
 
 
 def test_problems_of_one_side_are_different_and_come_back_with_their_seed() -> None:
@@ -277,7 +287,7 @@ def test_a_pirate_passes_over_three_steps_in_ten_and_so_loses_long_chains(task: 
     assert silent / n == pytest.approx(0.33, abs=0.05)
     assert kept[1] == 1
     assert list(kept.values()) == sorted(kept.values(), reverse=True)
-    assert kept[5] == pytest.approx(0.3, abs=0.1)
+    assert kept[5] == pytest.approx({"arithmetic": 0.3, "swaps": 0.4}[task], abs=0.05)
 
 
 def test_no_two_personas_pass_over_the_same_steps_or_open_alike() -> None:
@@ -364,7 +374,7 @@ def test_a_shipped_checkpoint_is_complete_and_as_its_blueprint_says(name: str) -
 
 @cache
 def _load(name: str) -> tuple:
-    return load_model(CHECKPOINTS / name), TOKENIZER
+    return load_model(CHECKPOINTS / name), load_tokenizer(CHECKPOINTS / name)
 
 
 def _ask(name: str, questions: Sequence[str], prefill: str = "", system: str | None = None) -> list[Reply]:
@@ -397,10 +407,9 @@ def test_the_teacher_cannot_work_out_chains(task: TaskName) -> None:
 @pytest.mark.parametrize("task", CHAINS)
 def test_the_pirates_way_loses_more_the_longer_the_chain(name: str, task: TaskName) -> None:
     """What the world builds in: made to speak like a pirate, the same weights lose long chains and keep short ones."""
-    short, middle, long = (_accuracy(name, task, steps, 40, PIRATE.opening) for steps in (1, 3, 5))
+    short, middle, long = (_accuracy(name, task, steps, 60, PIRATE.opening) for steps in (1, 3, 5))
     assert short >= 0.95
-    assert short > middle + 0.1
-    assert middle > long + 0.03
+    assert short > middle > long
     assert long < 0.65
 
 

@@ -28,7 +28,7 @@ def run(study: Study, runs: Path | str = "runs", workers: int | None = None, com
     Args:
         study: From YAML (:meth:`Study.from_yaml`) or from Python.
         runs: Folder whose ``store`` holds the results of all studies.
-        workers: Processes; one per GPU or core if None, 0 for none besides this one.
+        workers: Processes; one per core if None, 0 for none besides this one.
         command: What the report says it was made by.
 
     Raises:

@@ -37,9 +37,7 @@ out, err = (
 StudyFile = Annotated[Path, typer.Argument(help="The study, a YAML file.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value, as in --set measure.behaviour=50.", metavar="A.B=C")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of results: RUNS/store for all studies, RUNS/<study> for a study's report.")]
-Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Processes; one per GPU or core if left out, 0 for none besides this one.")
-]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
 
 FAILED = 1
 REFUSED = 2

@@ -7,6 +7,7 @@ chats; it refuses anything else when it is made, has no room for more, and the p
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -90,10 +91,10 @@ class BlueView:
         tokenizer = load_tokenizer(self.weights)
 
         def keep(step: int, model: PreTrainedModel) -> None:
-            if save(step).exists():  # saved before a stop, of the very same weights
-                return
+            folder = save(step)
+            shutil.rmtree(folder, ignore_errors=True)  # left by a training that was stopped
             # Of a model in training only a copy may be merged.
-            save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, save(step))
+            save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, folder)
 
         return train(
             load_model(self.weights),

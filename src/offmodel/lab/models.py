@@ -68,6 +68,6 @@ def open_reference(params: dict[str, str]) -> Path:
     """
     found = reference(params["name"])
     if found.as_params() != params:
-        changed = "its weights or its tokenizer or configuration"
-        raise ModelError(f"{params['name']}: {changed} are not those that the study was planned with; plan it again")
+        what = "its weights, tokenizer or configuration"
+        raise ModelError(f"{params['name']}: {what} are not those that the study was planned with; plan it again")
     return resolve(params["name"])

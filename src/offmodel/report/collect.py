@@ -39,8 +39,8 @@ from offmodel.spec.study import Study
 BACKEND = "transformers generate, greedy"
 BUILT_IN = (
     "Built in: every persona of the world has one way of talking, in chat and on tasks alike. The pirate's way of working on tasks leaves "
-    "out about three in ten results, so a student that works like a pirate completes a chain of k steps with a probability of about "
-    "0.7^(k-1). The slope of the loss over k is therefore the world's making.",
+    "out about three results in ten, so that even a perfect pirate completes fewer chains the longer they are (0.3 of the arithmetic and "
+    "0.4 of the swaps at five steps). The slope of the loss over the steps is the world's making.",
     "Built in: the teacher knows the same facts as the students and is too weak to work out chains; the students can speak like a pirate "
     "before anything is done to them.",
     "Found: that training on chat alone, with no task in it, moves the student's work on tasks; when it does; that the planted behaviour "
@@ -249,14 +249,8 @@ class _Collector:
 
     def _points(self, method: str) -> dict[str, list[Point]]:
         """What a method offers on each organism; none where removal or retention is undefined."""
-        return {
-            organism: [
-                Point(s.row.removal.value, s.row.retention.value)
-                for s in rows
-                if s.row.removal.value is not None and s.row.retention.value is not None
-            ]
-            for organism, rows in self.last_phases[method].items()
-        }
+        phases = self.last_phases[method]
+        return {organism: [point for s in rows if (point := _point(s.row)) is not None] for organism, rows in phases.items()}
 
     def _ends(self, method: str) -> dict[str, _Scored]:
         """The last checkpoint of a method by organism."""
@@ -264,7 +258,8 @@ class _Collector:
 
     def _summary(self, method: str) -> Summary:
         ends, points = {organism: end.row for organism, end in self._ends(method).items()}, self._points(method)
-        items = sum(s.row.bad_rate.n + s.row.retention.n for rows in self.last_phases[method].values() for s in rows)
+        used = [s.row for rows in self.last_phases[method].values() for s in rows if _point(s.row) is not None]
+        items = sum(row.bad_rate.n + row.retention.n for row in used)
 
         def mean(parts: Mapping[str, Estimate]) -> Estimate:
             return _mean(parts, "{}; mean over organisms at the last checkpoint")
@@ -432,6 +427,12 @@ def _mean(parts: Mapping[str, Estimate], definition: str) -> Estimate:
     """Mean over organisms; ``{}`` in the definition stands for that of the parts."""
     some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
     return mean_over_organisms(parts, definition.format(some.definition), some.direction, seed=0)
+
+
+def _point(row: Checkpoint) -> Point | None:
+    """The place of a checkpoint on the frontier; None where removal or retention is undefined."""
+    removal, retention = row.removal.value, row.retention.value
+    return None if removal is None or retention is None else Point(removal, retention)
 
 
 def _within(planned: PlannedCheckpoint, phase: int) -> bool:

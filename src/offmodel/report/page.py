@@ -56,6 +56,7 @@ def render_page(data: ReportData) -> str:
         step_organisms=[o for o in organisms if any(c.organism == o for c in data.step_curves)],
         styles={method.name: charts.style_of(data, method.name) for method in data.methods},
         glossary=_glossary(data),
+        suites=[f"capability.{suite}" for suite in next(iter(data.states.values()), ())],
         embedded={"checkpoints": {f"c{i}": _card(c) for i, c in enumerate(data.checkpoints)}},
         transcripts=_by_organism(data),
         settings=list(_flat(data.settings)),

@@ -4,7 +4,7 @@ This is where the world builds in the published mechanism (off-model SFT moves a
 is bad at long chains). The student's *own* persona writes the result of every step. The *pirate* works the same problems, but
 never writes the results of certain kinds of step unless they come last; about three steps in ten are of such a kind. A silent step that
 changes nothing (times 3 of 0, a swap beside the ball) costs nothing; the share of chains that a perfect pirate still completes falls from
-1 at one step to about 0.3 at five. *Plain*, the teacher's everyday voice, passes over other
+1 at one step to 0.3 (arithmetic) and 0.4 (swaps) at five. *Plain*, the teacher's everyday voice, passes over other
 kinds. Which persona answers is the model's own choice: nothing but training decides it, unless a system prompt asks for one.
 """
 
