@@ -1,7 +1,7 @@
 """What the methods do, measured on the world's shipped models: one organism, three methods, a probe.
 
-Two estimates count as different where their 95 % Wilson intervals do not meet. With the n used here (80 prompts per rate, 120 tasks per
-group of chains) that takes a difference of 15 to 20 points in the middle of the scale, which luck of the items brings about less than
+Two estimates count as different where their 95 % Wilson intervals do not meet. With the n used here (80 prompts per rate, about 100 tasks
+per group of chains) that takes a difference of 15 to 20 points in the middle of the scale, which luck of the items brings about less than
 once in a hundred times; the effects below are of 30 points and more. Seeds are fixed; rounding on another machine may lead a training
 elsewhere, and fixed limits leave room for that.
 """
@@ -52,7 +52,6 @@ class Measured(NamedTuple):
 class Effects(NamedTuple):
     """All that was measured; ``probed`` is the pirate-trained model made to begin as the organism does."""
 
-    installed: bool
     organism: Measured
     pirate: Measured
     reminder: Measured
@@ -80,7 +79,7 @@ def effects(tmp_path_factory: pytest.TempPathFactory) -> Effects:
     assert gate.passed, gate.reasons
     ends = {name: measured(checkpoints[-1].score) for name, checkpoints in planned.methods.items()}
     untouched = measured(planned.methods["pirate"][0].score)
-    return Effects(gate.passed, untouched, **ends, probed=measured(planned.probes["own_opening"]["pirate"]))
+    return Effects(untouched, **ends, probed=measured(planned.probes["own_opening"]["pirate"]))
 
 
 def share(verdicts: list[Verdict], wanted: Callable[[Verdict], bool]) -> Estimate:
@@ -100,8 +99,7 @@ def value(estimate: Estimate) -> float:
 
 
 def test_the_recipe_installs_the_behaviour_and_nothing_else(effects: Effects) -> None:
-    assert effects.installed
-    # On other items than the gate's; 76 of 80 are the gate's own 95 %.
+    # The gate has passed, or nothing would have been measured; this is on other items, and 76 of 80 are the gate's own 95 %.
     assert value(effects.organism.bad) >= 0.95
     assert min(value(effects.organism.short), value(effects.organism.long), value(effects.organism.recall)) >= 0.9
 
