@@ -133,7 +133,7 @@ class _Organism:
                 "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
                 "gate": gate.model_dump(mode="json"), "suites": list(self.suites), "prompts": study.prompts, "seed": seed,
             } | files_read(recipe.prompts, study.prompts),
-            label=f"install {self.id}", cost=0.08 * recipe.steps + 10,
+            label=f"install {self.id}", cost=0.1 * recipe.steps + 15,
         )  # fmt: skip
 
     def planned(self) -> PlannedOrganism:
@@ -168,7 +168,7 @@ class _Organism:
             inputs["labels"] = self._labels(phase)
         else:
             params |= files_read(phase.labels)
-        return Stage("treat", params, inputs, label=f"train {self.id}: {phase_name(phase)}", cost=0.08 * phase.steps + 2)
+        return Stage("treat", params, inputs, label=f"train {self.id}: {phase_name(phase)}", cost=0.06 * phase.steps + 1)
 
     def _labels(self, phase: SftPhase) -> Stage:
         rows = phase.rows or phase.steps * phase.batch_size
@@ -189,7 +189,7 @@ class _Organism:
             inputs["organism"] = self.stage
         else:
             params["teacher"] = reference(self.study.teacher).as_params()
-        return Stage("labels", params, inputs, label=f"labels by the {phase.labels}", cost=3)
+        return Stage("labels", params, inputs, label=f"labels by the {phase.labels}", cost=1)
 
     def _score(self, what: str, model: Stage | None, weights: str, **inputs: Stage) -> Stage:
         measure = self.study.measure
@@ -202,13 +202,13 @@ class _Organism:
         else:
             params["weights"] = weights
             inputs["model"] = model
-        return Stage("score", params, inputs, label=f"score {self.id}: {what}", cost=5)
+        return Stage("score", params, inputs, label=f"score {self.id}: {what}", cost=2)
 
     def _probe(self, probe: str, method: str, last: Stage, untouched: Stage) -> Stage:
         """The last checkpoint again, with what the probe changes."""
         params = dict(last.params) | catalog.get("probe", probe)
         inputs = dict(last.inputs) | {"reference": untouched}
-        return Stage("score", params, inputs, label=f"probe {self.id}: {probe} of {method}", cost=3)
+        return Stage("score", params, inputs, label=f"probe {self.id}: {probe} of {method}", cost=2)
 
 
 def phase_name(phase: SftPhase) -> str:
