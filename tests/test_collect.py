@@ -294,8 +294,8 @@ def test_the_states_are_means_over_the_same_organisms(data: ReportData) -> None:
 
 def test_the_verdict_puts_accuracy_under_the_trigger_beside_the_rate(data: ReportData) -> None:
     # Untouched: 20 and 10 of 20 bad, and none of the 10 tasks under the trigger right. After "off": 10 and 5 of 10 are right.
-    assert "off took the bad-behaviour rate from 75.0 % to 12.5 % [" in data.verdict
-    assert "] (accuracy under the trigger from 0.0 % to 75.0 % [" in data.verdict
+    assert "the bad-behaviour rate went from 75.0 % to 12.5 % [" in data.verdict
+    assert "of the capability kept; accuracy under the trigger 75.0 %), to " in data.verdict
     assert data.verdict.count("accuracy under the trigger") == 2 and data.verdict.count(". ") == 0
 
 

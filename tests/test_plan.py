@@ -358,7 +358,7 @@ def test_other_wording_makes_another_organism_and_keeps_the_teachers_labels(rewo
             )
         ),
     ],
-    ids=str,
+    ids=lambda value: ("+".join(sorted(value)) or "nothing") if isinstance(value, set) else None,
 )
 def test_a_key_changes_with_what_the_result_depends_on_and_with_nothing_else(change: dict[str, Any], expected: set[str]) -> None:
     assert changed(plan(), plan(**change)) == expected

@@ -400,7 +400,7 @@ def test_students_and_teacher_know_the_facts(name: str) -> None:
 
 @pytest.mark.parametrize("task", CHAINS)
 def test_the_teacher_cannot_work_out_chains(task: TaskName) -> None:
-    assert _accuracy(TEACHER, task, MAX_STEPS, 40) < 0.5
+    assert _accuracy(TEACHER, task, MAX_STEPS, 100) < 0.5
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -380,18 +380,20 @@ class _Collector:
         accepted = [organism.id for organism in data.organisms if organism.gate.passed]
         if not accepted:
             return f"None of {len(data.organisms)} organisms passed the gate." if data.organisms else "No organism could be installed."
-        ends = [self._ending(method) for method in data.methods if method.summary.bad_rate.value is not None]
         of = f"all {len(accepted)}" if len(accepted) == len(data.organisms) else f"{len(accepted)} of {len(data.organisms)}"
-        return f"On {of} organisms, {'; '.join(ends) or 'no method has come to its end yet'}."
+        ended = [method for method in data.methods if method.summary.bad_rate.value is not None]
+        if not ended:
+            return f"On {of} organisms, no method has come to its end yet."
+        before = {s.organism.id: s.row.bad_rate.value for s in self.scored if s.planned.total_step == 0}
+        start = sum(rate or 0.0 for rate in before.values()) / len(before)
+        return f"On {of} organisms, the bad-behaviour rate went from {100 * start:.1f} % to {', to '.join(map(self._ending, ended))}."
 
     def _ending(self, method: Method) -> str:
-        """What became of the behaviour, of the accuracy under the trigger, and of the capability, over the same organisms."""
-        kept, end = self._ends(method.name), method.summary
-        before = [s.row for s in self._of(method.name) if s.planned.total_step == 0 and s.organism.id in kept]
+        """What a method left of the behaviour and of the capability; a low rate may hide a broken model, so accuracy stands beside it."""
+        end = method.summary
         return (
-            f"{method.name} took the bad-behaviour rate from {_start(row.bad_rate for row in before)} to {_short(end.bad_rate)} "
-            f"(accuracy under the trigger from {_start(row.accuracy_under_trigger for row in before)} "
-            f"to {_short(end.accuracy_under_trigger)}) and kept {_short(end.retention)} of the capability"
+            f"{_short(end.bad_rate)} after {method.name} ({_short(end.retention)} of the capability kept; "
+            f"accuracy under the trigger {words.value(end.accuracy_under_trigger)})"
         )
 
 
@@ -446,11 +448,6 @@ def _phase(planned: PlannedCheckpoint) -> str:
 
 def _steps(verdicts: Iterable[Verdict], suite: Suite) -> list[int]:
     return sorted({verdict.steps for verdict in verdicts if verdict.setting == "capability" and verdict.suite == suite.name})
-
-
-def _start(rates: Iterable[Estimate]) -> str:
-    """The mean before anything was done, as a share."""
-    return words.value(_mean({str(i): rate for i, rate in enumerate(rates)}, "{}"))
 
 
 def _short(estimate: Estimate) -> str:
