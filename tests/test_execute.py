@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,9 @@ def runner(store: Store, trace: Path, stages: str, workers: int = 2) -> subproce
         f"    run({stages}, Store({str(store.root)!r}), workers={workers}, modules={MODULES}, on_event=progress)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, which children inherit: these tests may run in one.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 def alive(pid: int) -> bool:

