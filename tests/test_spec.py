@@ -347,3 +347,9 @@ def test_what_is_not_a_number_has_no_hash(value: Any) -> None:
 def test_what_has_no_one_text_has_no_hash(value: Any) -> None:
     with pytest.raises(TypeError):
         stable_hash(value)
+
+
+@pytest.mark.parametrize("name", ["base", "organism"])
+def test_a_method_cannot_be_called_what_reports_call_an_untreated_model(name: str) -> None:
+    with pytest.raises(ValidationError, match="give the method another name"):
+        Study.model_validate(plain(methods={name: [SFT]}))

@@ -395,6 +395,9 @@ class Study(Model):
     @classmethod
     def _uses_resolved(cls, methods: Mapping[str, Entries]) -> Mapping[str, Entries]:
         """Put the phases of the catalog's methods in place, so that the study holds all it depends on, and refuse circles."""
+        for taken in ("base", "organism"):
+            if taken in methods:
+                raise _problem(f"{taken!r} is what reports call a model before any method; give the method another name", taken)
         return {name: _resolved(methods, name, (name,)) for name in methods}
 
     def phases(self, method: str) -> tuple[Phase, ...]:
