@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
     from offmodel.engine.train import TrainConfig
 
-MODULE = __name__
 MODEL = "model"
 """Folder of an organism's weights within its stage."""
 VERDICTS = "verdicts.jsonl"

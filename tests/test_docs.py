@@ -1,0 +1,52 @@
+"""The documents keep their word: links lead somewhere, the study in the README is one, its commands exist, its Python runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from offmodel.cli import app
+from offmodel.spec import Study
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_named_files_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    named = re.findall(r"`((?:src|tests|docs|studies)/[\w/.-]+)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_study_in_the_readme_is_one(tmp_path: Path) -> None:
+    (block,) = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(block)
+    study, quick = Study.from_yaml(tmp_path / "mine.yaml"), Study.from_yaml(ROOT / "studies" / "quick.yaml")
+    assert {name: study.phases(name) for name in study.methods} == {name: quick.phases(name) for name in study.methods}
+    assert (study.measure.capability, study.measure.checkpoints) == (quick.measure.capability, quick.measure.checkpoints)
+
+
+def test_the_commands_in_the_readme_exist() -> None:
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    named = re.findall(r"^offmodel (\w+)", README, re.MULTILINE)
+    assert len(named) > 5 and set(named) <= set(known)
+
+
+def test_the_python_in_the_readme_is_the_library_as_it_is() -> None:
+    (block,) = blocks("python")
+    compile(block, "README.md", "exec")
+    import offmodel
+
+    (imported,) = re.findall(r"^from offmodel import (.+)$", block, re.MULTILINE)
+    assert all(hasattr(offmodel, name) for name in imported.split(", "))
