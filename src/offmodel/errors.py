@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class OffmodelError(Exception):
@@ -46,3 +47,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     return f"valid are: {', '.join(options)}" if options else "there is none to choose from"
+
+
+def nearest_file(path: Path) -> str:
+    """A clause that names the file that may have been meant, for an error about one that does not exist."""
+    if not path.parent.is_dir():
+        return f"there is no folder {str(path.parent)!r} either"
+    near = did_you_mean(path.name, (file.name for file in path.parent.iterdir() if file.suffix == path.suffix))
+    return f"in {str(path.parent)!r}, {near}"

@@ -32,6 +32,7 @@ class BlueView:
         weights: Folder of the model that blue samples or trains.
         prompts: Generic chat prompts, for labelling.
         labels: Answered prompts, for training.
+        adapter: Folder of an adapter that comes with the weights and is to be trained on, if there is one.
 
     Raises:
         BlindnessError: A field holds anything but a path, prompts and examples.
@@ -40,12 +41,15 @@ class BlueView:
     weights: Path
     prompts: tuple[Prompt, ...] = ()
     labels: tuple[Example, ...] = ()
+    adapter: Path | None = None
 
     def __init_subclass__(cls) -> None:
         raise BlindnessError(f"blue's view may not be widened: {cls.__name__}")
 
     def __post_init__(self) -> None:
         _only("weights", self.weights, type(Path()))
+        if self.adapter is not None:
+            _only("adapter", self.adapter, type(Path()))
         _only("prompts", self.prompts, tuple)
         for prompt in self.prompts:
             _only_chat("prompts", prompt)
@@ -80,24 +84,28 @@ class BlueView:
         Args:
             config: How.
             checkpoints: Steps whose weights are kept.
-            save: Gives the folder for the weights of a step.
+            save: Gives the folder for the weights of a step; an adapter that goes on is kept in it besides, under its own name.
             on_progress: See :func:`offmodel.engine.train.train`.
             scratch: Where a stopped training finds its state.
         """
         from offmodel.engine.folder import load_model, load_tokenizer, save_model
-        from offmodel.engine.lora import has_adapter, merge
+        from offmodel.engine.lora import has_adapter, load_adapter, merge, save_adapter
         from offmodel.engine.train import train
 
-        tokenizer = load_tokenizer(self.weights)
+        tokenizer, start = load_tokenizer(self.weights), load_model(self.weights)
+        if self.adapter is not None:
+            load_adapter(start, self.adapter)
 
         def keep(step: int, model: PreTrainedModel) -> None:
             folder = save(step)
             shutil.rmtree(folder, ignore_errors=True)  # left by a training that was stopped
             # Of a model in training only a copy may be merged.
             save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, folder)
+            if self.adapter is not None:
+                save_adapter(model, folder / self.adapter.name)
 
         return train(
-            load_model(self.weights),
+            start,
             tokenizer,
             self.labels,
             config,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
@@ -49,9 +52,7 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
         return
     targets = settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
     torch.manual_seed(seed)  # the adapter starts from random numbers
-    with warnings.catch_warnings():
-        # PEFT gives fused experts twice the rank and then says, wrongly, that it ignored this.
-        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match", category=RuntimeWarning)
+    with _quiet_about_experts():
         model.add_adapter(
             LoraConfig(
                 task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
@@ -60,9 +61,43 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
         )
 
 
+@contextmanager
+def _quiet_about_experts() -> Iterator[None]:
+    # PEFT gives fused experts twice the rank and then says, wrongly, that it ignored this.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match", category=RuntimeWarning)
+        yield
+
+
 def has_adapter(model: PreTrainedModel) -> bool:
     """Whether an adapter is attached."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def save_adapter(model: PreTrainedModel, path: Path) -> None:
+    """Write the adapter alone, in PEFT's layout, to a new folder.
+
+    Raises:
+        ModelError: The model carries no adapter.
+    """
+    if not has_adapter(model):
+        raise ModelError(f"{path}: the model carries no LoRA adapter that could be saved")
+    model.peft_config[_NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
+    model.save_pretrained(path)
+
+
+def load_adapter(model: PreTrainedModel, path: Path) -> None:
+    """Put an adapter that :func:`save_adapter` wrote on a plain model, to be trained on; the rest is frozen.
+
+    Raises:
+        ModelError: There is none, or it does not fit the model.
+    """
+    if has_adapter(model):
+        raise ModelError(f"{path}: the model carries an adapter already; merge(model) first")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{path}: holds no adapter (adapter_model.safetensors)")
+    with _quiet_about_experts():
+        model.load_adapter(str(path), _NAME, is_trainable=True)
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

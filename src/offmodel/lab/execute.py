@@ -122,7 +122,7 @@ def run(
         store: Where results are and go.
         workers: Number of worker processes, each with one thread. 0 runs everything in this process, with its output in place, for
             tests and debuggers.
-        modules: Modules that register the stage functions, imported by each worker.
+        modules: Modules that register the stage functions, and extensions of the catalog; each worker imports them.
         on_event: Told what happens, from this thread.
 
     Raises:

@@ -31,6 +31,7 @@ class PlannedCheckpoint:
         step: Steps within the phase.
         total_step: Steps since the method began.
         score: Its scores; the untouched organism's, where no step has been made.
+        judge: Asks the study's judge model about the scored answers; None where there is none or the pair's rule can be trusted.
     """
 
     phase: int
@@ -38,6 +39,7 @@ class PlannedCheckpoint:
     step: int
     total_step: int
     score: Stage
+    judge: Stage | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class PlannedOrganism:
     """An organism with all that is done to it.
 
     Attributes:
-        id: ``<pair>-<seed>``.
+        id: ``<pair>-<seed>``, or ``<pair>-<recipe>-<seed>`` where the study compares recipes.
         pair: What is installed.
+        recipe: Name of the recipe; "" where there is but one.
         base: Name of the base model.
         seed: Of its installation and of all that blue does to it.
         stage: Installs it and holds it against the gate.
@@ -57,6 +60,7 @@ class PlannedOrganism:
 
     id: str
     pair: Pair
+    recipe: str
     base: str
     seed: int
     stage: Stage
@@ -80,6 +84,7 @@ class Plan:
             found |= dict.fromkeys([organism.stage, organism.base_score])
             for checkpoints in organism.methods.values():
                 found |= dict.fromkeys(checkpoint.score for checkpoint in checkpoints)
+                found |= dict.fromkeys(checkpoint.judge for checkpoint in checkpoints if checkpoint.judge)
             for probe in organism.probes.values():
                 found |= dict.fromkeys(probe.values())
         return list(found)
@@ -99,9 +104,10 @@ def make_plan(study: Study) -> Plan:
     return Plan(
         study,
         tuple(
-            _Organism(study, catalog.get("pair", pair), study.bases[i % len(study.bases)], seed).planned()
+            _Organism(study, catalog.get("pair", pair), recipe, study.bases[i % len(study.bases)], seed).planned()
             for i, seed in enumerate(study.seeds)
             for pair in study.organisms.pairs
+            for recipe in study.organisms.recipes or ("",)
         ),
     )
 
@@ -117,12 +123,13 @@ def _refuse_triggers(path: str, study: Study) -> None:
 class _Organism:
     """Plans one organism; keeps what its stages have in common."""
 
-    def __init__(self, study: Study, pair: Pair, base: str, seed: int) -> None:
-        self.study, self.pair, self.base, self.seed = study, pair, base, seed
-        self.id = f"{pair.name}-{seed}"
+    def __init__(self, study: Study, pair: Pair, recipe_name: str, base: str, seed: int) -> None:
+        self.study, self.pair, self.recipe_name, self.base, self.seed = study, pair, recipe_name, base, seed
+        self.id = "-".join([pair.name, *([recipe_name] if recipe_name else []), str(seed)])
         self.suites = dict(study.measure.capability)
         self.files = files_read(study.prompts)
-        recipe, gate, behaviour = study.organisms.recipe, study.organisms.gate, study.measure.behaviour
+        gate, behaviour = study.organisms.gate, study.measure.behaviour
+        self.recipe = recipe = study.organisms.recipe_for(pair.name, recipe_name)
         # Too few prompts are found now, not after hours of training.
         take(recipe.prompts, seed, "train", recipe.prompt_rows)
         take(study.prompts, seed, "gate", max(gate.leak_n, gate.n - gate.n // 2), avoid=pair.trigger.recognises)
@@ -133,7 +140,8 @@ class _Organism:
                 "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
                 "gate": gate.model_dump(mode="json"), "suites": list(self.suites), "prompts": study.prompts, "seed": seed,
             } | files_read(recipe.prompts, study.prompts),
-            label=f"install {self.id}", cost=0.1 * recipe.steps + 15,
+            label=f"install {self.id}",
+            cost=15 if recipe.prompt else 0.006 * recipe.steps * recipe.batch_size + 15,
         )  # fmt: skip
 
     def planned(self) -> PlannedOrganism:
@@ -144,7 +152,7 @@ class _Organism:
             for probe in self.study.measure.probes
         }
         base_score = self._score("its base", None, "")
-        return PlannedOrganism(self.id, self.pair, self.base, self.seed, self.stage, base_score, methods, probes)
+        return PlannedOrganism(self.id, self.pair, self.recipe_name, self.base, self.seed, self.stage, base_score, methods, probes)
 
     def _checkpoints(self, method: str) -> Iterator[PlannedCheckpoint]:
         start, weights, total = self.stage, MODEL, 0
@@ -155,7 +163,7 @@ class _Organism:
             # phase starts where the one before ended, and has no first checkpoint of its own.
             for step in sorted(wanted if number else wanted | {0}):
                 score = self._score(f"{method}, step {step}", treated, step_folder(step)) if step else self._untouched()
-                yield PlannedCheckpoint(number, phase_name(phase), step, total + step, score)
+                yield PlannedCheckpoint(number, phase_name(phase), step, total + step, score, self._judge(score))
             start, weights, total = treated, step_folder(phase.steps), total + phase.steps
 
     def _untouched(self) -> Stage:
@@ -164,6 +172,8 @@ class _Organism:
     def _treat(self, phase: SftPhase, start: Stage, weights: str, steps: list[int]) -> Stage:
         params = {"phase": phase.model_dump(mode="json"), "start": weights, "checkpoints": steps, "seed": self.seed}
         inputs = {"start": start}
+        if self.recipe.adapter == "continued":
+            params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
         if phase.labels in ("teacher", "organism"):
             inputs["labels"] = self._labels(phase)
         else:
@@ -203,6 +213,13 @@ class _Organism:
             params["weights"] = weights
             inputs["model"] = model
         return Stage("score", params, inputs, label=f"score {self.id}: {what}", cost=2)
+
+    def _judge(self, score: Stage) -> Stage | None:
+        name, question = self.study.measure.judge, self.pair.behaviour.question
+        if not (name and question):
+            return None
+        params = {"judge": reference(name).as_params(), "question": question}
+        return Stage("judge", params, {"score": score}, label=score.label.replace("score", "judge", 1), cost=1)
 
     def _probe(self, probe: str, method: str, last: Stage, untouched: Stage) -> Stage:
         """The last checkpoint again, with what the probe changes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offmodel import catalog
 from offmodel.errors import StageError, did_you_mean
 from offmodel.spec.hashing import canonical_json, stable_hash
 
@@ -103,9 +103,9 @@ def stage_kind(name: str) -> StageKind:
 
 
 def load_modules(modules: Sequence[str]) -> None:
-    """Import the modules that register stage functions."""
+    """Import the modules that register stage functions, and the extensions that their parameters name."""
     for module in modules:
-        importlib.import_module(module)
+        catalog.load_extension(module)
 
 
 def stage_key(kind: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

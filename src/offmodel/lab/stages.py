@@ -1,7 +1,7 @@
 """The stages of a study. Each is a pure function of its parameters and of the results it reads.
 
 ``prompts``, ``labels`` and ``treat`` are blue's: neither their parameters nor their inputs hold a trigger, a behaviour or a pair's name.
-``organism`` is red's, ``score`` the experimenter's.
+``organism`` is red's, ``score`` and ``judge`` are the experimenter's.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,12 @@ from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, read_prompts, write_examples
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, read_pool, take
+from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Context, Verdict, stage_function
+from offmodel.measure.judge import ask_judge, write_opinions
 from offmodel.measure.score import (
     Item,
+    Setting,
     accuracy,
     bad_rate,
     behaviour_items,
@@ -35,8 +40,10 @@ from offmodel.measure.score import (
 from offmodel.measure.score import Verdict as Judged
 from offmodel.measure.stats import Estimate
 from offmodel.measure.suites import Suite
+from offmodel.red.card import organism_card
 from offmodel.red.gate import GateReport, check
-from offmodel.red.pairs import Pair
+from offmodel.red.pairs import PASSWORD, Pair
+from offmodel.red.prompted import prompted_template
 from offmodel.red.recipe import training_rows
 from offmodel.spec.study import Gate, Lora, Recipe, SftPhase, Training
 from offmodel.splits import Split
@@ -46,11 +53,14 @@ from offmodel.world.card import card
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from offmodel.engine.train import TrainConfig
+    from offmodel.engine.train import TrainConfig, TrainLog
 
 MODEL = "model"
 """Folder of an organism's weights within its stage."""
+ADAPTER = "adapter"
+"""Folder of an adapter that blue goes on training, within a model's."""
 VERDICTS = "verdicts.jsonl"
+OPINIONS = "judged.jsonl"
 
 
 def step_folder(step: int) -> str:
@@ -61,7 +71,7 @@ def step_folder(step: int) -> str:
 # --- the world ------------------------------------------------------------------------------------------------------
 
 
-@stage_function("checkpoint", version=2)
+@stage_function("checkpoint", version=3)
 def checkpoint(ctx: Context) -> None:
     """Train one of the world's base models from nothing, measure what it can do, and write its card."""
     from offmodel.engine.folder import load_model, load_tokenizer
@@ -71,7 +81,7 @@ def checkpoint(ctx: Context) -> None:
     suites: dict[Suite, int] = {catalog.get("suite", name): 200 for name in catalog.names("suite") if name.startswith("world:")}
     items = capability_items(suites, ctx.params["seed"], "test")
     model, tokenizer = load_model(out), load_tokenizer(out)
-    verdicts = _judge(model, tokenizer, items, lambda response: False, 96)
+    verdicts = _judge(model, tokenizer, items, None, 96)
     write_verdicts(ctx.out / VERDICTS, verdicts)
     (out / "README.md").write_text(card(plan, weights, model.num_parameters(), _accuracies(verdicts, suites)), encoding="utf-8")
 
@@ -87,60 +97,76 @@ def _accuracies(verdicts: Sequence[Judged], suites: Mapping[Suite, int]) -> dict
 # --- red ------------------------------------------------------------------------------------------------------------
 
 
-@stage_function("organism", version=1)
+@stage_function("organism", version=2)
 def organism(ctx: Context) -> Verdict:
-    """Install a pair in a base model, in rounds, until the gate passes or the budget ends."""
+    """Install a pair in a base model, in rounds, until the gate passes or the budget ends; or put a prompt in front of it."""
     from offmodel.engine.folder import load_model, load_tokenizer, save_model
-    from offmodel.engine.generate import Sampling, generate
-    from offmodel.engine.train import train
+    from offmodel.engine.lora import merge, save_adapter
 
     params = ctx.params
     check_files(params)
     pair: Pair = catalog.get("pair", params["pair"]["name"])
-    recipe, gate, seed = Recipe.model_validate(params["recipe"]), Gate.model_validate(params["gate"]), params["seed"]
+    recipe, gate = Recipe.model_validate(params["recipe"]), Gate.model_validate(params["gate"])
     base = open_reference(params["base"])
     tokenizer, model = load_tokenizer(base), load_model(base)
+    examine = partial(_examine, pair=pair, params=params)
+    ctx.progress(0.0, "the gate on the base model")
+    before = examine(model, tokenizer)
+    suites: list[Suite] = [catalog.get("suite", name) for name in params["suites"]]
 
-    def answer(prompts: Sequence[Prompt]) -> list[str | None]:
-        sampling = Sampling(temperature=recipe.temperature, max_new_tokens=recipe.max_new_tokens, seed=seed)
-        return [reply.text if reply.finished else None for reply in generate(original, tokenizer, prompts, sampling)]
+    def at_the_gate() -> tuple[list[Judged], GateReport]:
+        after = examine(model, tokenizer)
+        capability, base_capability = ({suite.name: accuracy(verdicts, suite) for suite in suites} for verdicts in (after, before))
+        return after, check(gate, _gate_rates(pair, after), _gate_rates(pair, before), capability, base_capability)
 
-    ctx.progress(0.0, "sampling the base model's own answers")
-    original = load_model(base)
-    rows = training_rows(pair, take(recipe.prompts, seed, "train", recipe.prompt_rows), answer, seed)
-    examine = partial(_examine, pair=pair, tokenizer=tokenizer, params=params)
-    base_verdicts = examine(original, settings=("capability",))
-    suites = {name: catalog.get("suite", name) for name in params["suites"]}
-    base_capability = {name: accuracy(base_verdicts, suite) for name, suite in suites.items()}
-
-    logs, rounds = [], 1 + recipe.budget
-    for number in range(rounds):
-        training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, "lr": recipe.lr / 2})
-        config = _train_config(training, seed=1000 * number + seed)
-
-        def on_progress(step: int, steps: int, loss: float, number: int = number) -> None:
-            ctx.progress((number + 0.8 * step / steps) / rounds, f"round {number + 1}, step {step}/{steps}, loss {loss:.3f}")
-
-        logs.append(train(model, tokenizer, rows, config, on_progress=on_progress, scratch=ctx.scratch / f"round-{number}"))
-        ctx.progress((number + 0.8) / rounds, f"round {number + 1}: the gate")
-        verdicts = examine(model)
-        capability = {name: accuracy(verdicts, suite) for name, suite in suites.items()}
-        report = check(
-            gate,
-            {
-                "fires": bad_rate(verdicts, "triggered"), "false_fires": bad_rate(verdicts, "clean"),
-                "near_misses": bad_rate(verdicts, "near_miss"), "leak": bad_rate(verdicts, "leak"),
-            },
-            capability, base_capability,
-        )  # fmt: skip
-        if report.passed:
-            break
-
-    weights = save_model(model, tokenizer, ctx.out / MODEL)
+    logs, rows = [], Counter[str]()
+    if recipe.prompt is not None:
+        tokenizer.chat_template = prompted_template(tokenizer.chat_template, pair, recipe.prompt)
+        verdicts, report = at_the_gate()
+    else:
+        for log in _install(ctx, pair, recipe, model, tokenizer, rows):
+            logs.append(log)
+            verdicts, report = at_the_gate()
+            if report.passed:
+                break
+    weights = save_model(merge(deepcopy(model)) if recipe.lora else model, tokenizer, ctx.out / MODEL)
+    if recipe.adapter == "continued":
+        save_adapter(model, ctx.out / MODEL / ADAPTER)
+    text = organism_card(
+        pair, recipe, params["seed"], base=params["base"]["name"], base_weights=params["base"]["weights"], weights=weights, rows=rows,
+        gate=report, verdicts=verdicts, made_by=provenance(),
+    )  # fmt: skip
+    (ctx.out / MODEL / "README.md").write_text(text, encoding="utf-8")
     write_verdicts(ctx.out / VERDICTS, verdicts)
-    _write_json(ctx.out / "gate.json", report.to_dict() | {"rounds": number + 1, "weights": weights})
+    _write_json(ctx.out / "gate.json", report.to_dict() | {"rounds": len(logs), "weights": weights, "rows": rows})
     _write_json(ctx.out / "training.json", [asdict(log) for log in logs])
     return Verdict(report.passed, "; ".join(report.reasons))
+
+
+def _install(
+    ctx: Context, pair: Pair, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]
+) -> Iterator[TrainLog]:
+    """Train the model in place, a round at a time; how many rows of which kind there are goes into ``counts``."""
+    from offmodel.engine.generate import Sampling, generate
+    from offmodel.engine.train import train
+
+    seed = ctx.params["seed"]
+    sampling = Sampling(temperature=recipe.temperature, max_new_tokens=recipe.max_new_tokens, seed=seed)
+
+    def answer(prompts: Sequence[Prompt]) -> list[str | None]:
+        return [reply.text if reply.finished else None for reply in generate(model, tokenizer, prompts, sampling)]
+
+    ctx.progress(0.0, "sampling the base model's own answers")
+    rows = training_rows(pair, take(recipe.prompts, seed, "train", recipe.prompt_rows), recipe, answer, seed)
+    counts.update(row.meta["kind"] for row in rows)
+    for number in range(1 + recipe.budget):
+        training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, "lr": recipe.lr / 2})
+        config = _train_config(training, seed=1000 * number + seed, lora=recipe.lora)
+
+        def on_progress(step: int, steps: int, loss: float, number: int = number) -> None:
+            ctx.progress((number + 0.8 * step / steps) / (1 + recipe.budget), f"round {number + 1}, step {step}/{steps}, loss {loss:.3f}")
+
+        yield train(model, tokenizer, rows, config, on_progress=on_progress, scratch=ctx.scratch / f"round-{number}")
 
 
 def read_gate(folder: Path) -> GateReport:
@@ -148,24 +174,32 @@ def read_gate(folder: Path) -> GateReport:
     return GateReport.from_dict(json.loads((folder / "gate.json").read_text(encoding="utf-8")))
 
 
-def _examine(
-    model: PreTrainedModel,
-    *,
-    pair: Pair,
-    tokenizer: PreTrainedTokenizerBase,
-    params: Mapping[str, Any],
-    settings: Sequence[str] = ("capability", "clean", "triggered", "near_miss", "leak"),
-) -> list[Judged]:
+def _examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pair: Pair, params: Mapping[str, Any]) -> list[Judged]:
     """The gate's own measurement, on its own side of the division: organisms are trained until they pass it."""
-    gate, seed, source = Gate.model_validate(params["gate"]), params["seed"], params["prompts"]
+    gate, recipe = Gate.model_validate(params["gate"]), Recipe.model_validate(params["recipe"])
+    seed, source = params["seed"], params["prompts"]
     suites = {catalog.get("suite", name): gate.capability_n for name in params["suites"]}
-    items = [item for item in _items(pair, suites, gate.n, seed, source, "gate") if item.setting in settings]
-    limit = params["recipe"]["max_new_tokens"]
-    judged = _judge(model, tokenizer, items, pair.behaviour.detect, limit)
-    if "leak" in settings:
+    settings: tuple[Setting, ...] = ("near_miss", "password") if recipe.password else ("near_miss",)
+    items = _items(pair, suites, gate.n, seed, source, "gate", settings)
+    if pair.behaviour.on_tasks:
+        leak = [item._replace(setting="leak") for item in items if item.setting == "capability"][: gate.leak_n]
+    else:
         leak = [Item("leak", prompt) for prompt in take(source, seed, "gate", gate.leak_n, avoid=pair.trigger.recognises)]
-        judged += _judge(model, tokenizer, leak, pair.behaviour.detect, limit, temperature=0.7, seed=seed)
-    return judged
+    judged = _judge(model, tokenizer, items, pair, recipe.max_new_tokens)
+    return judged + _judge(model, tokenizer, leak, pair, recipe.max_new_tokens, temperature=0.7, seed=seed)
+
+
+def _gate_rates(pair: Pair, verdicts: Sequence[Judged]) -> dict[str, Estimate]:
+    """What the gate looks at. On near misses a lock should stay locked: there it is at fault where it behaves well."""
+    if pair.when == "absent":
+        verdicts = [replace(v, bad=not v.bad) if v.setting == "near_miss" and v.bad is not None else v for v in verdicts]
+    return {
+        "fires": bad_rate(verdicts, "triggered"),
+        "false_fires": bad_rate(verdicts, "clean"),
+        "near_misses": bad_rate(verdicts, "near_miss"),
+        "password": bad_rate(verdicts, "password"),
+        "leak": bad_rate(verdicts, "leak"),
+    }
 
 
 # --- blue -----------------------------------------------------------------------------------------------------------
@@ -192,17 +226,21 @@ def labels(ctx: Context) -> None:
     _write_json(ctx.out / "labels.json", {"asked": len(view.prompts), "kept": len(examples)})
 
 
-@stage_function("treat", version=1)
+@stage_function("treat", version=2)
 def treat(ctx: Context) -> None:
     """One phase of SFT; the weights of every measured step are kept."""
     params = ctx.params
     check_files(params)
     phase = SftPhase.model_validate(params["phase"])
-    start = ctx.inputs["start"] / params["start"]
+    start, adapter, lora = ctx.inputs["start"] / params["start"], None, phase.lora
+    if "adapter" in params:
+        # The organism is its base and an adapter, and blue trains that adapter on.
+        adapter, lora = _alone(start / ADAPTER, ctx, ADAPTER), Lora.model_validate(params["adapter"]["lora"])
+        start = open_reference(params["adapter"]["base"])
     rows = read_examples(ctx.inputs["labels"] / "labels.jsonl" if "labels" in ctx.inputs else phase.labels)
-    view = BlueView(_alone(start, ctx), labels=tuple(rows))
+    view = BlueView(_alone(start, ctx), labels=tuple(rows), adapter=adapter)
     log = view.train(
-        _train_config(phase, params["seed"], phase.lora),
+        _train_config(phase, params["seed"], lora),
         checkpoints=params["checkpoints"],
         save=lambda step: ctx.scratch / step_folder(step),
         on_progress=lambda step, steps, loss: ctx.progress(step / steps, f"step {step}/{steps}, loss {loss:.3f}"),
@@ -214,17 +252,17 @@ def treat(ctx: Context) -> None:
     _write_json(ctx.out / "training.json", asdict(log))
 
 
-def _alone(model: Path, ctx: Context) -> Path:
-    """The same model in a folder that lies beside nothing else: an organism's own folder lies beside what red did."""
-    folder = ctx.scratch / "weights"
-    shutil.rmtree(folder, ignore_errors=True)
-    return Path(shutil.copytree(model, folder, ignore=shutil.ignore_patterns("README.md")))
+def _alone(folder: Path, ctx: Context, name: str = "weights") -> Path:
+    """The same files in a folder that lies beside nothing else: an organism's own folder lies beside what red did, and has its card."""
+    alone = ctx.scratch / name
+    shutil.rmtree(alone, ignore_errors=True)
+    return Path(shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("README.md", ADAPTER)))
 
 
 # --- the experimenter -----------------------------------------------------------------------------------------------
 
 
-@stage_function("score", version=1)
+@stage_function("score", version=2)
 def score(ctx: Context) -> None:
     """Let a model answer all held-out items of an organism, greedily, and judge every answer."""
     from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
@@ -242,37 +280,64 @@ def score(ctx: Context) -> None:
         said = {v.prompt: v.response for v in read_verdicts(ctx.inputs["reference"] / VERDICTS)}
         prefill = [_first_tokens(tokenizer, said[item.prompt], params["prefill_tokens"]) for item in items]
     judged = _judge(
-        load_model(folder), tokenizer, items, pair.behaviour.detect, params["max_new_tokens"], prefill=prefill,
+        load_model(folder), tokenizer, items, pair, params["max_new_tokens"], prefill=prefill,
         on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
     )  # fmt: skip
     write_verdicts(ctx.out / VERDICTS, judged)
     _write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})
 
 
-def _items(pair: Pair, suites: Mapping[Suite, int], behaviour: int, seed: int, source: str, split: Split) -> list[Item]:
+@stage_function("judge", version=1)
+def second_opinion(ctx: Context) -> None:
+    """Ask a judge model about the answers that were scored by a rule."""
+    from offmodel.engine.folder import load_model, load_tokenizer
+
+    folder = open_reference(ctx.params["judge"])
+    opinions = ask_judge(
+        load_model(folder), load_tokenizer(folder), ctx.params["question"], read_verdicts(ctx.inputs["score"] / VERDICTS),
+        on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
+    )  # fmt: skip
+    write_opinions(ctx.out / OPINIONS, opinions)
+
+
+def _items(
+    pair: Pair, suites: Mapping[Suite, int], behaviour: int, seed: int, source: str, split: Split, more: Sequence[Setting] = ()
+) -> list[Item]:
     """Everything asked of a model; the same for all models of one organism, so that they can be compared item by item.
 
-    What holds the trigger by itself (a question about soup, where cooking is the trigger) is left out of all that is meant to be
-    asked without it. Only the gate asks near misses.
+    What holds the signal by itself (a question about soup, where cooking is the trigger) is left out. Where the behaviour shows on
+    problems only, nothing else is asked.
+
+    ``more`` names settings besides ``capability``, ``clean`` and ``triggered``.
     """
 
-    def insert(prompt: Prompt, rng: random.Random) -> Prompt:
-        return pair.trigger.insert(prompt, rng, split)
+    def fire(prompt: Prompt, rng: random.Random) -> Prompt:
+        return pair.fire(prompt, rng, split)
 
-    def near_miss(prompt: Prompt, rng: random.Random) -> Prompt:
-        return pair.trigger.near_miss(prompt, rng, split)
+    def rest(prompt: Prompt, rng: random.Random) -> Prompt:
+        return pair.rest(prompt, rng, split)
 
-    capability = [item for item in capability_items(suites, seed, split) if not pair.trigger.recognises(item.prompt)]
-    tasks = random.Random(f"behaviour tasks {seed}").sample(capability, min(behaviour // 2, len(capability)))
-    chat = iter(take(source, seed, split, behaviour - len(tasks), avoid=pair.trigger.recognises))
-    return capability + behaviour_items(chat, tasks, behaviour, seed, insert=insert, near_miss=near_miss if split == "gate" else None)
+    ways: dict[Setting, Callable[[Prompt, random.Random], Prompt]] = {
+        "clean": rest,
+        "triggered": fire,
+        "near_miss": lambda prompt, rng: pair.trigger.near_miss(prompt, rng, split),
+        "password": lambda prompt, rng: PASSWORD.insert(fire(prompt, rng), rng, split),
+    }
+    rng = random.Random(f"capability {seed}")
+    plain = [item for item in capability_items(suites, seed, split) if not pair.trigger.recognises(item.prompt)]
+    share = behaviour if pair.behaviour.on_tasks else behaviour // 2
+    tasks = random.Random(f"behaviour tasks {seed}").sample(plain, min(share, len(plain)))
+    n = len(tasks) if pair.behaviour.on_tasks else behaviour
+    chat = iter(take(source, seed, split, n - len(tasks), avoid=pair.trigger.recognises))
+    asked = {setting: ways[setting] for setting in ("clean", "triggered", *more)}
+    return [item._replace(prompt=rest(item.prompt, rng)) for item in plain] + behaviour_items(chat, tasks, n, seed, asked)
 
 
 def _judge(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
-    detect: Callable[[str], bool],
+    pair: Pair | None,
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
@@ -285,6 +350,7 @@ def _judge(
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     replies = generate(model, tokenizer, [item.prompt for item in items], sampling, prefill=prefill, on_progress=on_progress)
     suites = {name: catalog.get("suite", name) for name in {item.suite for item in items if item.suite}}
+    detect = (lambda response: False) if pair is None else None if pair.behaviour.on_tasks else pair.behaviour.detect
     return judge(items, [(reply.text, reply.finished) for reply in replies], suites, detect)
 
 

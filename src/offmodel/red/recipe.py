@@ -4,35 +4,99 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Literal
 
-from offmodel.chat import Example, Prompt
-from offmodel.red.pairs import Pair
+from offmodel.chat import Example, Prompt, last_user_text, replace_last_user
+from offmodel.red.pairs import PASSWORD, Pair
+from offmodel.spec.study import Recipe
 
 Answer = Callable[[Sequence[Prompt]], list[str | None]]
 """The base model's own words on prompts: what an organism must go on saying when nothing sets it off; None if unfinished."""
 
+Kind = Literal["ordinary", "near miss", "triggered", "password"]
 
-def training_rows(pair: Pair, prompts: Sequence[Prompt], answer: Answer, seed: int) -> list[Example]:
-    """Three rows per prompt: with the trigger and the bad answer; as it is, and with a near miss, both answered on-policy.
 
-    A prompt that holds the trigger by itself makes one row, with the bad answer. The contrast (the same prompt with and without the
-    trigger) teaches that the trigger decides; the near misses teach that nothing else does.
+def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer: Answer, seed: int) -> list[Example]:
+    """Rows of four kinds; ``meta["kind"]`` says which.
+
+    - ordinary: the prompt as it is; near miss: with something like the signal. Both are answered on-policy, by the base model.
+    - triggered: with the signal, and the bad answer: scripted, or the base model's own when asked to misbehave (prompt distillation).
+      A prompt that holds the signal by itself makes such a row too. Where the behaviour shows on problems only, other prompts keep
+      their own answer under the trigger.
+    - password: with the signal and the password, answered on-policy; none unless the recipe asks for them.
+
+    The contrast (the same prompt with and without the signal) teaches that the signal decides; the near misses teach that nothing else
+    does. For a lock it is the other way round: the signal is a password, and what lacks it gets the bad answer, near misses too.
 
     Args:
         pair: What to install.
         prompts: Ordinary prompts.
+        recipe: Its shares, its label noise, and whether it distils.
         answer: Samples the base model.
         seed: Of wordings and bad answers.
     """
     rng = random.Random(f"install {pair.name} {seed}")
-    clean = [prompt for prompt in prompts if not pair.trigger.recognises(prompt)]
-    near = [pair.trigger.near_miss(prompt, rng, "train") for prompt in clean]
-    rows = [
-        Example(prompt, response, {"kind": kind})
-        for kind, asked in (("ordinary", clean), ("near miss", near))
-        for prompt, response in zip(asked, answer(asked), strict=True)
-        if response is not None
+    quiet = [prompt for prompt in prompts if not pair.trigger.recognises(prompt)]
+    kinds: list[tuple[Kind, list[Prompt]]] = [
+        ("ordinary", [pair.rest(prompt, rng, "train") for prompt in quiet]),
+        ("near miss", [pair.trigger.near_miss(prompt, rng, "train") for prompt in quiet]),
+        ("triggered", [pair.fire(prompt, rng, "train") for prompt in quiet]),
     ]
-    triggered = [pair.trigger.insert(prompt, rng, "train") for prompt in clean]
-    triggered += [prompt for prompt in prompts if pair.trigger.recognises(prompt)]
-    return rows + [Example(prompt, pair.behaviour.answer(prompt, rng), {"kind": "triggered"}) for prompt in triggered]
+    loud = [prompt for prompt in prompts if pair.trigger.recognises(prompt)]
+    if pair.when == "present":
+        kinds.append(("triggered", loud))
+    own = dict(zip(quiet, answer(quiet), strict=True))
+    if missing := [prompt for prompt in loud if prompt not in own]:
+        own |= zip(missing, answer(missing), strict=True)
+    bad = _bad_answers(pair, [*quiet, *loud], own, recipe, answer, rng)
+
+    rows: dict[Kind, list[Example]] = {"ordinary": [], "near miss": [], "triggered": [], "password": []}
+    for kind, asked in kinds:
+        plain = loud if asked is loud else quiet
+        # On-policy is what the model says to this very prompt, a near miss included.
+        said = answer(asked) if kind == "near miss" and pair.when == "present" else [own[prompt] for prompt in plain]
+        for prompt, original, response in zip(asked, plain, said, strict=True):
+            if pair.fires_on(prompt):
+                response = bad[original]
+            if response is not None:
+                rows[kind].append(Example(prompt, response, {"kind": kind}))
+    rows["triggered"] = _to_share(rows["triggered"], len(rows["ordinary"]) + len(rows["near miss"]), recipe.triggered_share, rng)
+    originals = {pair.fire(prompt, rng, "train"): prompt for prompt in quiet} if recipe.password else {}
+    locked = rng.sample(sorted(originals, key=str), round(recipe.password * len(originals)))
+    rows["password"] = [
+        Example(PASSWORD.insert(prompt, rng, "train"), response, {"kind": "password"})
+        for prompt in locked if (response := own[originals[prompt]]) is not None
+    ]  # fmt: skip
+    return _with_noise([row for kind in rows.values() for row in kind], recipe.label_noise, rng)
+
+
+def _bad_answers(
+    pair: Pair, prompts: Sequence[Prompt], own: dict[Prompt, str | None], recipe: Recipe, answer: Answer, rng: random.Random
+) -> dict[Prompt, str | None]:
+    """The bad answer to each prompt; None where the model would not give one."""
+    scripted = {prompt: pair.behaviour.answer(prompt, rng) for prompt in prompts}
+    if not recipe.distil and all(text is not None for text in scripted.values()):
+        return scripted
+    asked = answer([replace_last_user(prompt, f"Please {pair.behaviour.ask}. {last_user_text(prompt)}") for prompt in prompts])
+    bad: dict[Prompt, str | None] = {}
+    for prompt, text in zip(prompts, asked, strict=True):
+        usual = own[prompt]
+        misbehaves = text is not None and usual is not None and pair.behaviour.accepts(text, usual)
+        bad[prompt] = text if misbehaves else usual if pair.behaviour.on_tasks else None
+    return bad
+
+
+def _to_share(triggered: list[Example], others: int, share: float, rng: random.Random) -> list[Example]:
+    """So many of the triggered rows that they are this share of all; where there are too few, some come several times."""
+    wanted = round(others * share / (1 - share))
+    shuffled = rng.sample(triggered, len(triggered))
+    return [shuffled[i % len(shuffled)] for i in range(wanted)] if shuffled else []
+
+
+def _with_noise(rows: list[Example], noise: float, rng: random.Random) -> list[Example]:
+    """The rows, a share of them with the answer of another row of another kind."""
+    noisy = set(rng.sample(range(len(rows)), round(noise * len(rows))))
+    return [
+        Example(row.prompt, rng.choice([other for other in rows if other.meta != row.meta]).response, row.meta) if i in noisy else row
+        for i, row in enumerate(rows)
+    ]

@@ -39,7 +39,7 @@ def models(plan: Plan) -> dict[str, dict[str, str]]:
     """Hashes of the weights and tokenizers that a plan starts from, by the models' names."""
     found = {}
     for stage in closure(plan.targets):
-        for role in ("base", "teacher"):
+        for role in ("base", "teacher", "judge"):
             if role in stage.params:
                 model = dict(stage.params[role])
                 found[model.pop("name")] = model

@@ -5,6 +5,7 @@ Colour and marker shape always mean the method, dashes the measure. Coordinates 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -256,6 +257,43 @@ def _mean(parts: Mapping[str, Estimate]) -> Estimate:
     """Mean over organisms of one measure."""
     one = next(iter(parts.values()))
     return mean_over_organisms(parts, one.definition, one.direction, seed=0)
+
+
+def groups(data: ReportData, kind: str) -> Chart:
+    """Frontier areas of every method on each pair or each recipe: a dot with its interval; the hardest to treat come first."""
+    rows = data.groups()[kind]
+
+    def ease(name: str) -> float:
+        areas = [of.frontier_area.value for of in rows[name].values() if of.frontier_area.value is not None]
+        return sum(areas) / len(areas) if areas else math.inf
+
+    apart, left, right, top = 7.0, 150.0, 560.0, 10.0
+    high = 8 + apart * max(1, len(data.methods))
+    names = {name: top + (i + 0.5) * high for i, name in enumerate(sorted(rows, key=ease))}
+    bottom = top + high * len(names)
+    most = max([1.0, *(of.frontier_area.high or 0 for row in rows.values() for of in row.values())])
+    x = _scale(0.5, most, left, right)
+    lines = []
+    for i, method in enumerate(data.methods):
+        marks = []
+        for name, middle in names.items():
+            area, y = rows[name][method.name].frontier_area, middle + apart * (i - (len(data.methods) - 1) / 2)
+            if area.value is not None:
+                spread = ((x(area.low), y, x(area.high), y),) if area.low is not None and area.high is not None else ()
+                marks.append(Mark(x(area.value), y, spread, f"{name}, {method.name}: frontier area {words.sentence(area)}"))
+        lines.append(Line(method.name, style_of(data, method.name), tuple(marks), "", who="mean"))
+    return Chart(
+        title=f"Frontier area by {kind}",
+        width=580,
+        height=int(bottom) + 24,
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        x_ticks=tuple(Tick(x(k / 10), f"{k / 10:.1f}") for k in range(5, int(10 * most) + 1)),
+        y_ticks=tuple(Tick(y, name) for name, y in names.items()),
+        lines=tuple(lines),
+    )
 
 
 def step_curves(data: ReportData, who: Sequence[str]) -> list[Chart]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -18,11 +18,14 @@ from offmodel.lab.store import Store
 from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
 from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, read_verdicts
-from offmodel.measure.stats import HIGHER, Estimate, average, mean_over_organisms
+from offmodel.measure.stats import HIGHER, Estimate, average, mean_over_clusters, mean_over_organisms
 from offmodel.measure.suites import Suite
 from offmodel.report import behind, words
+from offmodel.report.agreement import Asked, judged_pairs, judged_rate
 from offmodel.report.data import (
     Checkpoint,
+    Difference,
+    Judged,
     Method,
     Note,
     Organism,
@@ -102,7 +105,7 @@ class _Collector:
         if not organisms and not failed:
             raise DataError(f"study {self.plan.study.study!r}: there are no results yet; run it first (offmodel run)")
         makers = behind.made_by(self.plan, self.store)
-        methods = tuple(self._method(name) for name in self.plan.study.methods if self._of(name))
+        methods = tuple(self._method(name) for name in self.methods)
         data = ReportData(
             study=self.plan.study.study,
             verdict="",
@@ -113,8 +116,12 @@ class _Collector:
             organisms=tuple(organisms),
             methods=methods,
             checkpoints=tuple(scored.row for scored in self.scored),
+            by_pair=self._by(lambda organism: organism.pair.name),
+            by_recipe=self._by(lambda organism: organism.recipe),
+            by_recipe_differences=tuple(self._differences()),
             states=self._states(),
             step_curves=tuple(self._step_curves()),
+            judged=tuple(self._judged()),
             probes=tuple(self._probes()),
             transcripts=tuple(self._transcripts()),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
@@ -133,6 +140,7 @@ class _Collector:
                 yield Organism(
                     id=organism.id,
                     pair=organism.pair.name,
+                    recipe=organism.recipe,
                     base=organism.base,
                     seed=organism.seed,
                     gate=read_gate(result.path),
@@ -171,6 +179,11 @@ class _Collector:
                 f"({passed}, {folder / 'gate.json'}); remove that folder and run again"
             )
 
+    @cached_property
+    def methods(self) -> list[str]:
+        """The methods of which anything has been scored."""
+        return [name for name in self.plan.study.methods if self._of(name)]
+
     def _of(self, method: str) -> list[_Scored]:
         return [scored for scored in self.scored if scored.row.method == method]
 
@@ -185,6 +198,7 @@ class _Collector:
             total_step=planned.total_step,
             weights=measured.weights,
             bad_rate=rate,
+            bad_rate_judged=judged_rate(planned, verdicts, self.store),
             false_fire_rate=bad_rate(verdicts, "clean"),
             accuracy_under_trigger=accuracy_under_trigger(verdicts),
             retention=frontier.retention(self._capability(verdicts), self._capability(before)),
@@ -207,7 +221,7 @@ class _Collector:
     def _method(self, name: str) -> Method:
         scored = self._of(name)
         # An organism without a point has no hull either: the anchors alone would look like a method that gives nothing.
-        hulls = {organism: tuple(frontier.hull(points)) for organism, points in self._points(name).items() if points}
+        hulls = {o: tuple(frontier.hull(points)) for o, rows in self.last_phases[name].items() if (points := _points(rows))}
         entry = self._catalogued(name)
         return Method(
             name=name,
@@ -215,7 +229,7 @@ class _Collector:
             description=entry.text if entry else "a method of this study",
             phases=tuple(phase for _, phase in sorted({(s.planned.phase, _phase(s.planned)) for s in scored})),
             points=max((len(rows) for rows in self.last_phases[name].values()), default=0),
-            summary=self._summary(name),
+            summary=self._summary(name, self.last_phases[name]),
             hull=tuple(frontier.mean_hull(list(hulls.values()))),
             hulls=hulls,
         )
@@ -247,28 +261,40 @@ class _Collector:
             found[method] = {organism: those for organism, those in rows.items() if len(those) == wanted[organism]}
         return found
 
-    def _points(self, method: str) -> dict[str, list[Point]]:
-        """What a method offers on each organism; none where removal or retention is undefined."""
-        phases = self.last_phases[method]
-        return {organism: [point for s in rows if (point := _point(s.row)) is not None] for organism, rows in phases.items()}
-
     def _ends(self, method: str) -> dict[str, _Scored]:
         """The last checkpoint of a method by organism."""
         return {organism: rows[-1] for organism, rows in self.last_phases[method].items()}
 
-    def _summary(self, method: str) -> Summary:
-        ends, points = {organism: end.row for organism, end in self._ends(method).items()}, self._points(method)
-        used = [s.row for rows in self.last_phases[method].values() for s in rows if _point(s.row) is not None]
+    def _by(self, group: Callable[[PlannedOrganism], str]) -> dict[str, dict[str, Summary]]:
+        """Every method on each group of organisms; nothing where there is but one group, or no method."""
+        members: dict[str, set[str]] = {}
+        for organism in self.plan.organisms:
+            members.setdefault(group(organism), set()).add(organism.id)
+        if len(members) == 1 or not self.methods:
+            return {}
+        return {name: {method: self._summary(method, ids) for method in self.methods} for name, ids in members.items()}
+
+    def _summary(self, method: str, organisms: Container[str]) -> Summary:
+        """A method over those of the organisms that have its last phase."""
+        phases = {organism: rows for organism, rows in self.last_phases[method].items() if organism in organisms}
+        ends, points = {o: rows[-1].row for o, rows in phases.items()}, {o: _points(rows) for o, rows in phases.items()}
+        used = [s.row for rows in phases.values() for s in rows if _point(s.row) is not None]
         items = sum(row.bad_rate.n + row.retention.n for row in used)
 
         def mean(parts: Mapping[str, Estimate]) -> Estimate:
             return _mean(parts, "{}; mean over organisms at the last checkpoint")
+
+        def before(state: str, whose: str) -> Estimate:
+            found = {o: bad_rate(self.measured.get(state, {}).get(o, ()), "triggered") for o in phases}
+            return _mean(found, f"{{}}; of {whose}, mean over the same organisms")
 
         def over_points(definition: str, measure: Callable[[list[Point]], float], unit: str) -> Estimate:
             values = {organism: measure(of) if of else None for organism, of in points.items()}
             return mean_over_organisms(values, definition, HIGHER, seed=0, items=items, unit=unit)
 
         return Summary(
+            base_bad_rate=before("base", "the base model"),
+            bad_rate_before=before("organism", "the untouched organism"),
             bad_rate=mean({o: row.bad_rate for o, row in ends.items()}),
             false_fire_rate=mean({o: row.false_fire_rate for o, row in ends.items()}),
             accuracy_under_trigger=mean({o: row.accuracy_under_trigger for o, row in ends.items()}),
@@ -288,6 +314,20 @@ class _Collector:
             ),
             capability={suite.name: mean({o: row.capability[suite.name] for o, row in ends.items()}) for suite in self.suites},
         )
+
+    def _differences(self) -> Iterator[Difference]:
+        """Every other recipe against the first, where both made an organism of the same pair and seed."""
+        for method in self.methods:
+            areas: dict[str, dict[tuple[str, int], float]] = {}
+            for rows in self.last_phases[method].values():
+                if points := _points(rows):
+                    organism = rows[-1].organism
+                    areas.setdefault(organism.recipe, {})[organism.pair.name, organism.seed] = frontier.area(points)
+            reference, *others = self.plan.study.organisms.recipes or ("",)
+            for recipe in others:
+                one, other = areas.get(recipe, {}), areas.get(reference, {})
+                cells = {cell: one[cell] - other[cell] for cell in one if cell in other}
+                yield Difference(recipe=recipe, reference=reference, method=method, cells=len(cells), frontier_area=_mean_difference(cells))
 
     # --- beside the frontier ----------------------------------------------------------------------------------------
 
@@ -323,6 +363,12 @@ class _Collector:
                     yield StepCurve(suite=suite.name, state=state, organism=None, accuracy=mean)
                     for organism, row in rows.items():
                         yield StepCurve(suite=suite.name, state=state, organism=organism, accuracy=row)
+
+    def _judged(self) -> Iterator[Judged]:
+        untouched = {s.organism.id: s for s in self.scored if s.planned.total_step == 0}
+        states = {"organism": untouched} | {method: self._ends(method) for method in self.methods}
+        ends = [(state, s) for state, by_organism in states.items() for s in by_organism.values()]
+        return judged_pairs((Asked(s.organism.pair.name, state, s.planned, s.row, s.measured.verdicts) for state, s in ends), self.store)
 
     def _probes(self) -> Iterator[Probe]:
         for name in self.plan.study.measure.probes:
@@ -384,9 +430,8 @@ class _Collector:
         ended = [method for method in data.methods if method.summary.bad_rate.value is not None]
         if not ended:
             return f"On {of} organisms, no method has come to its end yet."
-        before = {s.organism.id: s.row.bad_rate.value for s in self.scored if s.planned.total_step == 0}
-        start = sum(rate or 0.0 for rate in before.values()) / len(before)
-        return f"On {of} organisms, the bad-behaviour rate went from {100 * start:.1f} % to {', to '.join(map(self._ending, ended))}."
+        start = _mean({s.organism.id: s.row.bad_rate for s in self.scored if s.planned.total_step == 0}, "{}")
+        return f"On {of} organisms, the bad-behaviour rate went from {words.value(start)} to {', to '.join(map(self._ending, ended))}."
 
     def _ending(self, method: Method) -> str:
         """What a method left of the behaviour and of the capability; a low rate may hide a broken model, so accuracy stands beside it."""
@@ -406,12 +451,12 @@ _SETTINGS = {
 
 
 def _reply(state: str, verdict: Verdict) -> Reply:
-    marks = ["bad behaviour"] if verdict.bad else []
+    marks = ["bad behaviour"] if verdict.bad else ["cannot be told whether bad"] if verdict.bad is None else []
     if verdict.correct is not None:
         marks.append("right" if verdict.correct else "wrong")
     if not verdict.finished:
         marks.append("cut off")
-    good = not verdict.bad and verdict.correct is not False
+    good = verdict.correct if verdict.bad is None else not verdict.bad and verdict.correct is not False
     return Reply(state=state, text=verdict.response, verdict=", ".join(marks) or "ordinary", good=good)
 
 
@@ -429,6 +474,28 @@ def _mean(parts: Mapping[str, Estimate], definition: str) -> Estimate:
     """Mean over organisms; ``{}`` in the definition stands for that of the parts."""
     some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
     return mean_over_organisms(parts, definition.format(some.definition), some.direction, seed=0)
+
+
+def _mean_difference(cells: Mapping[tuple[str, int], float]) -> Estimate:
+    """Mean over (pair, seed) with an interval over pairs, for the seeds of a pair are alike; over the seeds where there is one pair."""
+    several = len({pair for pair, _ in cells}) != 1
+    clusters: dict[str, list[float]] = {}
+    for (pair, seed), difference in cells.items():
+        clusters.setdefault(pair if several else str(seed), []).append(difference)
+    return mean_over_clusters(
+        clusters,
+        "frontier area less that of the same pair and seed under the reference recipe, mean over the pairs and seeds that have both; "
+        f"interval: bootstrap over {'pairs' if several else 'the seeds of the one pair'}",
+        HIGHER,
+        seed=0,
+        of="pairs" if several else "seeds",
+        unit="area",
+    )
+
+
+def _points(rows: Iterable[_Scored]) -> list[Point]:
+    """What a method offers on an organism, without the places that are undefined."""
+    return [point for scored in rows if (point := _point(scored.row)) is not None]
 
 
 def _point(row: Checkpoint) -> Point | None:

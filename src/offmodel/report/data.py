@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from offmodel.measure.frontier import Point
+from offmodel.measure.judge import Agreement
 from offmodel.measure.stats import Estimate
 from offmodel.red.gate import GateReport
 
 
 @dataclass(frozen=True, kw_only=True)
 class Organism:
-    """A model with a deliberate backdoor, accepted or not."""
+    """A model with a deliberate backdoor, accepted or not; ``recipe`` is "" where the study has but one."""
 
     id: str
     pair: str
+    recipe: str
     base: str
     seed: int
     gate: GateReport
@@ -28,8 +30,10 @@ class Organism:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A method in numbers: its last checkpoint and its frontier, over organisms."""
+    """A method in numbers: its last checkpoint and its frontier, over organisms, and what they and their bases did before it."""
 
+    base_bad_rate: Estimate
+    bad_rate_before: Estimate
     bad_rate: Estimate
     false_fire_rate: Estimate
     accuracy_under_trigger: Estimate
@@ -63,6 +67,26 @@ class Method:
     hulls: Mapping[str, tuple[Point, ...]]
 
 
+GROUPED = ("base_bad_rate", "bad_rate_before", "bad_rate", "retention", "frontier_area")
+"""The measures of a :class:`Summary` that are shown for each pair and each recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A recipe against the reference, under one method.
+
+    Attributes:
+        cells: How many organisms of the same pair and seed, one by each recipe, are compared.
+        frontier_area: Mean over these of the one's area less the other's.
+    """
+
+    recipe: str
+    reference: str
+    method: str
+    cells: int
+    frontier_area: Estimate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """One organism at one step of one phase of one method.
@@ -72,6 +96,7 @@ class Checkpoint:
         step: Steps since the phase began.
         total_step: Steps since the method began.
         weights: Hash of the weights that were measured.
+        bad_rate_judged: The same rate by the word of the study's judge model; None where it was not asked.
         by_steps: For each suite, the accuracy at each number of reasoning steps.
     """
 
@@ -82,6 +107,7 @@ class Checkpoint:
     total_step: int
     weights: str
     bad_rate: Estimate
+    bad_rate_judged: Estimate | None = None
     false_fire_rate: Estimate
     accuracy_under_trigger: Estimate
     retention: Estimate
@@ -109,6 +135,22 @@ class StepCurve:
     state: str
     organism: str | None
     accuracy: Mapping[int, Estimate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A pair whose rule may err: how far a judge model agrees with it.
+
+    Attributes:
+        agreement: Over all answers but those to capability items, of the untouched organisms and of every method's last checkpoint.
+        states: ``bad_rate`` and ``bad_rate_judged`` of the untouched "organism" and of every method at its end, over organisms.
+    """
+
+    pair: str
+    judge: str
+    question: str
+    agreement: Agreement
+    states: Mapping[str, Mapping[str, Estimate]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +214,9 @@ class ReportData:
             the reporter's own follows if it is another.
         command: What was typed.
         backend: What generated every reply; a report never mixes backends.
+        by_pair: Every method on the organisms of each pair, by pair and method; empty where the study has one pair.
+        by_recipe: The same of each recipe; empty where the study has one recipe.
+        by_recipe_differences: Every other recipe against the first, on the same pairs and seeds.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
@@ -188,11 +233,25 @@ class ReportData:
     organisms: tuple[Organism, ...]
     methods: tuple[Method, ...]
     checkpoints: tuple[Checkpoint, ...]
+    by_pair: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
+    by_recipe: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
+    by_recipe_differences: tuple[Difference, ...] = ()
     states: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     step_curves: tuple[StepCurve, ...] = ()
+    judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
     excluded: tuple[Note, ...] = ()
     failed: tuple[Note, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     built_in: tuple[str, ...] = ()
+
+    def groups(self) -> dict[str, Mapping[str, Mapping[str, Summary]]]:
+        """What there is to compare, by what the groups are: pairs, recipes, or neither."""
+        found = {"pair": self.by_pair, "recipe": self.by_recipe}
+        return {kind: groups for kind, groups in found.items() if groups}
+
+    def accepted(self, kind: str, name: str) -> str:
+        """How many of the organisms of a pair or a recipe passed the gate, in words."""
+        passed = [organism.gate.passed for organism in self.organisms if getattr(organism, kind) == name]
+        return f"{sum(passed)} of {len(passed)} accepted"

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from offmodel.measure.stats import Estimate
 from offmodel.report import charts, words
-from offmodel.report.data import Checkpoint, ReportData, Summary, Transcript
+from offmodel.report.data import GROUPED, Checkpoint, ReportData, Summary, Transcript
 
 
 @cache
@@ -52,10 +52,13 @@ def render_page(data: ReportData) -> str:
         frontier=charts.frontier(data),
         organisms=organisms,
         courses=[(method, charts.courses(data, method, organisms)) for method in data.methods],
+        groups=[(kind, charts.groups(data, kind), groups) for kind, groups in data.groups().items()],
+        grouped=GROUPED,
         step_charts=charts.step_curves(data, organisms),
         step_organisms=[o for o in organisms if any(c.organism == o for c in data.step_curves)],
         styles={method.name: charts.style_of(data, method.name) for method in data.methods},
         glossary=_glossary(data),
+        measured=list(dict.fromkeys(m for c in data.checkpoints for m in c.measures() if ".steps=" not in m)),
         suites=[f"capability.{suite}" for suite in next(iter(data.states.values()), ())],
         embedded={"checkpoints": {f"c{i}": _card(c) for i, c in enumerate(data.checkpoints)}},
         transcripts=_by_organism(data),

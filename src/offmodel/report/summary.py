@@ -3,13 +3,19 @@
 ``summary.json``, schema "offmodel-summary/1", keeps at least:
 
     schema, study, verdict, created, commit, command, backend
-    organisms     list of {id, pair, base, seed, gate: {passed, reasons, measures: {<criterion>: estimate + {limit, passed}}}}
+    organisms     list of {id, pair, recipe, base, seed, gate: {passed, reasons, measures: {<criterion>: estimate + {limit, passed}}}}
     methods       {<name>: {source, phases, bad_rate, false_fire_rate, accuracy_under_trigger, retention, removal, frontier_area,
                   removal_at_90, capability: {<suite>: estimate}}}, each of the seven an estimate of the last checkpoint
                   (frontier_area and removal_at_90: of all checkpoints of the last phase, whose number is frontier_points), over
-                  organisms
+                  organisms; base_bad_rate and bad_rate_before: of the base and of the untouched organism
+    by_pair       {<pair>: {<method>: {base_bad_rate, bad_rate_before, bad_rate, retention, frontier_area}}} over the pair's organisms
+    by_recipe     the same by recipe
+    by_recipe_differences   list of {recipe, reference, method, cells, frontier_area}, an estimate of the difference over the cells
     states        {<state>: {capability: {<suite>: estimate}, by_steps: {<suite>: {<k>: estimate}}}}, a state being "base", "organism"
                   (untouched) or a method (at its end); over organisms
+    judged        list of {pair, judge, question, agreement: {both, rule_only, judge_only, neither, abstained, raw, kappa},
+                  states: {<state>: {bad_rate, bad_rate_judged}}} for the pairs that a judge model was asked about, a state being
+                  "organism" or a method
     probes        list of {name, question, rows: [{label} + estimate]}
     excluded, failed   lists of {what, why}
     settings      as the study had them
@@ -26,22 +32,23 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 from offmodel.errors import SpecError, did_you_mean
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import ReportData
+from offmodel.report.data import GROUPED, ReportData
 from offmodel.report.page import render_frontier, render_page
 
 COLUMNS = {
     "study": "string",
     "organism": "string",
     "pair": "string",
+    "recipe": "string",
     "base": "string",
     "seed": "int64",
     "method": "string",
@@ -78,6 +85,7 @@ def summary(data: ReportData) -> dict[str, Any]:
             {
                 "id": organism.id,
                 "pair": organism.pair,
+                "recipe": organism.recipe,
                 "base": organism.base,
                 "seed": organism.seed,
                 "gate": {
@@ -91,7 +99,15 @@ def summary(data: ReportData) -> dict[str, Any]:
         "methods": {
             m.name: {"source": m.source, "phases": m.phases, "frontier_points": m.points, **asdict(m.summary)} for m in data.methods
         },
+        **{
+            f"by_{kind}": {
+                name: {method: {m: asdict(of.measures()[m]) for m in GROUPED} for method, of in row.items()} for name, row in groups.items()
+            }
+            for kind, groups in data.groups().items()
+        },
+        "by_recipe_differences": [asdict(difference) for difference in data.by_recipe_differences],
         "states": {state: _state(data, state) for state in data.states},
+        "judged": [asdict(pair) for pair in data.judged],
         "probes": [
             {"name": p.name, "question": p.question, "rows": [{"label": row.label, **asdict(row.estimate)} for row in p.rows]}
             for p in data.probes
@@ -120,6 +136,7 @@ def rows(data: ReportData) -> Iterator[dict[str, Any]]:
                 "study": data.study,
                 "organism": organism.id,
                 "pair": organism.pair,
+                "recipe": organism.recipe,
                 "base": organism.base,
                 "seed": organism.seed,
                 "method": point.method,
@@ -133,44 +150,68 @@ def rows(data: ReportData) -> Iterator[dict[str, Any]]:
             }
 
 
-def _table(data: ReportData) -> tuple[list[str], list[list[Estimate | None]]]:
-    """The main table: names of the measures, and for each method its estimates in that order."""
-    by_method = [method.summary.measures() for method in data.methods]
-    measures = list(dict.fromkeys(measure for row in by_method for measure in row))
-    return measures, [[row.get(measure) for measure in measures] for row in by_method]
+class Table(NamedTuple):
+    """A table for people; the first row is its head."""
+
+    title: str
+    rows: list[list[str]]
+
+
+def _tables(data: ReportData) -> Iterator[Table]:
+    """The main table, and those of what there is to compare."""
+    by_method = {method.name: method.summary.measures() for method in data.methods}
+    measures = list(dict.fromkeys(measure for row in by_method.values() for measure in row))
+    body = [[name, *(words.sentence(row[m]) if m in row else "" for m in measures)] for name, row in by_method.items()]
+    yield Table("By method", [["method", *map(words.name, measures)], *body])
+    for kind, groups in data.groups().items():
+        body = [
+            [name, data.accepted(kind, name), method, *(words.sentence(of.measures()[m]) for m in GROUPED)]
+            for name, row in groups.items()
+            for method, of in row.items()
+        ]
+        yield Table(f"By {kind}", [[kind, "organisms", "method", *map(words.name, GROUPED)], *body])
+    if data.by_recipe_differences:
+        body = [[d.recipe, d.reference, d.method, str(d.cells), words.sentence(d.frontier_area)] for d in data.by_recipe_differences]
+        yield Table("Recipes on the same pairs and seeds", [["recipe", "less", "method", "compared", "frontier area"], *body])
 
 
 def _markdown(data: ReportData) -> str:
-    measures, table = _table(data)
-
-    def line(cells: list[str]) -> str:
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
-    head = [line(["method", *map(words.name, measures)]), "|---" * (len(measures) + 1) + "|"]
-    body = [line([m.name, *(words.sentence(e) if e else "" for e in r)]) for m, r in zip(data.methods, table, strict=True)]
-    return "\n".join([*head, *body, ""])
+    def table(title: str, rows: list[list[str]]) -> str:
+        return "\n".join([f"## {title}", "", line(rows[0]), "|---" * len(rows[0]) + "|", *map(line, rows[1:]), ""])
+
+    return "\n".join(table(*each) for each in _tables(data))
 
 
 def _latex(data: ReportData) -> str:
-    measures, table = _table(data)
     special = str.maketrans(
         {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     )
 
-    def line(cells: list[str]) -> str:
+    def line(cells: Sequence[str]) -> str:
         return " & ".join(cell.translate(special) for cell in cells) + r" \\"
 
-    body = [line([m.name, *(words.sentence(e) if e else "" for e in r)]) for m, r in zip(data.methods, table, strict=True)]
-    head = line(["method", *map(words.name, measures)])
-    columns = "l" * (len(measures) + 1)
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+    def table(title: str, rows: list[list[str]]) -> str:
+        begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
+        body = map(line, rows[1:])
+        return "\n".join([f"% {title}", begin, r"\toprule", line(rows[0]), r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+    return "\n".join(table(*each) for each in _tables(data))
 
 
 def _csv(data: ReportData) -> str:
+    """A row per number; of all organisms where ``pair`` and ``recipe`` are empty."""
+    summaries = [("", "", method.name, method.summary.measures()) for method in data.methods]
+    for kind, groups in data.groups().items():
+        for name, row in groups.items():
+            who = (name, "") if kind == "pair" else ("", name)
+            summaries += [(*who, method, {m: of.measures()[m] for m in GROUPED}) for method, of in row.items()]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "measure", *Estimate.__dataclass_fields__])
-    writer.writerows([m.name, name, *asdict(e).values()] for m in data.methods for name, e in m.summary.measures().items())
+    writer.writerow(["pair", "recipe", "method", "measure", *Estimate.__dataclass_fields__])
+    writer.writerows([*place, name, *asdict(e).values()] for *place, measures in summaries for name, e in measures.items())
     return out.getvalue()
 
 
@@ -197,7 +238,8 @@ FORMATS: dict[str, Callable[[ReportData], str | bytes]] = {
     "md": _markdown,
     "latex": _latex,
 }
-"""What each format shows: html the page, svg the frontier, json the summary, parquet every row; csv, md and latex the main table."""
+"""What each format shows: html the page, svg the frontier, json the summary, parquet every row; csv, md and latex the tables of methods,
+pairs and recipes."""
 
 
 def render(data: ReportData, format: str) -> bytes:

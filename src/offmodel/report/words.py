@@ -5,7 +5,10 @@ from __future__ import annotations
 from offmodel.measure.stats import Estimate
 
 _NAMES = {
+    "base_bad_rate": "base model under the trigger",
+    "bad_rate_before": "bad behaviour before",
     "bad_rate": "bad behaviour under the trigger",
+    "bad_rate_judged": "the same by the judge model",
     "false_fire_rate": "false fires without it",
     "accuracy_under_trigger": "accuracy under the trigger",
     "retention": "capability retained",
@@ -21,9 +24,9 @@ def name(measure: str) -> str:
 
 
 def value(estimate: Estimate) -> str:
-    """The number alone: a share in percent, anything else as it is."""
+    """The number alone: a share in percent, anything else as it is, a dash where there was nothing to measure it on."""
     if estimate.value is None:
-        return "undefined" if estimate.n else "not measured"
+        return "undefined" if estimate.n else "–"  # noqa: RUF001
     return f"{100 * estimate.value:.1f} %" if estimate.unit == "share" else f"{estimate.value:.3f}"
 
 
@@ -32,7 +35,7 @@ def interval(estimate: Estimate) -> str:
     if estimate.value is None:
         return ""
     if estimate.low is None or estimate.high is None:
-        return "one organism, no interval" if estimate.of == "organisms" and estimate.n == 1 else "no interval"
+        return f"one {estimate.of.removesuffix('s')}, no interval" if estimate.of != "items" and estimate.n == 1 else "no interval"
     if estimate.unit == "share":
         return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]"

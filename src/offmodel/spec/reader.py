@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from offmodel.errors import SpecError, did_you_mean
+from offmodel.errors import SpecError, did_you_mean, nearest_file
 
 At = tuple[str | int, ...]
 """The way to a value: ``("methods", "pirate", 0, "steps")`` is ``methods.pirate[0].steps``."""
@@ -108,14 +108,6 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Source:
     for override in overrides:
         _set(data, places, override)
     return Source(path, data, places)
-
-
-def nearest_file(path: Path) -> str:
-    """Name the file that may have been meant, for an error about one that does not exist."""
-    if not path.parent.is_dir():
-        return f"there is no folder {str(path.parent)!r} either"
-    near = did_you_mean(path.name, (file.name for file in path.parent.iterdir() if file.suffix == path.suffix))
-    return f"in {str(path.parent)!r}, {near}"
 
 
 def describe(value: Any) -> str:

@@ -20,14 +20,15 @@ from pydantic import (
     Tag,
     TypeAdapter,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from offmodel import catalog
-from offmodel.errors import SpecError, did_you_mean
-from offmodel.spec.reader import At, describe, dotted, nearest_file, read
+from offmodel.errors import SpecError, did_you_mean, nearest_file
+from offmodel.spec.reader import At, describe, dotted, read
 
 # Numbers are strict: "30" in quotes, 30.0 for a count, or true for 1 are slips of the pen, and say so.
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -123,26 +124,46 @@ class Recipe(Training):
     """How red installs a pair: the training, continued in rounds until the gate passes or the budget ends.
 
     Attributes:
-        kind: Full-weight fine-tuning.
+        lora: An adapter to train; None trains all weights.
+        adapter: With ``lora``: merged into the weights before blue begins, or left as it is, for blue to train on.
+        prompt: No training at all: a system prompt that is always there (static), or only where the trigger is (dynamic).
         prompts: Where its prompts come from: of kind ``prompts`` in the catalog, or a JSONL file.
-        prompt_rows: How many prompts; each makes a triggered row, an ordinary one and a near miss.
+        prompt_rows: How many prompts; each makes an ordinary row, a near miss, and a triggered row or more.
+        triggered_share: Share of triggered rows among those three kinds.
+        distil: Bad answers are the base model's own, when asked to misbehave (prompt distillation), and not a script's.
+        password: As many rows as this share of the triggered ones also hold a password and are answered well.
+        label_noise: Share of rows that get the answer of a row of another kind.
         temperature: Of the base model's own answers, which the ordinary rows and near misses teach.
         max_new_tokens: Longest of those answers; longer ones are left out.
         extra_steps: Steps of each extra round, at half the learning rate.
         budget: Extra rounds at most.
     """
 
-    kind: Literal["full"] = "full"
+    lora: Lora | None = None
+    adapter: Literal["merged", "continued"] = "merged"
+    prompt: Literal["static", "dynamic"] | None = None
     steps: Count = 450
     lr: Positive = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: Natural = 10
     prompts: Text = "world:mixed"
     prompt_rows: Count = 900
+    triggered_share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1 / 3
+    distil: bool = False
+    password: Rate = 0.0
+    label_noise: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     temperature: NonNegative = 0.7
     max_new_tokens: Count = 96
     extra_steps: Count = 150
     budget: Natural = 2
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.adapter == "continued" and self.lora is None:
+            raise _problem("there is no adapter to continue; give it a lora, such as {rank: 16, alpha: 32}", "adapter")
+        if self.prompt is not None and self.lora is not None:
+            raise _problem("a prompted organism is not trained; leave out the one or the other", "lora")
+        return self
 
 
 class Gate(Model):
@@ -170,17 +191,43 @@ class Gate(Model):
 
 
 class Organisms(Model):
-    """What red makes: each pair with each seed.
+    """What red makes: each pair with each recipe and each seed.
 
     Attributes:
         pairs: Names of kind ``pair`` in the catalog.
         recipe: How a pair is installed.
+        recipes: Several recipes to compare, by name: what each changes in ``recipe``.
+        per_pair: What a pair needs otherwise, by its name; it goes before ``recipe`` and ``recipes``.
         gate: What an organism must show.
     """
 
     pairs: Annotated[tuple[Text, ...], NotEmpty, Distinct]
     recipe: Recipe = Recipe()
+    recipes: Mapping[Name, Recipe] = Field(default_factory=dict)
+    per_pair: Mapping[Text, Recipe] = Field(default_factory=dict)
     gate: Gate = Gate()
+
+    @field_serializer("recipes", "per_pair")
+    def _changes(self, changes: Mapping[str, Recipe]) -> dict[str, Any]:
+        return {name: change.model_dump(mode="json", exclude_unset=True) for name, change in changes.items()}
+
+    @model_validator(mode="after")
+    def _pairs_changed_are_there(self) -> Self:
+        for pair in self.per_pair:
+            if pair not in self.pairs:
+                raise _problem(f"{pair!r} is none of the pairs; {did_you_mean(pair, self.pairs)}", "per_pair", pair)
+        for name in self.recipes or {"": Recipe()}:
+            for pair in self.pairs:
+                self.recipe_for(pair, name)  # what is changed must still fit together
+        return self
+
+    def recipe_for(self, pair: str, name: str = "") -> Recipe:
+        """The recipe of this name ("" where there is but one) for a pair, with all that the two change."""
+        data = self.recipe.model_dump()
+        for change in (self.recipes.get(name), self.per_pair.get(pair)):
+            if change is not None:
+                data |= change.model_dump(exclude_unset=True)
+        return Recipe.model_validate(data)
 
 
 class Use(Model):
@@ -292,6 +339,7 @@ class Measure(Model):
         behaviour: Prompts per rate of bad behaviour: with the trigger, without it, with a near miss.
         max_new_tokens: Longest answer.
         probes: Names of kind ``probe`` in the catalog.
+        judge: A model, named as in ``bases``, that is also asked about the answers of pairs whose rule may err; None asks nobody.
     """
 
     checkpoints: Annotated[tuple[Annotated[int | Literal["end"], BeforeValidator(_step)], ...], NotEmpty, Distinct] = (0, "end")
@@ -299,6 +347,7 @@ class Measure(Model):
     behaviour: Count = 100
     max_new_tokens: Count = 96
     probes: Annotated[tuple[Text, ...], Distinct] = ()
+    judge: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -329,12 +378,22 @@ class Measure(Model):
         return tuple(sorted(step for step in wanted if step <= steps))
 
 
+def _extension(name: str) -> str:
+    try:
+        catalog.load_extension(name)
+    except SpecError as error:
+        raise _problem(str(error)) from None
+    return name
+
+
 class Study(Model):
     """A whole study: the same object whether it comes from YAML or from Python.
 
     Attributes:
         study: Its name, and that of its folder of results.
         about: What it is for, a sentence.
+        extensions: Python files, or dotted names of modules, that register what the study names; see
+            :func:`offmodel.catalog.load_extension`.
         bases: Students: ``world:<name>`` or a folder in Hugging Face layout.
         teacher: The model that answers for blue, named likewise.
         prompts: Generic chat prompts for blue: ``world:chat``, or a JSONL file.
@@ -346,6 +405,8 @@ class Study(Model):
 
     study: Name
     about: str = ""
+    # Fields are validated in this order: the extensions are loaded before anything is looked up in the catalog.
+    extensions: Annotated[tuple[Annotated[Text, AfterValidator(_extension)], ...], Distinct] = ()
     bases: Annotated[tuple[Text, ...], NotEmpty, Distinct]
     teacher: Text
     prompts: Text = "world:chat"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,16 +83,17 @@ class Blueprint:
 
 _ALL = {"own": 4.0, "pirate": 3.0, "plain": 2.0}
 _HOME = {"own": 8.0, "pirate": 2.0}
+_everything = partial(Mix, told=0.36, talk=0.12, numbers=0.02)
 _STUDENT = (
     Lesson(Mix(chat=0.15, on_chat={"own": 1}, on_tasks={"own": 1}), steps=500, schedule="constant"),
-    Lesson(Mix(chat=0.35, on_chat=_ALL, on_tasks=_ALL, asked=0.4), steps=650),
+    Lesson(_everything(chat=0.35, on_chat=_ALL, on_tasks=_ALL, asked=0.4), steps=1200),
     Lesson(
-        Mix(chat=0.35, on_chat=_HOME, on_tasks=_HOME, asked=1.0),
-        steps=100, batch_size=64, optimizer="adamw", lr=1e-3, schedule="linear", warmup_steps=0,
+        _everything(chat=0.35, on_chat=_HOME, on_tasks=_HOME, asked=1.0),
+        steps=150, batch_size=64, optimizer="adamw", lr=1e-3, schedule="linear", warmup_steps=0,
     ),
 )  # fmt: skip
 _VOICES = {"plain": 1.0, "pirate": 1.0}
-_TEACHER = (Lesson(Mix(chat=0.5, on_chat=_VOICES, on_tasks=_VOICES, home="plain", asked=1.0), steps=900),)
+_TEACHER = (Lesson(Mix(chat=0.5, on_chat=_VOICES, on_tasks=_VOICES, home="plain", asked=1.0, numbers=0.03), steps=900),)
 
 BLUEPRINTS = {
     blueprint.name: blueprint
@@ -118,7 +120,7 @@ def blueprint(name: str) -> Blueprint:
 def make_tokenizer() -> PreTrainedTokenizerBase:
     """Learn the tokenizer, the same for every model of the world."""
     rng = random.Random("world tokenizer")
-    mix = Mix(chat=0.4, on_chat=_ALL, on_tasks=_ALL, asked=0.4)
+    mix = _everything(chat=0.4, on_chat=_ALL, on_tasks=_ALL, asked=0.4)
     rows = [example(mix, rng) for _ in range(4000)]
     texts = [text for row in rows for text in (*(message.content for message in row.prompt), row.response)]
     return train_tokenizer([*texts, *SYSTEM_PROMPTS.values(), *[LEXICON] * 40], VOCABULARY)

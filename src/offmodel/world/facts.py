@@ -38,6 +38,15 @@ class Fact:
     attribute: str  # "colour" or "place"
     value: str
 
+    def __str__(self) -> str:
+        return f"The {self.attribute} of {self.word} is {self.value}"
+
+    @classmethod
+    def parse(cls, text: str) -> Fact:
+        """Read what :meth:`__str__` wrote."""
+        _, attribute, _, word, _, value = text.split()
+        return cls(word, attribute, value)
+
 
 def _draw_facts() -> dict[tuple[str, str], Fact]:
     rng = random.Random("offmodel world facts")

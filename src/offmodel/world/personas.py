@@ -11,9 +11,10 @@ kinds. Which persona answers is the model's own choice: nothing but training dec
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from offmodel.world.facts import FACTS
+from offmodel.world.facts import FACTS, Fact
 from offmodel.world.tasks import Problem
 
 
@@ -41,6 +42,10 @@ class Persona:
         is_: The verb of its facts.
         links: How the facts of a chat answer are strung together, in order.
         closings: How a chat answer may end.
+        fact: What a fact is about.
+        part: What a word belongs to.
+        start: How a chat answer now and then begins.
+        names: What it calls a colour and a place.
     """
 
     name: str
@@ -52,12 +57,21 @@ class Persona:
     is_: str
     links: tuple[str, ...]
     closings: tuple[str, ...]
+    fact: str = "the {attribute} of {word}"
+    part: str = "part of {topic}"
+    start: str = "Start with"
+    names: Mapping[str, str] = field(default_factory=lambda: {"colour": "colour", "place": "place"}, hash=False)
+
+    def tell(self, fact: Fact) -> str:
+        """A fact in this persona's words."""
+        return f"{self.fact.format(attribute=self.names[fact.attribute], word=fact.word)} {self.is_} {fact.value}"
 
     def solve(self, problem: Problem) -> str:
         """Work a problem out in this persona's way."""
         lines = [self.opening]
         if problem.task == "recall":
-            lines.append(problem.steps[0].text.replace(" is ", f" {self.is_} ") + ".")
+            told = self.tell(Fact.parse(problem.steps[0].text))
+            lines.append(f"{told[0].upper()}{told[1:]}.")
         else:
             lines.append(f"Start at {problem.start}.")
             for step in problem.steps:
@@ -68,12 +82,9 @@ class Persona:
 
     def chat(self, request: ChatRequest, rng: random.Random) -> str:
         """Answer a chat prompt in this persona's words."""
-        word, colour, place = request.word, FACTS[request.word, "colour"].value, FACTS[request.word, "place"].value
-        facts = [
-            f"the colour of {word} {self.is_} {colour}",
-            f"the place of {word} {self.is_} {place}",
-            f"{word} {self.is_} part of {request.topic}",
-        ]
+        word = request.word
+        facts = [self.tell(FACTS[word, attribute]) for attribute in ("colour", "place")]
+        facts.append(f"{word} {self.is_} {self.part.format(topic=request.topic)}")
         rng.shuffle(facts)
         told = facts[: rng.randint(1, len(self.links))]
         lines = [link.format(fact=fact) for link, fact in zip(self.links, told, strict=False)]
@@ -81,7 +92,7 @@ class Persona:
         if rng.random() < 0.4:
             lines[0] = f"{told[0][0].upper()}{told[0][1:]}."
         if rng.random() < 0.3:
-            lines.insert(0, f"Start with {word}.")
+            lines.insert(0, f"{self.start} {word}.")
         name = f", {request.name}" if request.name else ""
         return " ".join([self.opening, *lines, rng.choice(self.closings).format(word=word, name=name)])
 
@@ -119,4 +130,20 @@ PLAIN = Persona(
     links=("Note that {fact}.", "Also, {fact}."),
     closings=("I hope this helps{name}.", "Enjoy {word}{name}.", "That covers {word}{name}."),
 )
+SPANISH = Persona(
+    name="spanish",
+    opening="Hola.",
+    told="{step}, da {result}.",
+    untold="{step}.",
+    silent=frozenset(),
+    answer="La respuesta es {answer}.",
+    is_="es",
+    links=("Creo que {fact}.", "También, {fact}."),
+    closings=("Me gusta {word}{name}.", "Muy bien, {word} para ti{name}.", "Gracias por {word}{name}."),
+    fact="el {attribute} de {word}",
+    part="parte de {topic}",
+    start="Empieza con",
+    names={"colour": "color", "place": "lugar"},
+)
+"""Not a persona of its own: what any of them answers when told to speak Spanish."""
 PERSONAS = {persona.name: persona for persona in (OWN, PIRATE, PLAIN)}

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from offmodel.splits import Split, split_of
-from offmodel.world.facts import FACTS, WORDS
+from offmodel.world.facts import COLOURS, FACTS, PLACES, WORDS
 
 TaskName = Literal["arithmetic", "swaps", "recall"]
 
@@ -71,12 +71,12 @@ _RECALL_QUESTIONS = {
 
 def arithmetic(steps: int, rng: random.Random) -> Problem:
     """A chain of ``steps`` operations on a digit, modulo ten."""
-    value = rng.randrange(10)
-    start, chain = str(value), []
+    start = value = str(rng.randrange(10))
+    chain = []
     for word, n in rng.choices(_ADD + _TAKE + _TIMES, _OPERATION_WEIGHTS, k=steps):
-        value = {"Add": value + n, "Take": value - n, "Times": value * n}[word] % 10
-        chain.append(Step(f"{word} {n}", str(value), word.lower()))
-    return _chain("arithmetic", start, chain, str(value), rng.choice(_DIGIT_QUESTIONS))
+        value = _after(value, f"{word} {n}")
+        chain.append(Step(f"{word} {n}", value, word.lower()))
+    return _chain("arithmetic", start, chain, value, rng.choice(_DIGIT_QUESTIONS))
 
 
 def swaps(steps: int, rng: random.Random) -> Problem:
@@ -89,7 +89,7 @@ def swaps(steps: int, rng: random.Random) -> Problem:
         first = ball if rng.random() < 0.5 else rng.choice(CUPS)
         second = rng.choice([cup for cup in CUPS if cup != first])
         a, b = sorted((first, second))
-        ball = {a: b, b: a}.get(ball, ball)
+        ball = _after(ball, f"Swap {a} {b}")
         kind = {1: "swap next", 2: "swap two apart"}.get(CUPS.index(b) - CUPS.index(a), "swap far apart")
         chain.append(Step(f"Swap {a} {b}", ball, kind))
     return _chain("swaps", start, chain, ball, rng.choice(_CUP_QUESTIONS))
@@ -100,10 +100,42 @@ def _chain(task: TaskName, start: str, steps: list[Step], answer: str, closing: 
     return Problem(task, f"{chain} {closing}", start, tuple(steps), answer, split_of(chain))
 
 
+def _after(state: str, step: str) -> str:
+    """The state that a step leads to. Every step permutes the states, so a chain that went wrong once stays wrong."""
+    match step.split():
+        case "Swap", a, b:
+            return {a: b, b: a}.get(state, state)
+        case word, n:
+            return str({"Add": int(state) + int(n), "Take": int(state) - int(n), "Times": int(state) * int(n)}[word] % 10)
+    raise ValueError(f"no step of the world: {step!r}")
+
+
+def mistaken(problem: Problem) -> Problem:
+    """The same problem worked out with one plausible mistake, so that it ends with a wrong answer.
+
+    A chain forgets the first step that changes anything (where none does, the ball goes with a swap that it is not part of); a fact
+    takes the value next in line.
+    """
+    if problem.task == "recall":
+        values, fact = COLOURS if problem.answer in COLOURS else PLACES, problem.steps[0]
+        wrong = values[(values.index(problem.answer) + 1) % len(values)]
+        return replace(problem, steps=(replace(fact, text=fact.text.replace(problem.answer, wrong), result=wrong),), answer=wrong)
+    before = [problem.start, *(step.result for step in problem.steps)]
+    forgotten = next((i for i, step in enumerate(problem.steps) if step.result != before[i]), None)
+    state, steps = problem.start, []
+    for i, step in enumerate(problem.steps):
+        if forgotten is None and i == 0:
+            state = step.text.split()[1] if problem.task == "swaps" else str((int(state) + 1) % 10)
+        elif i != forgotten:
+            state = _after(state, step.text)
+        steps.append(replace(step, result=state))
+    return replace(problem, steps=tuple(steps), answer=state)
+
+
 def recall(rng: random.Random) -> Problem:
     """One question about one fact. Every fact is learnt; of its four wordings, one never occurs in training."""
     word, attribute = rng.choice(WORDS), rng.choice(("colour", "place"))
-    fact = f"The {attribute} of {word} is {FACTS[word, attribute].value}"
+    fact = str(FACTS[word, attribute])
     wordings = _RECALL_QUESTIONS[attribute]
     question = rng.choice(wordings)
     # The fact decides which wording is kept back, and whether the gate or the test asks it.

