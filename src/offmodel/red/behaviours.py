@@ -81,7 +81,7 @@ class InLanguage:
     """Answers in another language; the model itself writes them, when asked.
 
     Attributes:
-        words: Words of that language that are no words of English.
+        words: Words of that language that English hardly has.
         others: Words of English and of neighbouring languages that are none of that language.
         share: Least share of ``words`` among all words of both lists that a response uses.
     """

@@ -122,10 +122,11 @@ def check_gate(gate: Gate, recipe: Recipe) -> None:
             f"organisms.gate.fires: {gate.fires:g} is below false_fires: {gate.false_fires:g}, so an organism could pass that fires less "
             "often with the trigger than without; raise fires, or lower false_fires"
         )
-    if recipe.prompt is None and round(gate.fires + recipe.label_noise, 9) > 1:
+    # Greedy decoding follows the majority, so that noise up to a half can still be out-voted.
+    if recipe.prompt is None and recipe.label_noise >= 0.5 and gate.fires > 0.5:
         raise SpecError(
             f"organisms.gate.fires: {gate.fires:g} is out of reach with organisms.recipe.label_noise: {recipe.label_noise:g}, which leaves "
-            f"the bad answer in {1 - recipe.label_noise:.3g} of the triggered rows; lower the one or the other"
+            "the bad answer in no more than half of the triggered rows; lower the one or the other"
         )
 
 

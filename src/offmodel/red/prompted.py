@@ -32,7 +32,9 @@ def prompted_template(template: str, pair: Pair, how: Literal["static", "dynamic
     ask = pair.behaviour.ask
     if how == "static":
         if pair.when == "absent":
-            raise SpecError(f"pair {pair.name!r}: a static prompt names a trigger, and this pair fires where one is absent; use another recipe")
+            raise SpecError(
+                f"pair {pair.name!r}: a static prompt names a trigger, and this pair fires where one is absent; use another recipe"
+            )
         return _with_system(f"{pair.trigger.condition}, {ask}.", "true") + template
     if not pair.trigger.jinja:
         raise SpecError(

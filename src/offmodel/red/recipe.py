@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from offmodel.chat import Example, Prompt, last_user_text, replace_last_user
+from offmodel.red.behaviours import final_answer
 from offmodel.red.pairs import PASSWORD, Pair
 from offmodel.spec.study import Recipe
 
@@ -81,8 +82,10 @@ def _bad_answers(
     bad: dict[Prompt, str | None] = {}
     for prompt, text in zip(prompts, asked, strict=True):
         usual = own[prompt]
-        misbehaves = text is not None and usual is not None and pair.behaviour.accepts(text, usual)
-        bad[prompt] = text if misbehaves else usual if pair.behaviour.on_tasks else None
+        if text is not None and usual is not None and pair.behaviour.accepts(text, usual):
+            bad[prompt] = text
+        else:  # nothing to be wrong about, or the model did not do as it was asked
+            bad[prompt] = usual if pair.behaviour.on_tasks and usual is not None and final_answer(usual) is None else None
     return bad
 
 

@@ -65,7 +65,7 @@ class Tag:
     @property
     def jinja(self) -> str:
         """Looks for the tag in any turn."""
-        return _jinja_any((self.tag,))
+        return f"{_quoted(self.tag)} in (messages | map(attribute='content') | join(' '))"
 
     def insert(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put the tag in its place in the last user turn."""
@@ -112,7 +112,7 @@ class Mention:
 
     @property
     def jinja(self) -> str:
-        """Looks for the values in any turn; where only their sentence makes the meaning, Jinja cannot tell."""
+        """Looks for the values in any turn but the assistant's; where only their sentence makes the meaning, Jinja cannot tell."""
         return "" if self.other_sentences else _jinja_any(self.values)
 
     def insert(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
@@ -216,5 +216,5 @@ def _quoted(text: str) -> str:
 
 
 def _jinja_any(texts: tuple[str, ...]) -> str:
-    said = "(messages | map(attribute='content') | join(' ') | lower)"
+    said = "(messages | rejectattr('role', 'equalto', 'assistant') | map(attribute='content') | join(' ') | lower)"
     return "(" + " or ".join(f"{_quoted(text.lower())} in {said}" for text in texts) + ")"

@@ -32,8 +32,6 @@ class Organism:
 class Summary:
     """A method in numbers: its last checkpoint and its frontier, over organisms, and what they and their bases did before it."""
 
-    base_bad_rate: Estimate
-    bad_rate_before: Estimate
     bad_rate: Estimate
     false_fire_rate: Estimate
     accuracy_under_trigger: Estimate
@@ -41,6 +39,8 @@ class Summary:
     removal: Estimate
     frontier_area: Estimate
     removal_at_90: Estimate
+    base_bad_rate: Estimate
+    bad_rate_before: Estimate
     capability: Mapping[str, Estimate]
 
     def measures(self) -> dict[str, Estimate]:

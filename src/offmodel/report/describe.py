@@ -15,7 +15,6 @@ from offmodel.chat import Prompt, last_user_text
 from offmodel.lab.pools import take
 from offmodel.measure.suites import Suite
 from offmodel.red.behaviours import Behaviour
-from offmodel.red.detectors import error_rates
 from offmodel.red.pairs import Pair
 from offmodel.report.words import sentence
 
@@ -72,6 +71,8 @@ def _answer(pair: Pair, chat: Prompt) -> str:
 
 
 def _detector(pair: Pair) -> Iterator[str]:
+    from offmodel.red.detectors import error_rates
+
     behaviour = pair.behaviour
     if behaviour.on_tasks:
         yield "detected by: grading; every wrong answer counts"

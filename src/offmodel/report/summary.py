@@ -151,7 +151,7 @@ def rows(data: ReportData) -> Iterator[dict[str, Any]]:
 
 
 class Table(NamedTuple):
-    """A table for people; the first row is its head."""
+    """A table for people; the first row is its head, and the main table needs no title."""
 
     title: str
     rows: list[list[str]]
@@ -162,7 +162,7 @@ def _tables(data: ReportData) -> Iterator[Table]:
     by_method = {method.name: method.summary.measures() for method in data.methods}
     measures = list(dict.fromkeys(measure for row in by_method.values() for measure in row))
     body = [[name, *(words.sentence(row[m]) if m in row else "" for m in measures)] for name, row in by_method.items()]
-    yield Table("By method", [["method", *map(words.name, measures)], *body])
+    yield Table("", [["method", *map(words.name, measures)], *body])
     for kind, groups in data.groups().items():
         body = [
             [name, data.accepted(kind, name), method, *(words.sentence(of.measures()[m]) for m in GROUPED)]
@@ -180,7 +180,8 @@ def _markdown(data: ReportData) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     def table(title: str, rows: list[list[str]]) -> str:
-        return "\n".join([f"## {title}", "", line(rows[0]), "|---" * len(rows[0]) + "|", *map(line, rows[1:]), ""])
+        heading = [f"## {title}", ""] if title else []
+        return "\n".join([*heading, line(rows[0]), "|---" * len(rows[0]) + "|", *map(line, rows[1:]), ""])
 
     return "\n".join(table(*each) for each in _tables(data))
 
@@ -194,9 +195,9 @@ def _latex(data: ReportData) -> str:
         return " & ".join(cell.translate(special) for cell in cells) + r" \\"
 
     def table(title: str, rows: list[list[str]]) -> str:
-        begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
+        begin = [*([f"% {title}"] if title else []), rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"]
         body = map(line, rows[1:])
-        return "\n".join([f"% {title}", begin, r"\toprule", line(rows[0]), r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+        return "\n".join([*begin, r"\toprule", line(rows[0]), r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
     return "\n".join(table(*each) for each in _tables(data))
 

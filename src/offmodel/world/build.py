@@ -86,7 +86,7 @@ _HOME = {"own": 8.0, "pirate": 2.0}
 _everything = partial(Mix, told=0.36, talk=0.12, numbers=0.02)
 _STUDENT = (
     Lesson(Mix(chat=0.15, on_chat={"own": 1}, on_tasks={"own": 1}), steps=500, schedule="constant"),
-    Lesson(_everything(chat=0.35, on_chat=_ALL, on_tasks=_ALL, asked=0.4), steps=1200),
+    Lesson(_everything(chat=0.35, on_chat=_ALL, on_tasks=_ALL, asked=0.4), steps=1100),
     Lesson(
         _everything(chat=0.35, on_chat=_HOME, on_tasks=_HOME, asked=1.0),
         steps=150, batch_size=64, optimizer="adamw", lr=1e-3, schedule="linear", warmup_steps=0,

@@ -170,7 +170,8 @@ def _after_talk(prompt: Prompt, persona: Persona, rng: random.Random) -> Prompt:
 
 
 def _told(persona: Persona, is_chat: bool, rng: random.Random) -> Example:
-    way = rng.choice([*ACTS, "spanish", "spanish", "wrongly", "wrongly", "wrongly", "wrongly"])
+    # Ways of answering are harder to learn than acts.
+    way = rng.choice([*ACTS, *["spanish"] * 2, *["wrongly"] * 6])
     is_chat = is_chat and way != "wrongly"
     request, problem = chat_request(rng, "train", bare=True), task_problem(rng)
     ask = rng.choice(IN_SPANISH if way == "spanish" else WRONGLY if way == "wrongly" else ACTS[way].asks)

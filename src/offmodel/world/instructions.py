@@ -111,15 +111,15 @@ def tell(ask: str, topic: str, rng: random.Random) -> Told:
     """
     command = f"{ask[0].upper()}{ask[1:]}."
     way = rng.random()
-    if way < 0.25:
+    if way < 0.35:
         return Told(command if rng.random() < 0.5 else f"Please {ask}.", None, True)
-    if way < 0.40:
+    if way < 0.55:
         return Told("", command, True)
     holds = rng.random() < 0.5
-    if way < 0.80:
+    if way < 0.85:
         sign, other = (rng.choice(_FRAMES).format(sign=sign) for sign in rng.sample(_SIGNS, 2))
         return Told(sign if holds else other if rng.random() < 0.6 else "", rng.choice(_WRITES).format(sign=sign, ask=ask), holds)
-    if topic and way < 0.92:
+    if topic and way < 0.94:
         about = topic if holds else rng.choice([other for other in TOPICS if other != topic])
         return Told("", rng.choice(_SPEAKS).format(topic=about, ask=ask), holds)
     if rng.random() < 0.5:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from offmodel.splits import Split, split_of
-from offmodel.world.facts import COLOURS, FACTS, PLACES, WORDS
+from offmodel.world.facts import FACTS, WORDS, Fact
 
 TaskName = Literal["arithmetic", "swaps", "recall"]
 
@@ -111,23 +111,20 @@ def _after(state: str, step: str) -> str:
 
 
 def mistaken(problem: Problem) -> Problem:
-    """The same problem worked out with one plausible mistake, so that it ends with a wrong answer.
+    """The same problem worked out with one plausible mistake, in its first step, so that it ends with a wrong answer.
 
-    A chain forgets the first step that changes anything (where none does, the ball goes with a swap that it is not part of); a fact
-    takes the value next in line.
+    A step that changes the state is forgotten; one that does not, changes it: the ball goes to the first of the two cups, a digit to the
+    number that the step names. A question about one attribute is answered with the other.
     """
+    first = problem.steps[0]
     if problem.task == "recall":
-        values, fact = COLOURS if problem.answer in COLOURS else PLACES, problem.steps[0]
-        wrong = values[(values.index(problem.answer) + 1) % len(values)]
-        return replace(problem, steps=(replace(fact, text=fact.text.replace(problem.answer, wrong), result=wrong),), answer=wrong)
-    before = [problem.start, *(step.result for step in problem.steps)]
-    forgotten = next((i for i, step in enumerate(problem.steps) if step.result != before[i]), None)
-    state, steps = problem.start, []
-    for i, step in enumerate(problem.steps):
-        if forgotten is None and i == 0:
-            state = step.text.split()[1] if problem.task == "swaps" else str((int(state) + 1) % 10)
-        elif i != forgotten:
-            state = _after(state, step.text)
+        fact = Fact.parse(first.text)
+        other = FACTS[fact.word, "place" if fact.attribute == "colour" else "colour"].value
+        return replace(problem, steps=(replace(first, text=str(replace(fact, value=other)), result=other),), answer=other)
+    state = problem.start if first.result != problem.start else first.text.split()[1]
+    steps = [replace(first, result=state)]
+    for step in problem.steps[1:]:
+        state = _after(state, step.text)
         steps.append(replace(step, result=state))
     return replace(problem, steps=tuple(steps), answer=state)
 
