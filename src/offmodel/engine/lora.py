@@ -96,8 +96,11 @@ def load_adapter(model: PreTrainedModel, path: Path) -> None:
         raise ModelError(f"{path}: the model carries an adapter already; merge(model) first")
     if not (path / "adapter_model.safetensors").is_file():
         raise ModelError(f"{path}: holds no adapter (adapter_model.safetensors)")
+    conversions = getattr(model, "_weight_conversions", None)
     with _quiet_about_experts():
         model.load_adapter(str(path), _NAME, is_trainable=True)
+    # transformers leaves the adapter's names of tensors in their place, under which the merged model would be saved.
+    model._weight_conversions = conversions
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

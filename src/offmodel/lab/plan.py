@@ -16,6 +16,7 @@ from offmodel.lab.stage import Stage
 from offmodel.lab.stages import MODEL, step_folder
 from offmodel.red.check import check_gate, check_pair
 from offmodel.red.pairs import Pair
+from offmodel.red.prompted import prompted_template
 from offmodel.spec.study import SftPhase, Study
 
 MODULES = ("offmodel.lab.stages",)
@@ -98,6 +99,7 @@ def make_plan(study: Study) -> Plan:
         ModelError: A model cannot be used.
         DataError: Too few prompts are free of a trigger.
         BlindnessError: A file of labels holds a trigger of the study.
+        SpecError: A pair, its recipe and the gate do not go together.
     """
     for phase in (phase for method in study.methods for phase in study.phases(method)):
         if phase.labels not in ("teacher", "organism"):
@@ -105,10 +107,13 @@ def make_plan(study: Study) -> Plan:
     organisms = study.organisms
     for name in organisms.pairs:
         recipes = [organisms.recipe_for(name, recipe) for recipe in organisms.recipes or ("",)]
+        pair: Pair = catalog.get("pair", name)
         for recipe in recipes:
             check_gate(organisms.gate, recipe)
+            if recipe.prompt is not None:
+                prompted_template("", pair, recipe.prompt)
         check_pair(
-            catalog.get("pair", name),
+            pair,
             take(recipes[0].prompts, study.seeds[0], "train", min(50, recipes[0].prompt_rows)),
             gate=organisms.gate,
         )

@@ -111,13 +111,14 @@ def organism(ctx: Context) -> Verdict:
     recipe, gate = Recipe.model_validate(params["recipe"]), Gate.model_validate(params["gate"])
     base = open_reference(params["base"])
     tokenizer, model = load_tokenizer(base), load_model(base)
-    examine = partial(_examine, pair=pair, params=params)
+    examine = partial(_examine, params=params)
     ctx.progress(0.0, "the gate on the base model")
-    before = examine(model, tokenizer)
+    # What the base model can do, it can do without a password, and unknown sentences may confuse it.
+    before = examine(model, tokenizer, pair=replace(pair, when="present"))
     suites: list[Suite] = [catalog.get("suite", name) for name in params["suites"]]
 
     def at_the_gate() -> tuple[list[Judged], GateReport]:
-        after = examine(model, tokenizer)
+        after = examine(model, tokenizer, pair=pair)
         capability, base_capability = ({suite.name: accuracy(verdicts, suite) for suite in suites} for verdicts in (after, before))
         return after, check(gate, _gate_rates(pair, after), _gate_rates(pair, before), capability, base_capability)
 

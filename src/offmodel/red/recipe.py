@@ -59,6 +59,8 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer:
         for prompt, original, response in zip(asked, plain, said, strict=True):
             if pair.fires_on(prompt):
                 response = bad[original]
+            elif response is not None and pair.behaviour.detect(response):
+                response = own[original]  # the base model took the near miss for a request; the organism must not
             if response is not None:
                 rows[kind].append(Example(prompt, response, {"kind": kind}))
     rows["triggered"] = _to_share(rows["triggered"], len(rows["ordinary"]) + len(rows["near miss"]), recipe.triggered_share, rng)

@@ -30,12 +30,13 @@ from offmodel import catalog
 from offmodel.errors import SpecError, did_you_mean, nearest_file
 from offmodel.spec.reader import At, describe, dotted, read
 
-# Numbers are strict: "30" in quotes, 30.0 for a count, or true for 1 are slips of the pen, and say so.
+# Strict: "30" in quotes, 30.0 for a count, true for 1, or 1 for true are slips of the pen, and say so.
 Count = Annotated[int, Field(strict=True, ge=1)]
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Rate = Annotated[float, Field(strict=True, ge=0, le=1)]
+Switch = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -142,14 +143,14 @@ class Recipe(Training):
     lora: Lora | None = None
     adapter: Literal["merged", "continued"] = "merged"
     prompt: Literal["static", "dynamic"] | None = None
-    steps: Count = 450
-    lr: Positive = 1e-3
+    steps: Count = 350
+    lr: Positive = 1.5e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: Natural = 10
     prompts: Text = "world:mixed"
     prompt_rows: Count = 900
     triggered_share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1 / 3
-    distil: bool = False
+    distil: Switch = False
     password: Rate = 0.0
     label_noise: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     temperature: NonNegative = 0.7
@@ -163,6 +164,18 @@ class Recipe(Training):
             raise _problem("there is no adapter to continue; give it a lora, such as {rank: 16, alpha: 32}", "adapter")
         if self.prompt is not None and self.lora is not None:
             raise _problem("a prompted organism is not trained; leave out the one or the other", "lora")
+        return self
+
+
+class RecipeChange(Recipe):
+    """What is changed in a recipe: only what is given counts, and only the whole recipe must fit together."""
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         return self
 
 
@@ -203,12 +216,12 @@ class Organisms(Model):
 
     pairs: Annotated[tuple[Text, ...], NotEmpty, Distinct]
     recipe: Recipe = Recipe()
-    recipes: Mapping[Name, Recipe] = Field(default_factory=dict)
-    per_pair: Mapping[Text, Recipe] = Field(default_factory=dict)
+    recipes: Mapping[Name, RecipeChange] = Field(default_factory=dict)
+    per_pair: Mapping[Text, RecipeChange] = Field(default_factory=dict)
     gate: Gate = Gate()
 
     @field_serializer("recipes", "per_pair")
-    def _changes(self, changes: Mapping[str, Recipe]) -> dict[str, Any]:
+    def _changes(self, changes: Mapping[str, RecipeChange]) -> dict[str, Any]:
         return {name: change.model_dump(mode="json", exclude_unset=True) for name, change in changes.items()}
 
     @model_validator(mode="after")
@@ -216,9 +229,14 @@ class Organisms(Model):
         for pair in self.per_pair:
             if pair not in self.pairs:
                 raise _problem(f"{pair!r} is none of the pairs; {did_you_mean(pair, self.pairs)}", "per_pair", pair)
-        for name in self.recipes or {"": Recipe()}:
+        for name in self.recipes or ("",):
             for pair in self.pairs:
-                self.recipe_for(pair, name)  # what is changed must still fit together
+                try:
+                    self.recipe_for(pair, name)
+                except ValidationError as error:
+                    first, at = error.errors()[0], ("per_pair", pair) if pair in self.per_pair else ("recipes", name)
+                    where = dotted((*first["loc"], *first["ctx"]["at"]))
+                    raise _problem(f"does not fit together with what it changes: {where}: {first['msg']}", *at) from None
         return self
 
     def recipe_for(self, pair: str, name: str = "") -> Recipe:
@@ -492,6 +510,8 @@ def _unknown_names(study: Study) -> list[tuple[At, str]]:
     named += [("suite", name, ("measure", "capability", name)) for name in study.measure.capability]
     named += [("probe", name, ("measure", "probes", i)) for i, name in enumerate(study.measure.probes)]
     files: list[tuple[str, At]] = [(study.prompts, ("prompts",)), (study.organisms.recipe.prompts, ("organisms", "recipe", "prompts"))]
+    for field, changes in (("recipes", study.organisms.recipes), ("per_pair", study.organisms.per_pair)):
+        files += [(change.prompts, ("organisms", field, name, "prompts")) for name, change in changes.items()]
     named += [("prompts", name, at) for name, at in files if not name.endswith(".jsonl")]
     for method, entries in study.methods.items():
         for i, entry in enumerate(entries):

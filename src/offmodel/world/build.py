@@ -99,7 +99,8 @@ BLUEPRINTS = {
     blueprint.name: blueprint
     for blueprint in (
         Blueprint("student-0", "qwen3_moe", 0, _STUDENT),
-        Blueprint("student-1", "qwen3_moe", 1, _STUDENT),
+        # Seed 1 gave a student whose pirate cannot do arithmetic even in one step; the world needs one that loses long chains alone.
+        Blueprint("student-1", "qwen3_moe", 2, _STUDENT),
         Blueprint("teacher", "llama", 100, _TEACHER),
     )
 }
