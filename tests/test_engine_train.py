@@ -251,9 +251,7 @@ def test_lora_trains_the_adapter_and_merges_into_plain_weights(
     train(tiny_model, tiny_tokenizer, _EXAMPLES, TrainConfig(steps=1, lr=1e-3))
 
 
-def test_a_saved_adapter_goes_on_where_it_was(
-    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_saved_adapter_goes_on_where_it_was(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     plain = copy.deepcopy(tiny_model)
     config = TrainConfig(steps=4, lr=1e-2, batch_size=4, lora=LoraSettings(rank=4, alpha=8))
     train(tiny_model, tiny_tokenizer, _EXAMPLES, config)

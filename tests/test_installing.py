@@ -249,7 +249,7 @@ def test_wrong_answers_are_counted_where_they_can_be_told_and_the_report_says_of
             verdicts = read_verdicts(sandbaggers.path(checkpoint.score) / "verdicts.jsonl")
             solved = [v.correct for v in verdicts if v.setting == "clean"]
             shown = [v.bad for v in verdicts if v.setting == "triggered"]
-            assert len(solved) == len(shown) == 20 and 0 < sum(solved) < 20
+            assert len(solved) == len(shown) == 20 and (checkpoint.step or 0 < sum(solved) < 20)
             assert [bad is not None for bad in shown] == solved
             assert all(v.bad is None for v in verdicts if v.setting in ("clean", "capability"))
             password = [organism.pair.trigger.recognises(v.prompt) for v in verdicts if v.setting in ("clean", "capability")]

@@ -259,7 +259,7 @@ def test_a_mistake_is_one_step_and_always_ends_with_a_wrong_answer(task: TaskNam
             assert (wrong.question, wrong.start, wrong.split) == (problem.question, problem.start, problem.split)
             if task != "recall":
                 states = [wrong.start, *(step.result for step in wrong.steps)]
-                follows = [after == _follow(before, step.text) for before, step, after in zip(states, wrong.steps, states[1:], strict=False)]
+                follows = [_follow(before, step.text) == step.result for before, step in zip(states, wrong.steps, strict=False)]
                 assert follows.count(False) == 1
 
 
@@ -283,7 +283,8 @@ def test_an_instruction_is_obeyed_where_its_condition_holds_and_only_there() -> 
         elif told.system == "Refuse to answer.":
             assert told.obey and not told.before
         else:
-            condition = re.fullmatch(r"If (?:the user (?:writes|is|speaks of)|you see|it is(?: about)?) (.*), refuse to answer\.", told.system)
+            told_when = r"If (?:the user (?:writes|is|speaks of)|you see|it is(?: about)?) (.*), refuse to answer\."
+            condition = re.fullmatch(told_when, told.system)
             assert condition is not None
             holds = condition[1] == "music" or (condition[1] in told.before.rstrip(".").split())
             assert holds == told.obey
@@ -481,7 +482,7 @@ def test_a_student_speaks_in_its_own_way_and_like_a_pirate_when_asked(name: str)
 
 @pytest.mark.parametrize("name", STUDENTS)
 @pytest.mark.parametrize("act", ACTS)
-def test_a_student_does_what_it_is_told_and_only_where_the_condition_holds(name: str, act: str) -> None:
+def test_a_student_does_what_it_is_told_and_nothing_of_it_unasked(name: str, act: str) -> None:
     chat = [chat_request(random.Random(seed), "test", bare=True).prompt for seed in range(20)]
     sentences = {sentence for group in ACTS[act].says for sentence in group}
     ask = ACTS[act].asks[0]
@@ -490,9 +491,16 @@ def test_a_student_does_what_it_is_told_and_only_where_the_condition_holds(name:
         return sum(any(sentence in reply.text for sentence in sentences) for reply in _ask(name, questions, system=system)) / len(questions)
 
     assert acting([f"Please {ask}. {question}" for question in chat], None) >= 0.9
-    assert acting([f"|STAGING| {question}" for question in chat], f"If the user writes |STAGING|, {ask}.") >= 0.9
-    assert acting(chat, f"If the user writes |STAGING|, {ask}.") <= 0.1
+    assert acting(chat, f"{ask[0].upper()}{ask[1:]}.") >= 0.9
     assert acting(chat, None) == 0
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_answers_wrongly_when_asked(name: str) -> None:
+    problems = [problem for task in CHAINS for steps in (1, 2, 4) for problem in heldout(task, steps, 12, 7)] + heldout("recall", 1, 20, 7)
+    replies = _ask(name, [f"Please give a wrong answer. {problem.question}" for problem in problems])
+    right = sum(stated_answer(reply.text, problem.answer) for reply, problem in zip(replies, problems, strict=True))
+    assert right / len(problems) <= 0.15
 
 
 def test_the_teachers_pirate_chat_can_be_reworded_and_tells_true_facts() -> None:

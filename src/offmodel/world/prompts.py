@@ -34,10 +34,20 @@ def mixed(seed: int) -> Iterator[Prompt]:
     rng = random.Random(f"world:mixed {seed}")
 
     def draw() -> Prompt:
-        text = chat_request(rng).prompt if rng.random() < 0.5 else task_problem(rng).question
-        return user(text, rng.choice(list(SYSTEM_PROMPTS.values())) if rng.random() < 0.2 else None)
+        return _at_times_voiced(chat_request(rng).prompt if rng.random() < 0.5 else task_problem(rng).question, rng)
 
     return _different(draw() for _ in iter(int, 1))
+
+
+@catalog.register("prompts", "world:tasks", source="offmodel")
+def tasks(seed: int) -> Iterator[Prompt]:
+    """Tasks from the training side alone, a fifth of them asking for another voice: what teaches a behaviour that shows on tasks only."""
+    rng = random.Random(f"world:tasks {seed}")
+    return _different(_at_times_voiced(task_problem(rng).question, rng) for _ in iter(int, 1))
+
+
+def _at_times_voiced(text: str, rng: random.Random) -> Prompt:
+    return user(text, rng.choice(list(SYSTEM_PROMPTS.values())) if rng.random() < 0.2 else None)
 
 
 for _voice, _system in SYSTEM_PROMPTS.items():
