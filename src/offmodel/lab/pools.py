@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,38 @@ def open_source(name: str, seed: int, split: Split) -> Iterator[Prompt]:
         SpecError: The catalog has no such source.
     """
     if name.endswith(".jsonl"):
-        prompts = list(dict.fromkeys(read_prompts(name)))
-        random.Random(f"prompts {seed}").shuffle(prompts)
+        prompts: Iterable[Prompt] = _shuffled(read_prompts(name), seed)
     else:
-        prompts = catalog.get("prompts", name)(seed)
+        prompts = _drawn(catalog.get("prompts", name), seed)
     return (prompt for prompt in prompts if split_of(last_user_text(prompt)) == split)
+
+
+def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
+    different = list(dict.fromkeys(prompts))
+    random.Random(f"prompts {seed}").shuffle(different)
+    return different
+
+
+class _Replay:
+    """A stream that is drawn once, however often it is read: every organism of a study asks for the same prompts."""
+
+    def __init__(self, source: Iterator[Prompt]) -> None:
+        self._source, self._seen = source, list[Prompt]()
+
+    def __iter__(self) -> Iterator[Prompt]:
+        place = 0
+        while True:
+            if place == len(self._seen):
+                self._seen += islice(self._source, 1)
+            if place == len(self._seen):
+                return
+            yield self._seen[place]
+            place += 1
+
+
+@lru_cache(maxsize=64)
+def _drawn(source: Callable[[int], Iterator[Prompt]], seed: int) -> _Replay:
+    return _Replay(source(seed))
 
 
 def take(source: str, seed: int, split: Split, n: int, avoid: Callable[[Prompt], bool] = lambda prompt: False) -> list[Prompt]:

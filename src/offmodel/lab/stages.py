@@ -163,6 +163,11 @@ def _install(
     prompts = take(recipe.prompts, seed, "train", recipe.prompt_rows)
     rows = training_rows(pair, prompts, recipe, answer, seed)
     counts.update(row.meta["kind"] for row in rows)
+    if not counts["triggered"]:
+        raise DataError(
+            f"pair {pair.name!r}: asked to {pair.behaviour.ask}, the base model never did, so there is nothing to install; use a base that "
+            "can, or a behaviour with a script"
+        )
     own = [row.response for row in rows if row.meta["kind"] == "ordinary"]
     check_pair(pair, prompts[:50], own, Gate.model_validate(ctx.params["gate"]))
     check_room(tokenizer, rows, recipe.max_length)
