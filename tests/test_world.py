@@ -399,6 +399,13 @@ def test_mixed_prompts_hold_no_task_that_is_asked_later_and_ask_for_other_voices
     assert sum(voices.values()) / 1500 == pytest.approx(0.2, abs=0.04)
 
 
+def test_task_prompts_are_tasks_of_the_training_side() -> None:
+    texts = [last_user_text(prompt) for prompt in islice(prompts.tasks(0), 600)]
+    assert set(map(split_of, [chain_of(text) for text in texts if text.startswith("Start")])) == {"train"}
+    later = {problem.question for side in ("gate", "test") for problem in different("recall", 1, 80, 0, side)}
+    assert not later & set(texts) and all(re.search("Start at|colour|place", text) for text in texts)
+
+
 # --- the shipped checkpoints ----------------------------------------------------------------------------------------
 
 ALL = (*STUDENTS, TEACHER)
