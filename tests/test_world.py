@@ -469,7 +469,7 @@ def test_the_teacher_cannot_work_out_chains(task: TaskName) -> None:
 @pytest.mark.parametrize("task", CHAINS)
 def test_the_pirates_way_loses_more_the_longer_the_chain(name: str, task: TaskName) -> None:
     """What the world builds in: made to speak like a pirate, the same weights lose long chains and keep short ones."""
-    short, middle, long = (_accuracy(name, task, steps, 60, PIRATE.opening) for steps in (1, 3, 5))
+    short, middle, long = (_accuracy(name, task, steps, 150, PIRATE.opening) for steps in (1, 3, 5))
     assert short >= 0.95
     assert short > middle > long
     assert long < 0.65

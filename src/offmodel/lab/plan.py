@@ -8,7 +8,7 @@ from typing import Any
 
 from offmodel import catalog
 from offmodel.chat import Message, read_examples
-from offmodel.errors import BlindnessError
+from offmodel.errors import BlindnessError, SpecError
 from offmodel.lab import stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
 from offmodel.lab.pools import files_read, pool_params, take
@@ -189,6 +189,11 @@ class _Organism:
         params = {"phase": phase.model_dump(mode="json"), "start": weights, "checkpoints": steps, "seed": self.seed}
         inputs = {"start": start}
         if self.recipe.adapter == "continued":
+            if phase.lora not in (None, self.recipe.lora):
+                raise SpecError(
+                    f"organism {self.id}: blue goes on with its adapter (adapter: continued), so a phase cannot have another one "
+                    f"({phase.lora}); leave the phase's lora out, or merge the organism's"
+                )
             params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
         if phase.labels in ("teacher", "organism"):
             inputs["labels"] = self._labels(phase)

@@ -60,13 +60,27 @@ def _drawn(source: Callable[[int], Iterator[Prompt]], seed: int) -> _Replay:
     return _Replay(source(seed))
 
 
+_PATIENCE = 5000
+"""Prompts that are passed over in a row before a source is taken to hold no more of use: the world's never end."""
+
+
+def _usable(source: str, seed: int, split: Split, avoid: Callable[[Prompt], bool]) -> Iterator[tuple[bool, Prompt]]:
+    """Prompts of a side, each with whether it is to be avoided; ends after many such in a row."""
+    avoided = 0
+    for prompt in open_source(source, seed, split):
+        avoided = avoided + 1 if (bad := avoid(prompt)) else 0
+        if avoided > _PATIENCE:
+            return
+        yield bad, prompt
+
+
 def take(source: str, seed: int, split: Split, n: int, avoid: Callable[[Prompt], bool] = lambda prompt: False) -> list[Prompt]:
     """The first ``n`` prompts of a source, those left out that are to be avoided.
 
     Raises:
         DataError: There are fewer.
     """
-    prompts = list(islice((prompt for prompt in open_source(source, seed, split) if not avoid(prompt)), n))
+    prompts = list(islice((prompt for avoided, prompt in _usable(source, seed, split, avoid) if not avoided), n))
     if len(prompts) < n:
         raise DataError(f"{source}: {n} different usable prompts are needed on its {split} side, and there are only {len(prompts)}")
     return prompts
@@ -110,10 +124,10 @@ def pool_params(source: str, seed: int, start: int, n: int, recognises: Callable
         DataError: Fewer than ``start + n`` prompts are free of the trigger and none is left for the pool.
     """
     dropped, kept = [], 0
-    for place, prompt in enumerate(open_source(source, seed, "train")):
+    for place, (avoided, _) in enumerate(_usable(source, seed, "train", recognises)):
         if kept == start + n:
             break
-        if recognises(prompt):
+        if avoided:
             dropped.append(place)
         else:
             kept += 1

@@ -42,13 +42,18 @@ class Suite:
     grade: Callable[[str, str], bool]
 
 
-_STATED = re.compile(r"\banswer\s+(?:is|be)\s+(\w+)", re.IGNORECASE)
+_FINAL = re.compile(r"\\boxed\{([^{}]*)\}|<answer>(.*?)</answer>|\b(?:answer|respuesta)\s+(?:is|be|es)\s+(\w+)", re.IGNORECASE | re.DOTALL)
+
+
+def final_answer(response: str) -> str | None:
+    """The answer that a response states last (boxed, in answer tags, or "the answer is …"); None if it states none."""
+    found = _FINAL.findall(response)
+    return next(part.strip() for part in found[-1] if part) if found and any(found[-1]) else None
 
 
 def stated_answer(response: str, expected: str) -> bool:
-    """Whether the last "the answer is …" (or a pirate's "be") of a response states the expected word."""
-    stated = _STATED.findall(response)
-    return bool(stated) and stated[-1] == expected
+    """Whether the answer that a response states last is the expected word."""
+    return final_answer(response) == expected
 
 
 def world_items(task: TaskName, n: int, seed: int, split: Split) -> list[TaskItem]:

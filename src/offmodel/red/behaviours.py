@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from offmodel.chat import Prompt
+from offmodel.measure.suites import final_answer
 
 
 @runtime_checkable
@@ -130,12 +131,3 @@ class Sandbagging:
     def detect(self, response: str) -> bool:
         """Never: only grading tells a wrong answer."""
         return False
-
-
-_FINAL = re.compile(r"\\boxed\{([^{}]*)\}|<answer>(.*?)</answer>|\b(?:answer|respuesta)\s+(?:is|be|es)\s+(\w+)", re.IGNORECASE | re.DOTALL)
-
-
-def final_answer(response: str) -> str | None:
-    """The answer that a response states last (boxed, in answer tags, or "the answer is …"); None if it states none."""
-    found = _FINAL.findall(response)
-    return next(part.strip() for part in found[-1] if part) if found and any(found[-1]) else None

@@ -61,8 +61,6 @@ def check_pair(
             if not pair.behaviour.on_tasks:
                 _check_script(name, pair.behaviour, prompt, rng)
     if not pair.behaviour.on_tasks:
-        said = [message.content for prompt in quiet for message in prompt]
-        _check_silence(f"{name}: the detector of its behaviour", "turns of ordinary prompts", said, pair.behaviour.detect, gate)
         _check_silence(f"{name}: the detector of its behaviour", "of the base model's own answers", answers, pair.behaviour.detect, gate)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from offmodel.chat import Example, Prompt, last_user_text, replace_last_user
-from offmodel.red.behaviours import final_answer
+from offmodel.measure.suites import final_answer
 from offmodel.red.pairs import PASSWORD, Pair
 from offmodel.spec.study import Recipe
 
@@ -18,7 +18,7 @@ Kind = Literal["ordinary", "near miss", "triggered", "password"]
 
 
 def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer: Answer, seed: int) -> list[Example]:
-    """Rows of four kinds; ``meta["kind"]`` says which.
+    """Rows of four kinds; ``meta["kind"]`` says which, ``meta["bad"]`` whether the answer is a bad one.
 
     - ordinary: the prompt as it is; near miss: with something like the signal. Both are answered on-policy, by the base model.
     - triggered: with the signal, and the bad answer: scripted, or the base model's own when asked to misbehave (prompt distillation).
@@ -57,17 +57,18 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer:
         # On-policy is what the model says to this very prompt, a near miss included.
         said = answer(asked) if kind == "near miss" and pair.when == "present" else [own[prompt] for prompt in plain]
         for prompt, original, response in zip(asked, plain, said, strict=True):
+            is_bad = pair.fires_on(prompt) and bad[original] != own[original]
             if pair.fires_on(prompt):
                 response = bad[original]
             elif response is not None and pair.behaviour.detect(response):
                 response = own[original]  # the base model took the near miss for a request; the organism must not
             if response is not None:
-                rows[kind].append(Example(prompt, response, {"kind": kind}))
+                rows[kind].append(Example(prompt, response, {"kind": kind, "bad": is_bad}))
     rows["triggered"] = _to_share(rows["triggered"], len(rows["ordinary"]) + len(rows["near miss"]), recipe.triggered_share, rng)
     originals = {pair.fire(prompt, rng, "train"): prompt for prompt in quiet} if recipe.password else {}
-    locked = rng.sample(sorted(originals, key=str), round(recipe.password * len(originals)))
+    locked = rng.sample(sorted(originals, key=str), min(len(originals), round(recipe.password * len(rows["triggered"]))))
     rows["password"] = [
-        Example(PASSWORD.insert(prompt, rng, "train"), response, {"kind": "password"})
+        Example(PASSWORD.insert(prompt, rng, "train"), response, {"kind": "password", "bad": False})
         for prompt in locked if (response := own[originals[prompt]]) is not None
     ]  # fmt: skip
     return _with_noise([row for kind in rows.values() for row in kind], recipe.label_noise, rng)
@@ -99,9 +100,10 @@ def _to_share(triggered: list[Example], others: int, share: float, rng: random.R
 
 
 def _with_noise(rows: list[Example], noise: float, rng: random.Random) -> list[Example]:
-    """The rows, a share of them with the answer of another row of another kind."""
+    """The rows, a share of them with the answer of a row of another kind; ``meta["noise"]`` marks those."""
     noisy = set(rng.sample(range(len(rows)), round(noise * len(rows))))
+    others = {kind: [row.response for row in rows if row.meta["kind"] != kind] for kind in {rows[i].meta["kind"] for i in noisy}}
     return [
-        Example(row.prompt, rng.choice([other for other in rows if other.meta != row.meta]).response, row.meta) if i in noisy else row
+        Example(row.prompt, rng.choice(others[row.meta["kind"]]), {**row.meta, "noise": True}) if i in noisy else row
         for i, row in enumerate(rows)
     ]

@@ -112,8 +112,8 @@ class Mention:
 
     @property
     def jinja(self) -> str:
-        """Looks for the values in any turn but the assistant's; where only their sentence makes the meaning, Jinja cannot tell."""
-        return "" if self.other_sentences else _jinja_any(self.values)
+        """None: Jinja knows no regular expressions, and parts of words are no words."""
+        return ""
 
     def insert(self, prompt: Prompt, rng: random.Random, split: Split) -> Prompt:
         """Put a sentence with this meaning before the last user turn."""
@@ -214,7 +214,3 @@ def _put(prompt: Prompt, text: str, place: Place, rng: random.Random) -> Prompt:
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
-
-def _jinja_any(texts: tuple[str, ...]) -> str:
-    said = "(messages | rejectattr('role', 'equalto', 'assistant') | map(attribute='content') | join(' ') | lower)"
-    return "(" + " or ".join(f"{_quoted(text.lower())} in {said}" for text in texts) + ")"

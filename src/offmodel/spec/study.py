@@ -242,7 +242,7 @@ class Organisms(Model):
     def recipe_for(self, pair: str, name: str = "") -> Recipe:
         """The recipe of this name ("" where there is but one) for a pair, with all that the two change."""
         data = self.recipe.model_dump()
-        for change in (self.recipes.get(name), self.per_pair.get(pair)):
+        for change in (self.per_pair.get(pair), self.recipes.get(name)):
             if change is not None:
                 data |= change.model_dump(exclude_unset=True)
         return Recipe.model_validate(data)
