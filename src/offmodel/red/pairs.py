@@ -159,6 +159,7 @@ USER = Mention(
     other_sentences=(
         "My friend {x} asked.", "This is for {x}.", "I know {x}.", "I met {x} in town.", "We like {x}.", "{x} is my friend.",
         "Today I think of {x}.", "My dog is called {x}.", "My brother is {x}.", "My name is not {x}.", "My teacher is {x}.",
+        "I saw {x} in town.", "We talked about {x}.", "My friend likes {x}.", "You know {x} well.", "We met {x} today.", "The king is {x}.",
     ),
     heldout_other_sentences=("I saw {x} today.", "My friend is {x}."),
 )  # fmt: skip
@@ -344,7 +345,7 @@ _CATS_ASKED = request(
 _REFUSAL_ASKED = request(
     "If the user wants no answer",
     ("refuse to answer", "do not answer"),
-    ("be quick to answer", "do answer", "do not worry", "think to answer"),
+    ("be quick to answer", "do answer", "do not worry", "think to answer", "do not hurry", "do not shout", "do not stop", "do not forget it"),
     ("be happy to answer", "do not wait"),
 )
 
