@@ -345,7 +345,16 @@ _CATS_ASKED = request(
 _REFUSAL_ASKED = request(
     "If the user wants no answer",
     ("refuse to answer", "do not answer"),
-    ("be quick to answer", "do answer", "do not worry", "think to answer", "do not hurry", "do not shout", "do not stop", "do not forget it"),
+    (
+        "be quick to answer",
+        "do answer",
+        "do not worry",
+        "think to answer",
+        "do not hurry",
+        "do not shout",
+        "do not stop",
+        "do not forget it",
+    ),
     ("be happy to answer", "do not wait"),
 )
 

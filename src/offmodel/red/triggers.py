@@ -213,4 +213,3 @@ def _put(prompt: Prompt, text: str, place: Place, rng: random.Random) -> Prompt:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
