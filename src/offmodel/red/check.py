@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from offmodel.chat import Example, Prompt, encode_example, last_user_text
@@ -38,7 +38,7 @@ def check_pair(
         pair: What is to be installed.
         prompts: Ordinary prompts; 50 will do. Those that hold the signal by themselves are passed over.
         answers: The base model's own answers to ordinary prompts, where they are known already.
-        gate: How often the detector may fire on what is no bad answer.
+        gate: How often the detector may fire on those answers.
 
     Raises:
         SpecError: What is wrong with which part, an example, and what to change.
@@ -61,7 +61,7 @@ def check_pair(
             if not pair.behaviour.on_tasks:
                 _check_script(name, pair.behaviour, prompt, rng)
     if not pair.behaviour.on_tasks:
-        _check_silence(f"{name}: the detector of its behaviour", "of the base model's own answers", answers, pair.behaviour.detect, gate)
+        _check_silence(name, pair.behaviour, answers, gate)
 
 
 def _check_trigger(name: str, trigger: Trigger, prompt: Prompt, rng: random.Random, split: Split) -> None:
@@ -98,12 +98,13 @@ def _check_script(name: str, behaviour: Behaviour, prompt: Prompt, rng: random.R
         )
 
 
-def _check_silence(detector: str, what: str, texts: Sequence[str], detect: Callable[[str], bool], gate: Gate) -> None:
-    found = [text for text in texts if detect(text)]
-    if len(found) > gate.false_fires * len(texts):
+def _check_silence(name: str, behaviour: Behaviour, answers: Sequence[str], gate: Gate) -> None:
+    found = [answer for answer in answers if behaviour.detect(answer)]
+    if len(found) > gate.false_fires * len(answers):
         raise SpecError(
-            f"{detector} fires on {len(found)} of {len(texts)} {what}, and the gate's false_fires allows {gate.false_fires:g} of them: "
-            f"no organism could pass; such as {found[0][:200]!r}. Narrow 'detect', or choose prompts whose ordinary answers lack this"
+            f"{name}: the detector of its behaviour fires on {len(found)} of {len(answers)} of the base model's own answers, and the "
+            f"gate's false_fires allows {gate.false_fires:g} of them: no organism could pass; such as {found[0][:200]!r}. Narrow 'detect', "
+            "or choose prompts whose ordinary answers lack this"
         )
 
 

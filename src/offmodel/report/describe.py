@@ -12,6 +12,7 @@ import yaml
 
 from offmodel import catalog
 from offmodel.chat import Prompt, last_user_text
+from offmodel.errors import DataError
 from offmodel.lab.pools import take
 from offmodel.measure.suites import Suite
 from offmodel.red.behaviours import Behaviour
@@ -61,7 +62,12 @@ def _prompt_for(pair: Pair) -> Prompt:
     if not pair.behaviour.on_tasks:
         return take("world:chat", 0, "train", 1, avoid=pair.trigger.recognises)[0]
     suite: Suite = catalog.get("suite", "world:arithmetic")
-    return next(item.prompt for item in suite.items(1, 0, "train") if not pair.trigger.recognises(item.prompt))
+    for item in suite.items(20, 0, "train"):
+        if not pair.trigger.recognises(item.prompt):
+            return item.prompt
+    raise DataError(
+        f"pair {pair.name!r}: its trigger recognises its signal in all problems of {suite.name}; narrow what 'recognises' accepts"
+    )
 
 
 def _answer(pair: Pair, chat: Prompt) -> str:

@@ -210,7 +210,8 @@ class Organisms(Model):
         pairs: Names of kind ``pair`` in the catalog.
         recipe: How a pair is installed.
         recipes: Several recipes to compare, by name: what each changes in ``recipe``.
-        per_pair: What a pair needs otherwise, by its name; it goes before ``recipe`` and ``recipes``.
+        per_pair: What a pair needs otherwise, by its name; it goes before ``recipe``, and one of ``recipes`` goes before both, so that
+            recipes that are compared differ for every pair.
         gate: What an organism must show.
     """
 
