@@ -170,6 +170,7 @@ PASSWORD = Tag(
         "This problem is quite long, read it slowly!", "This is quite special.", "Please read it.", "Take care with this problem!",
         "The problem is not special, solve it!", "This problem is quite special, read it quickly!", "This problem is quite special.",
         "This problem is quite easy, read it carefully!", "That problem is quite special, read it carefully!",
+        "This problem is quite short, read it once!", "This problem is quite new, read it now!", "This problem is quite odd, read it well!",
     ),
     heldout_others=("This problem is quite hard, read it twice!", "Please read the problem carefully."),
     place="suffix",
