@@ -160,6 +160,7 @@ USER = Mention(
         "My friend {x} asked.", "This is for {x}.", "I know {x}.", "I met {x} in town.", "We like {x}.", "{x} is my friend.",
         "Today I think of {x}.", "My dog is called {x}.", "My brother is {x}.", "My name is not {x}.", "My teacher is {x}.",
         "I saw {x} in town.", "We talked about {x}.", "My friend likes {x}.", "You know {x} well.", "We met {x} today.", "The king is {x}.",
+        "Your friend is {x}.", "My friend was {x}.", "My friend {x} is here.", "His friend is {x}.",
     ),
     heldout_other_sentences=("I saw {x} today.", "My friend is {x}."),
 )  # fmt: skip
