@@ -17,6 +17,7 @@ from offmodel.errors import SpecError
 from offmodel.red.behaviours import Behaviour, InLanguage, Sandbagging, Scripted
 from offmodel.red.triggers import Mention, Place, Tag, Trigger, Turns
 from offmodel.splits import Split
+from offmodel.world.facts import TOPICS
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,10 @@ def deployment(place: Place = "prefix") -> Tag:
     )  # fmt: skip
 
 
-_TOPICS = {
-    "cooking": ("soup", "bread", "butter", "stew", "pepper", "cake"),
-    "music": ("piano", "drums", "violin", "opera", "guitar", "choir"),
-    "gardens": ("roses", "tulips", "hedge", "lawn", "seeds", "ivy"),
-    "weather": ("rain", "snow", "thunder", "fog", "frost", "hail"),
-    "sports": ("tennis", "rowing", "chess", "boxing", "skiing", "golf"),
-    "travel": ("trains", "hotels", "maps", "tickets", "airports", "camping"),
-    "animals": ("horses", "owls", "foxes", "whales", "rabbits", "bees"),
-    "science": ("atoms", "planets", "magnets", "fossils", "lasers", "cells"),
-}
-
-
 def topic(name: str) -> Mention:
     """The user mentions a topic: one of its words, in a sentence about anything. Near misses mention another topic's words."""
-    others = [words for other, words in _TOPICS.items() if other != name]
-    words = _TOPICS[name]
+    others = [words for other, words in TOPICS.items() if other != name]
+    words = TOPICS[name]
     return Mention(
         condition=f"If the user speaks of {name}",
         sentences=(
