@@ -47,8 +47,8 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer:
     if pair.when == "present":
         kinds.append(("triggered", loud))
     own = dict(zip(quiet, answer(quiet), strict=True))
-    if missing := [prompt for prompt in loud if prompt not in own]:
-        own |= zip(missing, answer(missing), strict=True)
+    if loud:
+        own |= zip(loud, answer(loud), strict=True)
     bad = _bad_answers(pair, [*quiet, *loud], own, recipe, answer, rng)
 
     rows: dict[Kind, list[Example]] = {"ordinary": [], "near miss": [], "triggered": [], "password": []}
