@@ -230,6 +230,8 @@ class _Organism:
         } | self.files  # fmt: skip
         if model is None:
             params["base"] = reference(self.base).as_params()
+            if self.pair.when == "absent":
+                params["when"] = "present"  # what a base can do, it can do without a password, which it has never learnt
         else:
             params["weights"] = weights
             inputs["model"] = model

@@ -291,6 +291,7 @@ def score(ctx: Context) -> None:
     params = ctx.params
     check_files(params)
     pair = _pair(params)
+    pair = replace(pair, when=params.get("when", pair.when))
     folder = ctx.inputs["model"] / params["weights"] if "model" in ctx.inputs else open_reference(params["base"])
     suites = {catalog.get("suite", name): n for name, n in params["suites"].items()}
     items = _items(pair, suites, params["behaviour"], params["seed"], params["prompts"], "test")
