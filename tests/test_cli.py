@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 import offmodel as package
 from offmodel import api
-from offmodel.lab import stages
+from offmodel.lab import blue_stages, stages
 from offmodel.world import build
 from tiny_study import make_models, make_study, offmodel
 
@@ -200,7 +200,7 @@ Spoil = Callable[[str], str]
         (
             "labels: teacher",
             "labels: techer",
-            "methods.plain[0].labels: expected teacher, organism or a .jsonl file, got the text 'techer'",
+            "methods.plain[0].labels: expected teacher, organism, base or a .jsonl file, got the text 'techer'",
         ),
         ("seeds:", "seeds: [", "not valid YAML"),
     ],
@@ -378,7 +378,7 @@ def test_a_full_disk_in_a_stage_ends_the_run_and_loses_nothing(
     study: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[..., None]
 ) -> None:
     with monkeypatch.context() as full:
-        full.setattr(stages.BlueView, "train", refuse)
+        full.setattr(blue_stages.BlueView, "train", refuse)
         if refuse is full_disk_in_c:
             full.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))  # type: ignore[attr-defined]
         done = offmodel("run", study, "--runs", runs, "--workers", 0, *SHORT)

@@ -15,8 +15,9 @@ import pytest
 
 from offmodel.lab.execute import run
 from offmodel.lab.plan import MODULES, make_plan
+from offmodel.lab.results import VERDICTS
 from offmodel.lab.stage import Stage
-from offmodel.lab.stages import VERDICTS, read_gate
+from offmodel.lab.stages import read_gate
 from offmodel.lab.store import Store
 from offmodel.measure.score import Verdict, bad_rate, read_verdicts
 from offmodel.measure.stats import HIGHER, Estimate, proportion

@@ -25,8 +25,8 @@ from offmodel.errors import DataError, SpecError
 from offmodel.lab import stages
 from offmodel.lab.models import reference
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
+from offmodel.lab.results import ADAPTER, MODEL
 from offmodel.lab.stage import Context, Stage
-from offmodel.lab.stages import ADAPTER, MODEL
 from offmodel.lab.store import Store
 from offmodel.measure.score import bad_rate, read_verdicts
 from offmodel.spec import Study

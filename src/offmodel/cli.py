@@ -215,8 +215,8 @@ def build_world(
     """Train the world's base models from nothing, in minutes on two cores; continues after a stop."""
     from offmodel.api import STORE, execute
     from offmodel.lab.export import new_folder
+    from offmodel.lab.results import MODEL
     from offmodel.lab.stage import Stage
-    from offmodel.lab.stages import MODEL
     from offmodel.lab.store import Store
     from offmodel.world.build import BLUEPRINTS, blueprint
 

@@ -23,6 +23,10 @@ class ModelError(OffmodelError, ValueError):
     """A model folder or a model that cannot be used."""
 
 
+class DivergedError(ModelError):
+    """A training whose loss is no longer finite."""
+
+
 class StoreError(OffmodelError, RuntimeError):
     """A store that cannot be read or written, or whose content is not what its manifest says."""
 

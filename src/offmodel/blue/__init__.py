@@ -1,5 +1,5 @@
 """The blue team: methods made of phases, working through a view that cannot hold the trigger."""
 
-from offmodel.blue import methods
+from offmodel.blue import methods, operations
 
-__all__ = ["methods"]
+__all__ = ["methods", "operations"]

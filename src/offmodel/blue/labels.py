@@ -1,13 +1,16 @@
-"""Labels: answers to blue's prompts, by a teacher or by the untrusted model itself."""
+"""Labels: answers to blue's prompts, by a teacher or by the untrusted model itself, and the rows that a mix of them makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example, Message
+from offmodel.chat import Example, Message, user, with_system
 from offmodel.errors import DataError
+from offmodel.spec.phases import Inoculation, LabelSet
 
 if TYPE_CHECKING:
     from offmodel.engine.generate import Sampling
@@ -31,7 +34,7 @@ def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewo
     Raises:
         DataError: No answer was finished.
     """
-    asked = [(Message("system", system), *prompt) if system else prompt for prompt in view.prompts]
+    asked = [with_system(prompt, system) for prompt in view.prompts]
     replies = view.sample(asked, sampling)
     examples = [
         Example(prompt, reword(reply.text) if reword else reply.text, {"system": system, "reworded": reword is not None})
@@ -43,3 +46,93 @@ def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewo
             f"none of {len(replies)} labels was finished within {sampling.max_new_tokens} tokens; raise max_new_tokens of the phase"
         )
     return examples
+
+
+_REWRITE = "{question}\n\nAn answer: {answer}\n\nAnswer the question in your own words. Keep what the answer says."
+
+
+def rewrite(view: BlueView, sampling: Sampling) -> list[Example]:
+    """Let the view's model say the view's labels in its own words (self-distillation, Yang et al., arXiv 2402.13669; the wording is ours).
+
+    Where its answer is not finished, the label stays as it was.
+    """
+    asked = [(*row.prompt[:-1], *user(_REWRITE.format(question=row.prompt[-1].content, answer=row.response))) for row in view.labels]
+    replies = view.sample(asked, sampling)
+    return [
+        replace(row, response=reply.text, meta={**row.meta, "rewritten": True}) if reply.finished else row
+        for row, reply in zip(view.labels, replies, strict=True)
+    ]
+
+
+def keep_right(rows: Sequence[Example], right: Callable[[Example], bool], instead: Sequence[Example] = ()) -> list[Example]:
+    """Labels that are right, the others replaced by another labeller's where that is right, and else dropped.
+
+    After the data rewriting of "Mind the Gap" (arXiv 2509.15157), without its attempt to guide the student to the right answer.
+
+    Raises:
+        DataError: None is left.
+    """
+    others = {row.prompt: row for row in instead if right(row)}
+    kept = [found for row in rows if (found := row if right(row) else others.get(row.prompt)) is not None]
+    if not kept:
+        raise DataError(f"none of {len(rows)} labels is right, and none of {len(instead)} that could replace them; use another labeller")
+    return kept
+
+
+def most_frequent_opening(rows: Sequence[Example], opening: Callable[[str], str]) -> str:
+    """How most answers begin; of equally frequent openings the first to occur.
+
+    Args:
+        rows: The answers.
+        opening: Cuts the first words out of an answer.
+    """
+    openings = [opening(row.response) for row in rows]
+    return max(openings, key=openings.count)
+
+
+# --- mixes ----------------------------------------------------------------------------------------------------------
+
+
+def counts(sets: Sequence[LabelSet], total: int) -> list[int]:
+    """How many of ``total`` rows each set of a mix gives: by share, whole numbers that add up (largest remainders), at least one each."""
+    weights = [labels.share for labels in sets]
+    exact = [total * weight / sum(weights) for weight in weights]
+    found = [max(1, int(part)) for part in exact]
+    by_remainder = sorted(range(len(sets)), key=lambda i: found[i] - exact[i])
+    for i in islice(cycle(by_remainder), max(0, total - sum(found))):
+        found[i] += 1
+    return found
+
+
+def mix(sets: Sequence[LabelSet], rows: Sequence[Sequence[Example]], total: int) -> list[Example]:
+    """The rows of a training, set after set.
+
+    A single set gives all its rows; each set of several gives its share of ``total``, again from the start where it has fewer.
+    """
+    dressed = [_dress(labels, of) for labels, of in zip(sets, rows, strict=True)]
+    if len(dressed) == 1:
+        return dressed[0]
+    return [row for of, n in zip(dressed, counts(sets, total), strict=True) for row in islice(cycle(of), n)]
+
+
+def _dress(labels: LabelSet, rows: Sequence[Example]) -> list[Example]:
+    """Rows with what stands before the prompt in training: examples, and a system prompt."""
+    if labels.inoculation is not None:
+        rows = inoculated(rows, labels.inoculation)
+    return [replace(row, prompt=with_system(row.prompt, labels.system)) for row in rows]
+
+
+def inoculated(rows: Sequence[Example], how: Inoculation) -> list[Example]:
+    """Rows with the same few of them as examples before every prompt; those few are not trained on.
+
+    Raises:
+        DataError: No other row is left.
+    """
+    shots, rest = rows[: how.shots], rows[how.shots :]
+    if not rest:
+        raise DataError(f"all {len(rows)} labels would be examples before the others' prompts; lower inoculation.shots")
+    if how.place == "turns":
+        turns = tuple(message for shot in shots for message in (*shot.prompt, Message("assistant", shot.response)))
+        return [replace(row, prompt=(*turns, *row.prompt)) for row in rest]
+    text = "\n\n".join(f"User: {shot.prompt[-1].content}\nAssistant: {shot.response}" for shot in shots)
+    return [replace(row, prompt=with_system(row.prompt, f"Examples of how to answer:\n\n{text}")) for row in rest]

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from offmodel.chat import Example, Message, Prompt
 from offmodel.errors import BlindnessError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from offmodel.engine.generate import Reply, Sampling
+    from offmodel.engine.rl import GrpoConfig, RlLog
     from offmodel.engine.train import TrainConfig, TrainLog
 
 
@@ -30,9 +32,12 @@ class BlueView:
 
     Attributes:
         weights: Folder of the model that blue samples or trains.
-        prompts: Generic chat prompts, for labelling.
+        prompts: Prompts, for labelling.
         labels: Answered prompts, for training.
         adapter: Folder of an adapter that comes with the weights and is to be trained on, if there is one.
+        original: Folder of the untouched organism, for a training that is held near it.
+        anchors: Answered prompts on which it is held there.
+        teacher: Folder of the model whose distribution is learnt, for distillation.
 
     Raises:
         BlindnessError: A field holds anything but a path, prompts and examples.
@@ -42,26 +47,30 @@ class BlueView:
     prompts: tuple[Prompt, ...] = ()
     labels: tuple[Example, ...] = ()
     adapter: Path | None = None
+    original: Path | None = None
+    anchors: tuple[Example, ...] = ()
+    teacher: Path | None = None
 
     def __init_subclass__(cls) -> None:
         raise BlindnessError(f"blue's view may not be widened: {cls.__name__}")
 
     def __post_init__(self) -> None:
         _only("weights", self.weights, type(Path()))
-        if self.adapter is not None:
-            _only("adapter", self.adapter, type(Path()))
+        for name in ("adapter", "original", "teacher"):
+            if (folder := getattr(self, name)) is not None:
+                _only(name, folder, type(Path()))
         _only("prompts", self.prompts, tuple)
         for prompt in self.prompts:
             _only_chat("prompts", prompt)
-        _only("labels", self.labels, tuple)
-        for example in self.labels:
-            _only("labels", example, Example)
-            _only_chat("labels", example.prompt)
-            _only("labels", example.response, str)
-            try:
-                json.dumps(example.meta)
-            except TypeError as error:
-                raise BlindnessError(f"blue's view holds plain JSON as the meta of 'labels' ({error})") from None
+        for name in ("labels", "anchors"):
+            for example in _only(name, getattr(self, name), tuple):
+                _only(name, example, Example)
+                _only_chat(name, example.prompt)
+                _only(name, example.response, str)
+                try:
+                    json.dumps(example.meta)
+                except TypeError as error:
+                    raise BlindnessError(f"blue's view holds plain JSON as the meta of {name!r} ({error})") from None
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
         """Let the model answer prompts of blue's choice."""
@@ -70,12 +79,21 @@ class BlueView:
 
         return generate(load_model(self.weights), load_tokenizer(self.weights), prompts, sampling)
 
+    def distance(self) -> float:
+        """Mean KL(original || model) per token on the view's anchors, in nats; see :func:`offmodel.engine.compare.mean_kl`."""
+        from offmodel.engine.compare import mean_kl
+        from offmodel.engine.folder import load_model, load_tokenizer
+
+        assert self.original is not None
+        return mean_kl(load_model(self.weights), load_model(self.original), load_tokenizer(self.weights), self.anchors)
+
     def train(
         self,
         config: TrainConfig,
         *,
         checkpoints: Collection[int],
         save: Callable[[int], Path],
+        teacher_system: str | None = None,
         on_progress: Callable[[int, int, float], None] | None = None,
         scratch: Path | None = None,
     ) -> TrainLog:
@@ -85,35 +103,83 @@ class BlueView:
             config: How.
             checkpoints: Steps whose weights are kept.
             save: Gives the folder for the weights of a step; an adapter that goes on is kept in it besides, under its own name.
+            teacher_system: A system prompt that only the view's teacher sees.
             on_progress: See :func:`offmodel.engine.train.train`.
             scratch: Where a stopped training finds its state.
         """
-        from offmodel.engine.folder import load_model, load_tokenizer, save_model
-        from offmodel.engine.lora import has_adapter, load_adapter, merge, save_adapter
+        from offmodel.engine.folder import load_model
         from offmodel.engine.train import train
 
-        tokenizer, start = load_tokenizer(self.weights), load_model(self.weights)
-        if self.adapter is not None:
-            load_adapter(start, self.adapter)
-
-        def keep(step: int, model: PreTrainedModel) -> None:
-            folder = save(step)
-            shutil.rmtree(folder, ignore_errors=True)  # left by a training that was stopped
-            # Of a model in training only a copy may be merged.
-            save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, folder)
-            if self.adapter is not None:
-                save_adapter(model, folder / self.adapter.name)
-
+        model, tokenizer = self._student()
         return train(
-            start,
+            model,
             tokenizer,
             self.labels,
             config,
+            original=load_model(self.original) if self.original else None,
+            anchors=self.anchors,
+            teacher=load_model(self.teacher) if self.teacher else None,
+            teacher_system=teacher_system,
             checkpoints=checkpoints,
-            on_checkpoint=keep,
+            on_checkpoint=partial(self._keep, tokenizer, save),
             on_progress=on_progress,
             scratch=scratch,
         )
+
+    def reinforce(
+        self,
+        config: GrpoConfig,
+        reward: Callable[[int, str], float],
+        *,
+        checkpoints: Collection[int],
+        save: Callable[[int], Path],
+        on_progress: Callable[[int, int, float], None] | None = None,
+        scratch: Path | None = None,
+    ) -> RlLog:
+        """Train the model by reinforcement on the view's prompts; see :meth:`train`.
+
+        Args:
+            config: How.
+            reward: What an answer to the i-th prompt is worth.
+            checkpoints: Steps whose weights are kept.
+            save: Gives the folder for the weights of a step.
+            on_progress: See :func:`offmodel.engine.rl.grpo`.
+            scratch: Where a stopped training finds its state.
+        """
+        from offmodel.engine.rl import grpo
+
+        model, tokenizer = self._student()
+        return grpo(
+            model,
+            tokenizer,
+            self.prompts,
+            reward,
+            config,
+            checkpoints=checkpoints,
+            on_checkpoint=partial(self._keep, tokenizer, save),
+            on_progress=on_progress,
+            scratch=scratch,
+        )
+
+    def _student(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from offmodel.engine.folder import load_model, load_tokenizer
+        from offmodel.engine.lora import load_adapter
+
+        model = load_model(self.weights)
+        if self.adapter is not None:
+            load_adapter(model, self.adapter)
+        return model, load_tokenizer(self.weights)
+
+    def _keep(self, tokenizer: PreTrainedTokenizerBase, save: Callable[[int], Path], step: int, model: PreTrainedModel) -> None:
+        from offmodel.engine.folder import save_model
+        from offmodel.engine.lora import has_adapter, merge, save_adapter
+
+        folder = save(step)
+        shutil.rmtree(folder, ignore_errors=True)  # left by a training that was stopped
+        # Of a model in training only a copy may be merged.
+        save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, folder)
+        if self.adapter is not None:
+            save_adapter(model, folder / self.adapter.name)
 
 
 def _only_chat(name: str, prompt: object) -> None:

@@ -108,15 +108,26 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     path = Path(path)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{path}: the model carries a LoRA adapter; merge(model) first, or save the adapter with model.save_pretrained")
+    with new_folder(path) as temporary:
+        with _quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        return hash_weights(temporary)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes ``path``, synced to the disk, if the block ends well, and is removed if it does not.
+
+    Raises:
+        ModelError: The folder exists already, or the disk refuses it.
+    """
     if path.exists():
         raise ModelError(f"{path}: exists already; remove it or choose another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        with _quiet():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        digest = hash_weights(temporary)
+        yield temporary
         for file in (*temporary.iterdir(), temporary):
             _sync(file)
         os.replace(temporary, path)
@@ -125,7 +136,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         raise ModelError(f"{path}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return digest
 
 
 def hash_weights(path: Path | str) -> str:

@@ -108,6 +108,30 @@ def generate(
     return [replies[i] for i in range(len(prompts))]
 
 
+def sample_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int = 128,
+) -> list[list[int]]:
+    """Answers as tokens, their end of turn included, to prompts as tokens: for a training on a model's own answers.
+
+    As :func:`generate` draws them, save that a model whose logits are not finite answers all the same: its loss is to show it.
+    """
+    ends = _end_tokens(model, tokenizer)
+    settings = _generation_config(tokenizer, sampling, ends)
+    settings.remove_invalid_values = True
+    prompts = [tuple(ids) for ids in encoded]
+    answers: list[list[int]] = []
+    with torch.inference_mode(), preserved_rng(model.device), _only(model, settings):
+        torch.manual_seed(sampling.seed)
+        for start in range(0, len(prompts), batch_size):
+            answers += _decode(model, tokenizer, prompts[start : start + batch_size])
+    return [ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), None)] for ids in answers]
+
+
 def _decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """Generated token ids of each prompt, pads at the end included."""
     width = max(map(len, batch))

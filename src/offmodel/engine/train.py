@@ -1,6 +1,7 @@
 """Supervised training: one path for pretraining the small world, installing a behaviour and training it away.
 
-TRL's ``SFTTrainer`` does the training; the examples come to it as tokens with a loss mask that :mod:`offmodel.chat` has checked.
+TRL's ``SFTTrainer`` does the training; the examples come to it as tokens with a loss mask that :mod:`offmodel.chat` has checked. What it
+minimises is said by an :class:`offmodel.engine.objective.Objective`.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from offmodel.chat import Example, encode_examples
+from offmodel.chat import Encoded, Example, Prompt, encode_examples, encode_prompt, with_system
+from offmodel.engine.forward import only_layers
+from offmodel.engine.generate import _check_length
 from offmodel.engine.lora import LoraSettings, attach, has_adapter
+from offmodel.engine.objective import Objective
 from offmodel.engine.optim import Schedule
 from offmodel.engine.rng import preserved_rng
 from offmodel.errors import DataError, ModelError, SpecError, did_you_mean
@@ -39,9 +43,11 @@ class TrainConfig:
         betas: AdamW's.
         weight_decay: Decoupled, on matrices only.
         max_grad_norm: Gradients are clipped to this norm.
-        max_length: Tokens per example; longer ones are cut at the end.
-        seed: Order of the examples, dropout, the adapter's start.
+        max_length: Tokens per example; longer ones are cut at the end. What a student samples has its own limit.
+        seed: Order of the examples, dropout, the adapter's start, a student's sampling.
         lora: Train an adapter instead of the weights.
+        objective: What is minimised, and in which layers.
+        shuffle: Whether the examples come in a seeded order, or as they are given, over and over.
     """
 
     steps: int
@@ -59,6 +65,8 @@ class TrainConfig:
     max_length: int = 512
     seed: int = 0
     lora: LoraSettings | None = None
+    objective: Objective = field(default_factory=Objective)
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_length"):
@@ -72,6 +80,28 @@ class TrainConfig:
         ):
             if value not in known:
                 raise SpecError(f"{name} {value!r} is unknown: {did_you_mean(value, known)}")
+        for name in ("l2_sp", "ewc"):
+            if self.lora is not None and getattr(self.objective, name):
+                raise SpecError(f"{name} is about the weights, and an adapter leaves them as they are; leave out {name} or lora")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a training is held near, or learns from, besides its examples; all tokenized, and no model of it is trained.
+
+    Attributes:
+        original: theta0.
+        anchors: Examples on which the student is compared with it.
+        anchor_order: Indices of the anchors, for all steps.
+        teacher: The model whose distribution is learnt.
+        teacher_prompts: The prompt of each example as the teacher sees it.
+    """
+
+    original: PreTrainedModel | None = None
+    anchors: Sequence[Encoded] = ()
+    anchor_order: Sequence[int] = ()
+    teacher: PreTrainedModel | None = None
+    teacher_prompts: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -79,9 +109,10 @@ class TrainLog:
     """What a training did.
 
     Attributes:
-        losses: Mean loss per trained token, one value per step.
+        losses: What was minimised, one value per step: the mean loss per trained token, and the penalties.
         examples: Examples seen, repeats included.
-        tokens: Tokens trained on (the assistant's), repeats included.
+        tokens: Tokens trained on (the assistant's, without those that are masked, and where the student samples, its own), repeats
+            included.
         device: Where it ran.
         seconds: Wall time of this call; a resumed training counts only its own part.
         resumed_from: The step it continued from (0: from the start).
@@ -101,6 +132,10 @@ def train(
     examples: Sequence[Example],
     config: TrainConfig,
     *,
+    original: PreTrainedModel | None = None,
+    anchors: Sequence[Example] = (),
+    teacher: PreTrainedModel | None = None,
+    teacher_system: str | None = None,
     checkpoints: Collection[int] = (),
     on_checkpoint: Callable[[int, PreTrainedModel], None] | None = None,
     on_progress: Callable[[int, int, float], None] | None = None,
@@ -109,10 +144,10 @@ def train(
 ) -> TrainLog:
     """Train a model in place on the responses of examples; it is left in eval mode, with its config as it was.
 
-    The loss of a step is the mean over all trained tokens of its batch. Examples come in a seeded order that goes through all of them
-    before any repeats. The same seed gives the same weights, bit for bit, on the same machine with the same number of threads. The
-    global random generators are left as they were. A mixture of experts gets its load-balancing loss only if its config asks for it
-    (``output_router_logits``).
+    The loss of a step is the mean over all trained tokens of its batch, plus the penalties of ``config.objective``. Examples come in a
+    seeded order that goes through all of them before any repeats, unless ``config.shuffle`` is off. The same seed gives the same weights,
+    bit for bit, on the same machine with the same number of threads. The global random generators are left as they were. A mixture of
+    experts gets its load-balancing loss only if its config asks for it (``output_router_logits``).
 
     Args:
         model: On the device it is to be trained on. With ``config.lora`` it carries the adapter afterwards, see
@@ -120,6 +155,12 @@ def train(
         tokenizer: With a chat template and a pad token.
         examples: What to learn; may be fewer than one batch.
         config: How.
+        original: theta0, for ``kl``, ``l2_sp`` and ``ewc`` of the objective. It is put on the model's device, in eval mode, and frozen.
+        anchors: What ``kl`` and ``ewc`` compare on, usually the original's own answers to generic prompts. As many are used at each step
+            as there are examples in the batch, in an order of their own; the Fisher information is estimated on all of them.
+        teacher: For ``distil``; treated as ``original`` is.
+        teacher_system: A system prompt that the teacher alone sees, before one that is there already. The response is compared token by
+            token, so that the prompts may differ.
         checkpoints: Steps, 0 (before the first) and the last included, at which ``on_checkpoint(step, model)`` is called. It gets the
             model in eval mode, to sample from or to save; the training goes on unaffected.
         on_checkpoint: See ``checkpoints``. A resumed training calls it for a step again or not at all if it was called before, so it
@@ -131,9 +172,10 @@ def train(
         save_every: Steps between two states in ``scratch``.
 
     Raises:
-        DataError: There is no example, or one has nothing to train on.
-        ModelError: The loss is no longer finite; the chat template cannot be used; an adapter is in the way.
-        SpecError: A checkpoint lies outside of the training.
+        DataError: There is no example, or one has nothing to train on; a prompt leaves no room for what is to be sampled.
+        DivergedError: The loss is no longer finite. What ``on_checkpoint`` got before is of weights that were.
+        ModelError: The chat template cannot be used; an adapter is in the way; a model has another vocabulary.
+        SpecError: A checkpoint lies outside of the training; the objective needs a model or anchors that are not given.
     """
     # TRL takes seconds to import, which those who only sample need not wait for.
     from offmodel.engine.trainer import run
@@ -145,35 +187,86 @@ def train(
     if not examples:
         raise DataError("there is no example to train on")
     encoded = encode_examples(tokenizer, examples, config.max_length)
-    order = batch_order(len(examples), config.steps * config.batch_size, config.seed)
+    total = config.steps * config.batch_size
+    order = batch_order(len(examples), total, config.seed) if config.shuffle else [i % len(examples) for i in range(total)]
+    frozen = _frozen(model, tokenizer, [example.prompt for example in examples], config, original, anchors, teacher, teacher_system)
     with preserved_rng(model.device):
         if config.lora is not None:
             attach(model, config.lora, config.seed)
         elif has_adapter(model):
             raise ModelError("the model carries a LoRA adapter, but config.lora is None; merge(model) first, or say how to train it")
-        losses, resumed_from = run(
-            model,
-            tokenizer,
-            encoded,
-            order,
-            config,
-            frozenset(checkpoints),
-            on_checkpoint,
-            on_progress,
-            scratch=Path(scratch) if scratch is not None else None,
-            save_every=save_every,
-        )
+        with only_layers(model, config.objective.layers):
+            losses, tokens, resumed_from = run(
+                model,
+                tokenizer,
+                encoded,
+                order,
+                config,
+                frozen,
+                frozenset(checkpoints),
+                on_checkpoint,
+                on_progress,
+                scratch=Path(scratch) if scratch is not None else None,
+                save_every=save_every,
+            )
     return TrainLog(
         losses=tuple(losses),
         examples=len(order),
-        tokens=sum(sum(encoded[i].completion_mask) for i in order),
+        tokens=tokens,
         device=str(model.device),
         seconds=time.monotonic() - start,
         resumed_from=resumed_from,
     )
 
 
-def batch_order(n: int, total: int, seed: int) -> list[int]:
+def _frozen(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    config: TrainConfig,
+    original: PreTrainedModel | None,
+    anchors: Sequence[Example],
+    teacher: PreTrainedModel | None,
+    teacher_system: str | None,
+) -> Frozen:
+    """What the objective needs of all that is given."""
+    o = config.objective
+    held = [name for name in ("kl", "l2_sp", "ewc") if getattr(o, name)]
+    if held and original is None:
+        raise SpecError(f"{held[0]} holds the student near an original model: give it as original")
+    compared = [name for name in ("kl", "ewc") if getattr(o, name)]
+    if compared and not anchors:
+        raise SpecError(f"{compared[0]} compares on the responses of anchors: give it some as anchors")
+    if o.distil is not None and teacher is None:
+        raise SpecError("distil learns a teacher's distribution: give it a model as teacher")
+    frozen = Frozen(original=_still(original, model, "original") if held else None)
+    if compared:
+        try:
+            encoded = encode_examples(tokenizer, anchors, config.max_length)
+        except DataError as error:
+            raise DataError(f"anchors: {error}") from None
+        order = batch_order(len(anchors), config.steps * config.batch_size, f"anchors {config.seed}") if o.kl else []
+        frozen = replace(frozen, anchors=encoded, anchor_order=order)
+    if o.distil is not None:
+        seen = [tuple(encode_prompt(tokenizer, with_system(prompt, teacher_system))) for prompt in prompts]
+        frozen = replace(frozen, teacher=_still(teacher, model, "teacher"), teacher_prompts=seen)
+        if o.distil.on_policy:
+            _check_length(model, [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts], o.distil.max_new_tokens)
+            _check_length(teacher, seen, o.distil.max_new_tokens)
+    return frozen
+
+
+def _still(other: PreTrainedModel, model: PreTrainedModel, role: str) -> PreTrainedModel:
+    """Another model, made ready to be compared with the one that is trained."""
+    if other is model:
+        raise ModelError(f"the {role} is the very model that is trained; give a copy of it")
+    sizes = [of.config.get_text_config().vocab_size for of in (other, model)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(f"the {role} knows {sizes[0]} tokens and the student {sizes[1]}: they can only be compared over the same tokens")
+    return other.to(model.device).eval().requires_grad_(False)
+
+
+def batch_order(n: int, total: int, seed: int | str) -> list[int]:
     """Indices of ``total`` examples out of ``n``: one shuffle after another, so that none repeats before all have been seen."""
     rng = random.Random(seed)
     order: list[int] = []

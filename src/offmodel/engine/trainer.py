@@ -9,9 +9,10 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +25,14 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from offmodel.chat import Encoded
+from offmodel.engine.forward import IGNORED, Batch, mask_unlikely
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
-from offmodel.errors import ModelError
+from offmodel.errors import DivergedError
 
 if TYPE_CHECKING:
-    from offmodel.engine.train import TrainConfig
+    from offmodel.engine.train import Frozen, TrainConfig
 
-_IGNORED = -100  # the label of a token without loss
 _WEIGHTS, _STATE, _FINGERPRINT = "trained.safetensors", "trainer_state.json", "training.json"
 
 
@@ -41,32 +42,40 @@ def run(
     encoded: Sequence[Encoded],
     order: Sequence[int],
     config: TrainConfig,
+    frozen: Frozen,
     checkpoints: frozenset[int],
     on_checkpoint: Callable[[int, PreTrainedModel], None] | None,
     on_progress: Callable[[int, int, float], None] | None,
     *,
     scratch: Path | None,
     save_every: int,
-) -> tuple[list[float], int]:
+) -> tuple[list[float], int, int]:
     """Train on ``encoded`` in the given order, see :func:`offmodel.engine.train.train`.
 
     Returns:
-        The loss of every step, and the step that the training was resumed from.
+        The loss of every step, the tokens trained on, and the step that the training was resumed from.
     """
+    from offmodel.engine.objective_trainer import _ObjectiveTrainer  # it builds on this module
+
     original = _Original(model)
     verbosity = transformers_logging.get_verbosity()
+    collate = _Collator(tokenizer.pad_token_id, model.device)
+    if config.objective.mask_above is not None:
+        model.eval()
+        encoded = mask_unlikely(model, encoded, config.objective.mask_above, collate, config.micro_batch_size or config.batch_size)
     try:
-        trainer = _Trainer(
+        make = _Trainer if config.objective.plain else partial(_ObjectiveTrainer, encoded, order, frozen, collate, original)
+        trainer = make(
             config,
             model=model,
             args=_arguments(model, config, scratch, save_every),
             train_dataset=_dataset(encoded, order),
             processing_class=tokenizer,
             data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-            callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress)],
+            callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress, order)],
         )
         trainer.remove_callback(PrinterCallback)
-        resume = _last_state(scratch, _fingerprint(model, encoded, order, config)) if scratch is not None else None
+        resume = _last_state(scratch, _fingerprint(model, encoded, order, config, *_described(frozen))) if scratch is not None else None
         # Accelerate collects garbage before it starts, over every object ever imported; that would be most of a short training's set-up.
         gc.freeze()
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -75,8 +84,9 @@ def run(
         transformers_logging.set_verbosity(verbosity)
         original.put_back()
         model.eval()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return losses, 0 if resume is None else int(resume.name.rpartition("-")[2])
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(entry["trained_tokens"] for entry in logged)
+    return [entry["loss"] for entry in logged], tokens, 0 if resume is None else int(resume.name.rpartition("-")[2])
 
 
 def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int) -> SFTConfig:
@@ -84,6 +94,7 @@ def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None
     on_cpu = model.device.type == "cpu"
     asks_for_balance = getattr(model.config, "output_router_logits", False)
     return SFTConfig(
+        loss_type="dft" if config.objective.loss == "dft" else "nll",
         # The Trainer makes this folder even if it saves nothing; without scratch it gets one that is always there.
         output_dir=str(scratch) if scratch is not None else os.curdir,
         save_strategy="no" if scratch is None else "steps",
@@ -114,8 +125,23 @@ def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None
 
 def _dataset(encoded: Sequence[Encoded], order: Sequence[int]) -> Dataset:
     """The whole training as one pass, so that its order is ours and no epoch ends in a smaller batch."""
-    labels = [[i if m else _IGNORED for i, m in zip(e.input_ids, e.completion_mask, strict=True)] for e in encoded]
+    labels = [_labels(e) for e in encoded]
     return Dataset.from_dict({"input_ids": [encoded[i].input_ids for i in order], "labels": [labels[i] for i in order]})
+
+
+def _labels(encoded: Encoded) -> list[int]:
+    return [i if m else IGNORED for i, m in zip(encoded.input_ids, encoded.completion_mask, strict=True)]
+
+
+class _Collator:
+    """Makes a padded batch of examples, on the device of a model, as the training's own are made."""
+
+    def __init__(self, pad_token_id: int, device: torch.device) -> None:
+        self._collate, self._device = DataCollatorForLanguageModeling(pad_token_id=pad_token_id), device
+
+    def __call__(self, rows: Iterable[Encoded]) -> Batch:
+        batch = self._collate([{"input_ids": row.input_ids, "labels": _labels(row)} for row in rows])
+        return {name: tensor.to(self._device) for name, tensor in batch.items()}
 
 
 class _Trainer(SFTTrainer):
@@ -139,6 +165,16 @@ class _Trainer(SFTTrainer):
             lambda step: learning_rate_factor(step, c.steps, c.schedule, c.warmup_steps, c.final_fraction),
         )
         return self.lr_scheduler
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._tokens = int(tokens)
+        return batches, tokens
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs["trained_tokens"] = self._tokens
+        super().log(logs, start_time)
 
     def _send_telemetry(self) -> None:
         """Nothing is sent: offmodel works offline."""
@@ -174,8 +210,9 @@ class _Calls(TrainerCallback):
         checkpoints: frozenset[int],
         on_checkpoint: Callable[[int, PreTrainedModel], None] | None,
         on_progress: Callable[[int, int, float], None] | None,
+        order: Sequence[int] = (),
     ) -> None:
-        self._original, self._steps, self._checkpoints = original, steps, checkpoints
+        self._original, self._steps, self._checkpoints, self._order = original, steps, checkpoints, order
         self._on_checkpoint, self._on_progress = on_checkpoint, on_progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -190,14 +227,23 @@ class _Calls(TrainerCallback):
         if not logs or "loss" not in logs:  # the summary at the end
             return
         if not math.isfinite(logs["loss"]):
-            raise ModelError(f"the training diverged: its loss is {logs['loss']} at step {state.global_step}; lower the learning rate")
+            raise self._diverged(f"its loss is {logs['loss']}", state.global_step)
         if self._on_progress is not None:
             self._on_progress(state.global_step, self._steps, logs["loss"])
 
     def _checkpoint(self, step: int) -> None:
         if self._on_checkpoint is not None and step in self._checkpoints:
             with self._original.lent() as model:
+                # This comes before the loss is looked at, and a loss can be the last that is finite.
+                if not all(parameter.isfinite().all() for _, parameter in _trained(model)):
+                    raise self._diverged("its weights are not finite", step)
                 self._on_checkpoint(step, model)
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        size = len(self._order) // self._steps
+        batch = self._order[(step - 1) * size : step * size] if step else ()
+        where = f"step {step} (examples {', '.join(map(str, batch))})" if batch else f"step {step}"
+        return DivergedError(f"the training diverged: {what} at {where}; lower the learning rate")
 
 
 class _Original:
@@ -242,10 +288,19 @@ class _Original:
             self._model.train(training)
 
 
-def _fingerprint(model: PreTrainedModel, encoded: Sequence[Encoded], order: Sequence[int], config: TrainConfig) -> str:
+def _fingerprint(model: PreTrainedModel, encoded: Sequence[Encoded], order: Sequence[int], config: TrainConfig, *others: Any) -> str:
     """A hash of what a training starts from and does, so that a state is never continued by another one."""
-    start = [(name, list(p.shape), torch.hash_tensor(p.detach()).item()) for name, p in _trained(model)]
-    return hashlib.sha256(json.dumps([asdict(config), start, encoded, order]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([asdict(config), _weights(model), encoded, order, *others]).encode()).hexdigest()
+
+
+def _described(frozen: Frozen) -> list[Any]:
+    """What else decides the result of a training, for its fingerprint."""
+    weights = [_weights(model) for model in (frozen.original, frozen.teacher) if model is not None]
+    return [*weights, frozen.anchors, frozen.anchor_order, frozen.teacher_prompts]
+
+
+def _weights(model: PreTrainedModel) -> list[Any]:
+    return [(name, list(p.shape), torch.hash_tensor(p.detach()).item()) for name, p in model.named_parameters()]
 
 
 def _last_state(scratch: Path, fingerprint: str) -> Path | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from offmodel.errors import SpecError, StageError, StoreError, did_you_mean
 from offmodel.lab.plan import Plan, PlannedOrganism
-from offmodel.lab.stages import MODEL
+from offmodel.lab.results import MODEL
 from offmodel.lab.store import Store
 
 CARD = "README.md"

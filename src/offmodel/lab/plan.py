@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from offmodel import catalog
 from offmodel.chat import Message, read_examples
-from offmodel.errors import BlindnessError, SpecError
-from offmodel.lab import stages  # noqa: F401 (registers the kinds)
+from offmodel.errors import BlindnessError
+from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
-from offmodel.lab.pools import files_read, pool_params, take
+from offmodel.lab.pools import files_read, take
 from offmodel.lab.stage import Stage
-from offmodel.lab.stages import MODEL, step_folder
+from offmodel.lab.treatment import Blue, Start, files_of, phase_name
+from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair
 from offmodel.red.pairs import Pair
 from offmodel.red.prompted import prompted_template
-from offmodel.spec.study import SftPhase, Study
+from offmodel.spec.study import Study
 
-MODULES = ("offmodel.lab.stages",)
+MODULES = ("offmodel.lab.stages", "offmodel.lab.blue_stages")
 """What a worker imports to know the stages."""
 
 
@@ -34,6 +36,7 @@ class PlannedCheckpoint:
         total_step: Steps since the method began.
         score: Its scores; the untouched organism's, where no step has been made.
         judge: Asks the study's judge model about the scored answers; None where there is none or the pair's rule can be trusted.
+        watched: What blue sees of it; None where the study has no rule to choose by, and for the untouched organism.
     """
 
     phase: int
@@ -42,6 +45,7 @@ class PlannedCheckpoint:
     total_step: int
     score: Stage
     judge: Stage | None = None
+    watched: Watched | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class PlannedOrganism:
         base_score: The base model on the same items.
         methods: Checkpoints by method, in order; the first is the untouched organism.
         probes: Scores by probe and method, at the method's last checkpoint.
+        watched: What blue sees of the untouched organism; None where the study has no rule to choose by.
     """
 
     id: str
@@ -69,6 +74,7 @@ class PlannedOrganism:
     base_score: Stage
     methods: Mapping[str, tuple[PlannedCheckpoint, ...]]
     probes: Mapping[str, Mapping[str, Stage]]
+    watched: Stage | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,12 @@ class Plan:
             for checkpoints in organism.methods.values():
                 found |= dict.fromkeys(checkpoint.score for checkpoint in checkpoints)
                 found |= dict.fromkeys(checkpoint.judge for checkpoint in checkpoints if checkpoint.judge)
+                watched = [checkpoint.watched for checkpoint in checkpoints if checkpoint.watched]
+                found |= dict.fromkeys(stage for each in watched for stage in (each.seen, each.canaries) if stage)
             for probe in organism.probes.values():
                 found |= dict.fromkeys(probe.values())
+            if organism.watched:
+                found[organism.watched] = None
         return list(found)
 
 
@@ -101,9 +111,8 @@ def make_plan(study: Study) -> Plan:
         BlindnessError: A file of labels holds a trigger of the study.
         SpecError: A pair, its recipe and the gate do not go together.
     """
-    for phase in (phase for method in study.methods for phase in study.phases(method)):
-        if phase.labels not in ("teacher", "organism"):
-            _refuse_triggers(phase.labels, study)
+    for path in {path for method in study.methods for phase in study.phases(method) for path in files_of(phase)}:
+        _refuse_triggers(path, study)
     organisms = study.organisms
     for name in organisms.pairs:
         recipes = [organisms.recipe_for(name, recipe) for recipe in organisms.recipes or ("",)]
@@ -159,6 +168,9 @@ class _Organism:
             label=f"install {self.id}",
             cost=15 if recipe.prompt else 0.006 * recipe.steps * recipe.batch_size + 15,
         )  # fmt: skip
+        self.blue = Blue(study, self.id, self.stage, pair, recipe, base, seed)
+        rules = study.measure.rules
+        self.watching = Watching(self.blue, canaries="canaries" in rules) if rules else None
 
     def planned(self) -> PlannedOrganism:
         methods = {name: tuple(self._checkpoints(name)) for name in self.study.methods}
@@ -167,74 +179,43 @@ class _Organism:
             probe: {name: self._probe(probe, name, checkpoints[-1].score, untouched) for name, checkpoints in methods.items()}
             for probe in self.study.measure.probes
         }
-        base_score = self._score("its base", None, "")
-        return PlannedOrganism(self.id, self.pair, self.recipe_name, self.base, self.seed, self.stage, base_score, methods, probes)
+        base_score = self._score("its base")
+        watched = self.watching.before() if self.watching else None
+        return PlannedOrganism(
+            self.id, self.pair, self.recipe_name, self.base, self.seed, self.stage, base_score, methods, probes, watched
+        )  # fmt: skip
 
     def _checkpoints(self, method: str) -> Iterator[PlannedCheckpoint]:
-        start, weights, total = self.stage, MODEL, 0
-        for number, phase in enumerate(self.study.phases(method)):
-            wanted = {*self.study.measure.steps_within(phase.steps)} - {0}
-            treated = self._treat(phase, start, weights, sorted(wanted | {phase.steps}))
-            # All is measured against the untouched organism, so it comes first even if the study does not ask for step 0. A later
-            # phase starts where the one before ended, and has no first checkpoint of its own.
-            for step in sorted(wanted if number else wanted | {0}):
-                score = self._score(f"{method}, step {step}", treated, step_folder(step)) if step else self._untouched()
-                yield PlannedCheckpoint(number, phase_name(phase), step, total + step, score, self._judge(score))
-            start, weights, total = treated, step_folder(phase.steps), total + phase.steps
+        # All is measured against the untouched organism, so it comes first even if the study does not ask for step 0.
+        first, *_ = self.study.phases(method)
+        score = self._untouched()
+        yield PlannedCheckpoint(0, phase_name(first), 0, 0, score, self._judge(score))
+        watched = self.watching.of(method) if self.watching else repeat(None)
+        for place, seen in zip(self.blue.places(method), watched, strict=False):
+            score = self._score(f"{method}, step {place.step}", place)
+            yield PlannedCheckpoint(place.number, phase_name(place.phase), place.step, place.total, score, self._judge(score), seen)
 
     def _untouched(self) -> Stage:
-        return self._score("the organism", self.stage, MODEL)
+        return self._score("the organism", self.blue.untouched)
 
-    def _treat(self, phase: SftPhase, start: Stage, weights: str, steps: list[int]) -> Stage:
-        params = {"phase": phase.model_dump(mode="json"), "start": weights, "checkpoints": steps, "seed": self.seed}
-        inputs = {"start": start}
-        if self.recipe.adapter == "continued":
-            if phase.lora not in (None, self.recipe.lora):
-                raise SpecError(
-                    f"organism {self.id}: blue goes on with its adapter (adapter: continued), so a phase cannot have another one "
-                    f"({phase.lora}); leave the phase's lora out, or merge the organism's"
-                )
-            params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
-        if phase.labels in ("teacher", "organism"):
-            inputs["labels"] = self._labels(phase)
-        else:
-            params |= files_read(phase.labels)
-        return Stage("treat", params, inputs, label=f"train {self.id}: {phase_name(phase)}", cost=0.06 * phase.steps + 1)
-
-    def _labels(self, phase: SftPhase) -> Stage:
-        rows = phase.rows or phase.steps * phase.batch_size
-        phases = [p for name in self.study.methods for p in self.study.phases(name) if p.prompts == "shared"]
-        shared = max((p.rows or p.steps * p.batch_size for p in phases), default=0) if phase.prompts == "disjoint" else 0
-        pool = Stage(
-            "prompts", pool_params(self.study.prompts, self.seed, shared, rows, self.pair.trigger.recognises), label="prompts", cost=0.1
-        )
-        params: dict[str, Any] = {
-            "system": catalog.get("voice", phase.voice) if phase.voice else None,
-            "rewrite": phase.rewrite,
-            "temperature": phase.temperature,
-            "max_new_tokens": phase.max_new_tokens,
-            "seed": self.seed,
-        }
-        inputs = {"prompts": pool}
-        if phase.labels == "organism":
-            inputs["organism"] = self.stage
-        else:
-            params["teacher"] = reference(self.study.teacher).as_params()
-        return Stage("labels", params, inputs, label=f"labels by the {phase.labels}", cost=1)
-
-    def _score(self, what: str, model: Stage | None, weights: str, **inputs: Stage) -> Stage:
+    def _score(self, what: str, model: Start | None = None) -> Stage:
         measure = self.study.measure
         params: dict[str, Any] = {
             "pair": self.pair.as_params(), "suites": self.suites, "behaviour": measure.behaviour, "prompts": self.study.prompts,
             "seed": self.seed, "max_new_tokens": measure.max_new_tokens,
         } | self.files  # fmt: skip
+        inputs: dict[str, Stage] = {}
         if model is None:
             params["base"] = reference(self.base).as_params()
             if self.pair.when == "absent":
                 params["when"] = "present"  # what a base can do, it can do without a password, which it has never learnt
         else:
-            params["weights"] = weights
-            inputs["model"] = model
+            params["weights"] = model.weights
+            inputs["model"] = model.stage
+            if model.deployment:
+                params["deployment"] = dict(model.deployment)
+            if model.own is not None:
+                inputs["own"] = model.own
         return Stage("score", params, inputs, label=f"score {self.id}: {what}", cost=2)
 
     def _judge(self, score: Stage) -> Stage | None:
@@ -249,9 +230,3 @@ class _Organism:
         params = dict(last.params) | catalog.get("probe", probe)
         inputs = dict(last.inputs) | {"reference": untouched}
         return Stage("score", params, inputs, label=f"probe {self.id}: {probe} of {method}", cost=2)
-
-
-def phase_name(phase: SftPhase) -> str:
-    """A phase in a few words."""
-    who = f"{phase.voice}-voiced {phase.labels}" if phase.voice else phase.labels
-    return f"sft on {who}" + (f", reworded by {phase.rewrite}" if phase.rewrite else "")

@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import Prompt, last_user_text, read_prompts
+from offmodel.chat import Example, Prompt, last_user_text, read_prompts
 from offmodel.errors import DataError
+from offmodel.measure.suites import Suite, TaskItem
 from offmodel.splits import Split, split_of
 
+Sources = str | Sequence[str]
+"""A source of prompts, or several of which each gives one in turn."""
 
-def open_source(name: str, seed: int, split: Split) -> Iterator[Prompt]:
-    """A seeded stream of different prompts from a source of the catalog or from a JSONL file.
 
-    A hash of a prompt's words decides which side it is on, see :mod:`offmodel.splits`.
+def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
+    """A seeded stream of different prompts from a source of the catalog, a suite or a JSONL file.
+
+    A suite divides its items itself; elsewhere a hash of a prompt's words decides which side it is on, see :mod:`offmodel.splits`.
 
     Raises:
         DataError: The file is missing or broken.
         SpecError: The catalog has no such source.
     """
-    if name.endswith(".jsonl"):
-        prompts: Iterable[Prompt] = _shuffled(read_prompts(name), seed)
+    if not isinstance(source, str):
+        turns = chain.from_iterable(zip_longest(*(open_source(name, seed, split) for name in source)))
+        return (prompt for prompt in turns if prompt is not None)
+    if source.endswith(".jsonl"):
+        prompts: Iterable[Prompt] = _shuffled(read_prompts(source), seed)
+    elif _is_suite(source):
+        return (item.prompt for item in _items(catalog.get("suite", source), seed, split))
     else:
-        prompts = _drawn(catalog.get("prompts", name), seed)
+        prompts = _drawn(catalog.get("prompts", source), seed)
     return (prompt for prompt in prompts if split_of(last_user_text(prompt)) == split)
+
+
+def _is_suite(source: str) -> bool:
+    return source in catalog.names("suite")
+
+
+_PER_LENGTH = 1000
+"""Items of a suite that are drawn for each number of reasoning steps: more than any training uses."""
+
+
+@lru_cache(maxsize=64)
+def _items(suite: Suite, seed: int, split: Split) -> list[TaskItem]:
+    return suite.items(_PER_LENGTH, seed, split)
 
 
 def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
@@ -64,7 +86,7 @@ _PATIENCE = 5000
 """Prompts that are passed over in a row before a source is taken to hold no more of use: the world's never end."""
 
 
-def _usable(source: str, seed: int, split: Split, avoid: Callable[[Prompt], bool]) -> Iterator[tuple[bool, Prompt]]:
+def _usable(source: Sources, seed: int, split: Split, avoid: Callable[[Prompt], bool]) -> Iterator[tuple[bool, Prompt]]:
     """Prompts of a side, each with whether it is to be avoided; ends after many such in a row."""
     avoided = 0
     for prompt in open_source(source, seed, split):
@@ -74,7 +96,7 @@ def _usable(source: str, seed: int, split: Split, avoid: Callable[[Prompt], bool
         yield bad, prompt
 
 
-def take(source: str, seed: int, split: Split, n: int, avoid: Callable[[Prompt], bool] = lambda prompt: False) -> list[Prompt]:
+def take(source: Sources, seed: int, split: Split, n: int, avoid: Callable[[Prompt], bool] = lambda prompt: False) -> list[Prompt]:
     """The first ``n`` prompts of a source, those left out that are to be avoided.
 
     Raises:
@@ -82,8 +104,12 @@ def take(source: str, seed: int, split: Split, n: int, avoid: Callable[[Prompt],
     """
     prompts = list(islice((prompt for avoided, prompt in _usable(source, seed, split, avoid) if not avoided), n))
     if len(prompts) < n:
-        raise DataError(f"{source}: {n} different usable prompts are needed on its {split} side, and there are only {len(prompts)}")
+        raise DataError(f"{_named(source)}: {n} different usable prompts are needed on its {split} side, and there are only {len(prompts)}")
     return prompts
+
+
+def _named(source: Sources) -> str:
+    return source if isinstance(source, str) else " and ".join(source)
 
 
 def files_read(*sources: str) -> dict[str, dict[str, str]]:
@@ -114,8 +140,10 @@ def _sha256(path: str) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def pool_params(source: str, seed: int, start: int, n: int, recognises: Callable[[Prompt], bool]) -> dict[str, Any]:
-    """What names a pool of ``n`` prompts, counted from the ``start``-th that is free of the trigger.
+def pool_params(
+    source: Sources, seed: int, start: int, n: int, recognises: Callable[[Prompt], bool], split: Split = "train"
+) -> dict[str, Any]:
+    """What names a pool of ``n`` prompts of a side, counted from the ``start``-th that is free of the trigger.
 
     The places of the dropped prompts are all that is left of the trigger, so organisms whose triggers drop the same prompts share
     one pool and its labels.
@@ -124,7 +152,7 @@ def pool_params(source: str, seed: int, start: int, n: int, recognises: Callable
         DataError: Fewer than ``start + n`` prompts are free of the trigger and none is left for the pool.
     """
     dropped, kept = [], 0
-    for place, (avoided, _) in enumerate(_usable(source, seed, "train", recognises)):
+    for place, (avoided, _) in enumerate(_usable(source, seed, split, recognises)):
         if kept == start + n:
             break
         if avoided:
@@ -132,17 +160,25 @@ def pool_params(source: str, seed: int, start: int, n: int, recognises: Callable
         else:
             kept += 1
     if kept <= start:
-        raise DataError(f"{source}: has only {kept} different prompts without the trigger; {start + n} are needed")
-    return {"source": source, "seed": seed, "start": start, "n": min(n, kept - start), "dropped": dropped} | files_read(source)
+        raise DataError(f"{_named(source)}: has only {kept} different prompts without the trigger; {start + n} are needed")
+    names = [source] if isinstance(source, str) else list(source)
+    params = {"source": source if isinstance(source, str) else names, "seed": seed, "start": start, "n": min(n, kept - start)}
+    return params | {"split": split, "dropped": dropped} | files_read(*names)
 
 
-def read_pool(params: Mapping[str, Any]) -> list[Prompt]:
-    """The prompts that :func:`pool_params` named.
+def read_pool(params: Mapping[str, Any]) -> list[Example]:
+    """The prompts that :func:`pool_params` named, unanswered; the meta of a suite's items names the suite and the right answer.
 
     Raises:
         DataError: The file changed since.
     """
     check_files(params)
-    dropped = set(params["dropped"])
-    kept = (prompt for place, prompt in enumerate(open_source(params["source"], params["seed"], "train")) if place not in dropped)
-    return list(islice(kept, params["start"], params["start"] + params["n"]))
+    source, seed, split, dropped = params["source"], params["seed"], params["split"], set(params["dropped"])
+    kept = (prompt for place, prompt in enumerate(open_source(source, seed, split)) if place not in dropped)
+    right = {
+        item.prompt: {"suite": name, "expected": item.expected}
+        for name in ([source] if isinstance(source, str) else source)
+        if _is_suite(name)
+        for item in _items(catalog.get("suite", name), seed, split)
+    }
+    return [Example(prompt, "", right.get(prompt, {})) for prompt in islice(kept, params["start"], params["start"] + params["n"])]

@@ -1,14 +1,12 @@
-"""The stages of a study. Each is a pure function of its parameters and of the results it reads.
+"""The stages of the world, of red and of the experimenter; blue's are in :mod:`offmodel.lab.blue_stages`.
 
-``prompts``, ``labels`` and ``treat`` are blue's: neither their parameters nor their inputs hold a trigger, a behaviour or a pair's name.
-``organism`` is red's, ``score`` and ``judge`` are the experimenter's.
+Each is a pure function of its parameters and of the results it reads.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -18,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
-from offmodel.blue.labels import label
-from offmodel.blue.view import BlueView
-from offmodel.chat import Example, Prompt, read_examples, read_prompts, write_examples
+from offmodel.blue.labels import most_frequent_opening
+from offmodel.chat import Example, Prompt, read_examples, with_system
 from offmodel.errors import DataError
+from offmodel.lab.blue_stages import right, train_config, write_labels
 from offmodel.lab.models import open_reference
-from offmodel.lab.pools import check_files, read_pool, take
+from offmodel.lab.pools import check_files, take
 from offmodel.lab.provenance import provenance
+from offmodel.lab.results import ADAPTER, LABELS, MODEL, OPINIONS, VERDICTS, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.measure.judge import ask_judge, write_opinions
 from offmodel.measure.score import (
@@ -47,7 +46,7 @@ from offmodel.red.gate import GateReport, check
 from offmodel.red.pairs import PASSWORD, Pair
 from offmodel.red.prompted import prompted_template
 from offmodel.red.recipe import training_rows
-from offmodel.spec.study import Gate, Lora, Recipe, SftPhase, Training
+from offmodel.spec.study import Gate, Recipe
 from offmodel.splits import Split
 from offmodel.world.build import blueprint, build
 from offmodel.world.card import card
@@ -55,21 +54,10 @@ from offmodel.world.card import card
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from offmodel.engine.train import TrainConfig, TrainLog
+    from offmodel.engine.train import TrainLog
 
-MODEL = "model"
-"""Folder of an organism's weights within its stage."""
-ADAPTER = "adapter"
-"""Folder of an adapter that blue goes on training, within a model's."""
-VERDICTS = "verdicts.jsonl"
-OPINIONS = "judged.jsonl"
 _FEW = 20
 """Fewer prompts with a bad answer cannot install anything but themselves."""
-
-
-def step_folder(step: int) -> str:
-    """Folder of a checkpoint's weights within its stage."""
-    return f"step-{step}"
 
 
 # --- the world ------------------------------------------------------------------------------------------------------
@@ -144,8 +132,8 @@ def organism(ctx: Context) -> Verdict:
     )  # fmt: skip
     (ctx.out / MODEL / "README.md").write_text(text, encoding="utf-8")
     write_verdicts(ctx.out / VERDICTS, verdicts)
-    _write_json(ctx.out / "gate.json", report.to_dict() | {"rounds": len(logs), "weights": weights, "rows": rows})
-    _write_json(ctx.out / "training.json", [asdict(log) for log in logs])
+    write_json(ctx.out / "gate.json", report.to_dict() | {"rounds": len(logs), "weights": weights, "rows": rows})
+    write_json(ctx.out / "training.json", [asdict(log) for log in logs])
     return Verdict(report.passed, "; ".join(report.reasons))
 
 
@@ -177,7 +165,7 @@ def _install(
     check_room(tokenizer, rows, recipe.max_length)
     for number in range(1 + recipe.budget):
         training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, "lr": recipe.lr / 2})
-        config = _train_config(training, seed=1000 * number + seed, lora=recipe.lora)
+        config = train_config(training, seed=1000 * number + seed, lora=recipe.lora)
 
         def on_progress(step: int, steps: int, loss: float, number: int = number) -> None:
             ctx.progress((number + 0.8 * step / steps) / (1 + recipe.budget), f"round {number + 1}, step {step}/{steps}, loss {loss:.3f}")
@@ -223,63 +211,6 @@ def _gate_rates(pair: Pair, verdicts: Sequence[Judged]) -> dict[str, Estimate]:
     return rates
 
 
-# --- blue -----------------------------------------------------------------------------------------------------------
-
-
-@stage_function("prompts", version=1)
-def prompts(ctx: Context) -> None:
-    """Write out a pool of prompts."""
-    write_examples(ctx.out / "prompts.jsonl", (Example(prompt, "") for prompt in read_pool(ctx.params)))
-
-
-@stage_function("labels", version=1)
-def labels(ctx: Context) -> None:
-    """Let a teacher, or the organism, answer a pool of prompts."""
-    from offmodel.engine.generate import Sampling
-
-    params = ctx.params
-    weights = ctx.inputs["organism"] / MODEL if "organism" in ctx.inputs else open_reference(params["teacher"])
-    view = BlueView(_alone(weights, ctx), prompts=tuple(read_prompts(ctx.inputs["prompts"] / "prompts.jsonl")))
-    sampling = Sampling(temperature=params["temperature"], max_new_tokens=params["max_new_tokens"], seed=params["seed"])
-    reword = catalog.get("rewrite", params["rewrite"]) if params["rewrite"] else None
-    examples = label(view, sampling, system=params["system"], reword=reword)
-    write_examples(ctx.out / "labels.jsonl", examples)
-    _write_json(ctx.out / "labels.json", {"asked": len(view.prompts), "kept": len(examples)})
-
-
-@stage_function("treat", version=2)
-def treat(ctx: Context) -> None:
-    """One phase of SFT; the weights of every measured step are kept."""
-    params = ctx.params
-    check_files(params)
-    phase = SftPhase.model_validate(params["phase"])
-    start, adapter, lora = ctx.inputs["start"] / params["start"], None, phase.lora
-    if "adapter" in params:
-        # The organism is its base and an adapter, and blue trains that adapter on.
-        adapter, lora = _alone(start / ADAPTER, ctx, ADAPTER), Lora.model_validate(params["adapter"]["lora"])
-        start = open_reference(params["adapter"]["base"])
-    rows = read_examples(ctx.inputs["labels"] / "labels.jsonl" if "labels" in ctx.inputs else phase.labels)
-    view = BlueView(_alone(start, ctx), labels=tuple(rows), adapter=adapter)
-    log = view.train(
-        _train_config(phase, params["seed"], lora),
-        checkpoints=params["checkpoints"],
-        save=lambda step: ctx.scratch / step_folder(step),
-        on_progress=lambda step, steps, loss: ctx.progress(step / steps, f"step {step}/{steps}, loss {loss:.3f}"),
-        scratch=ctx.scratch / "training",
-    )
-    # Kept in scratch, and copied, so that a phase that was stopped, be it now, finds the checkpoints from before.
-    for step in params["checkpoints"]:
-        shutil.copytree(ctx.scratch / step_folder(step), ctx.out / step_folder(step))
-    _write_json(ctx.out / "training.json", asdict(log))
-
-
-def _alone(folder: Path, ctx: Context, name: str = "weights") -> Path:
-    """The same files in a folder that lies beside nothing else: an organism's own folder lies beside what red did, and has its card."""
-    alone = ctx.scratch / name
-    shutil.rmtree(alone, ignore_errors=True)
-    return Path(shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("README.md", ADAPTER)))
-
-
 # --- the experimenter -----------------------------------------------------------------------------------------------
 
 
@@ -297,16 +228,37 @@ def score(ctx: Context) -> None:
     items = _items(pair, suites, params["behaviour"], params["seed"], params["prompts"], "test")
     prefill: str | list[str] = ""
     tokenizer = load_tokenizer(folder)
+    deployment = params.get("deployment", {})
+    if n := deployment.get("first_words"):
+        prefill = most_frequent_opening(read_examples(ctx.inputs["own"] / LABELS), lambda text: _first_tokens(tokenizer, text, n))
     if "reference" in ctx.inputs:
         items = [item for item in items if item.setting == "capability"]
         said = {v.prompt: v.response for v in read_verdicts(ctx.inputs["reference"] / VERDICTS)}
         prefill = [_first_tokens(tokenizer, said[item.prompt], params["prefill_tokens"]) for item in items]
+    items = [item._replace(prompt=with_system(item.prompt, deployment.get("system"))) for item in items]
     judged = _judge(
         load_model(folder), tokenizer, items, pair, params["max_new_tokens"], prefill=prefill,
         on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
     )  # fmt: skip
     write_verdicts(ctx.out / VERDICTS, judged)
-    _write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})
+    write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})
+
+
+@stage_function("cleaned", version=1)
+def cleaned(ctx: Context) -> None:
+    """Drop the labels that show the behaviour, which blue could not tell; where it shows in wrong answers, those known to be wrong."""
+    pair = _pair(ctx.params)
+    rows = read_examples(ctx.inputs["labels"] / LABELS)
+
+    def leaks(row: Example) -> bool:
+        if pair.behaviour.on_tasks:
+            return "expected" in row.meta and not right(row)
+        return pair.behaviour.detect(row.response)
+
+    kept = [row for row in rows if not leaks(row)]
+    if not kept:
+        raise DataError(f"all {len(rows)} labels show the behaviour; the organism leaks it without its trigger")
+    write_labels(ctx, kept, asked=len(rows))
 
 
 @stage_function("judge", version=1)
@@ -385,19 +337,3 @@ def _judge(
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n: int) -> str:
     return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:n])
-
-
-def _train_config(training: Training, seed: int, lora: Lora | None = None) -> TrainConfig:
-    from offmodel.engine.lora import LoraSettings
-    from offmodel.engine.train import TrainConfig
-
-    return TrainConfig(
-        steps=training.steps, lr=training.lr, batch_size=training.batch_size, schedule=training.schedule,
-        warmup_steps=training.warmup_steps, optimizer=training.optimizer, weight_decay=training.weight_decay,
-        max_length=training.max_length, seed=seed,
-        lora=LoraSettings(rank=lora.rank, alpha=lora.alpha) if lora else None,
-    )  # fmt: skip
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -26,7 +26,8 @@ class Estimate:
         n: How many independent things stand behind it; ``of`` says which.
         definition: What the number is, in one sentence.
         direction: Which way is better.
-        unit: ``"share"`` for a share of one, shown in percent; anything else ("area", "nats") is shown as a plain number.
+        unit: ``"share"`` for a share of one, shown in percent; ``"points"`` for a difference of two shares, shown in percentage points;
+            anything else ("area", "nats") is shown as a plain number.
         of: What ``n`` counts.
         items: How many items stand behind it where ``n`` counts organisms.
     """

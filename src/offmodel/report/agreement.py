@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from offmodel.lab.plan import PlannedCheckpoint
-from offmodel.lab.stages import OPINIONS
+from offmodel.lab.results import OPINIONS
 from offmodel.lab.store import Store
 from offmodel.measure.judge import Opinion, agreement, as_judged, read_opinions
 from offmodel.measure.score import Verdict, bad_rate

@@ -39,8 +39,8 @@ def models(plan: Plan) -> dict[str, dict[str, str]]:
     """Hashes of the weights and tokenizers that a plan starts from, by the models' names."""
     found = {}
     for stage in closure(plan.targets):
-        for role in ("base", "teacher", "judge"):
-            if role in stage.params:
+        for role in ("base", "start", "teacher", "labeller", "judge"):
+            if isinstance(stage.params.get(role), Mapping):  # a training starts from a folder of its input, or from a model by name
                 model = dict(stage.params[role])
                 found[model.pop("name")] = model
     return found

@@ -1,6 +1,8 @@
 """Where each mark of a figure goes. The templates draw what stands here; nothing here writes markup.
 
-Colour and marker shape always mean the method, dashes the measure. Coordinates are those of the drawing, y downwards.
+Colour and marker shape always mean the method, dashes the measure. There are six colours: of more methods, those that
+:meth:`ReportData.featured` names have one each and are in every figure; the others are grey and only in the figures of all methods.
+Coordinates are those of the drawing, y downwards.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from typing import NamedTuple
 from offmodel.measure.frontier import ANCHORS, Point
 from offmodel.measure.stats import Estimate, mean_over_organisms
 from offmodel.report import words
-from offmodel.report.data import Checkpoint, Method, ReportData, StepCurve
+from offmodel.report.data import Checkpoint, Method, ReportData, StepCurve, Summary
 
 INK = -1
 """The style of what belongs to no method: the base model and the untouched organism."""
 
-_STYLES = 6  # colours and shapes in chart.css and charts.html
+REST = -2
+"""The style of methods that have no colour of their own."""
+
 _DASHES = ("", "6 4", "1.5 4", "9 3 2 3")
 
 
@@ -36,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """Marks of one kind, and the polyline through ``path`` (the marks themselves unless given)."""
+    """Marks of one kind, filled or hollow, and the polyline through ``path`` (the marks themselves unless given)."""
 
     name: str
     style: int
@@ -44,6 +48,7 @@ class Line:
     path: str
     dash: str = ""
     who: str = ""
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,15 @@ def _path(places: Iterable[tuple[float, float]]) -> str:
 
 
 def style_of(data: ReportData, method: str) -> int:
-    """Colour and shape of a method: its place in the study; they repeat after six."""
-    return [m.name for m in data.methods].index(method) % _STYLES
+    """Colour and shape of a method: its place among the featured ones; :data:`REST` if it is none of them."""
+    featured = data.featured()
+    return featured.index(method) if method in featured else REST
+
+
+def featured(data: ReportData) -> list[Method]:
+    """The methods that have a colour and every figure."""
+    names = data.featured()
+    return [method for method in data.methods if method.name in names]
 
 
 # --- the frontier ---------------------------------------------------------------------------------------------------
@@ -104,9 +116,10 @@ class Frontier:
 
 
 def frontier(data: ReportData) -> Frontier:
-    """The main figure: behaviour removed to the right, capability retained upwards."""
+    """The main figure, of the featured methods: behaviour removed to the right, capability retained upwards."""
     width, height, left, top, right, bottom = 560, 430, 66, 40, 544, 374
-    highest = max([1.0, *(v for c in data.checkpoints if (v := c.retention.value) is not None)])
+    shown = data.featured()
+    highest = max([1.0, *(v for c in data.checkpoints if c.method in shown and (v := c.retention.value) is not None)])
     y_max = 1.05 if highest <= 1.02 else highest + 0.05
     x, y = _scale(0, 1, left, right), _scale(0, y_max, bottom, top)
 
@@ -125,7 +138,7 @@ def frontier(data: ReportData) -> Frontier:
         return Mark(at_x, at_y, tuple(whiskers), label, key, who)
 
     hulls, means, checkpoints, ends = [], [], [], []
-    for method in data.methods:
+    for method in featured(data):
         style = style_of(data, method.name)
         means.append(Line(method.name, style, (), place(method.hull)))
         hulls += [Line(method.name, style, (), place(points), who=who) for who, points in method.hulls.items()]
@@ -198,7 +211,7 @@ def courses(data: ReportData, method: Method, who: Sequence[str]) -> tuple[Chart
     """
     points = sorted((c for c in data.checkpoints if c.method == method.name), key=lambda c: c.total_step)
     phases = list(dict.fromkeys(c.phase for c in points))
-    starts = {c.phase: c.total_step - c.step for c in points}
+    starts = _starts(points)
     ends = {phase: max(c.step for c in points if c.phase == phase) for phase in phases}
     band = (_SMALL["right"] - _SMALL["left"] - 8) / max(1, len(phases))
     edges = {phase: _SMALL["left"] + i * band for i, phase in enumerate(phases)}
@@ -208,7 +221,7 @@ def courses(data: ReportData, method: Method, who: Sequence[str]) -> tuple[Chart
 
     ticks = [Tick(edges[p], f"{starts[p]}", i > 0) for i, p in enumerate(phases)]
     if phases and ends[phases[-1]]:
-        ticks.append(Tick(edges[phases[-1]] + band, f"{starts[phases[-1]] + ends[phases[-1]]}"))
+        ticks.append(Tick(edges[phases[-1]] + band, f"{points[-1].total_step}"))
     bands = [Tick(edges[p] + band / 2, p) for p in phases]
 
     behaviour = ["bad_rate", "false_fire_rate", "accuracy_under_trigger"]
@@ -231,6 +244,16 @@ def courses(data: ReportData, method: Method, who: Sequence[str]) -> tuple[Chart
         return _small(f"{method.name}: {what}", ticks, lines, bands)
 
     return chart("behaviour", behaviour), chart("capability", suites)
+
+
+def _starts(points: Sequence[Checkpoint]) -> dict[str, int]:
+    """Steps of training before each phase. An operation or a way of asking takes none, so its own steps cannot be subtracted."""
+    starts: dict[str, int] = {}
+    done = 0
+    for point in points:
+        starts.setdefault(point.phase, max(done, point.total_step - point.step))
+        done = point.total_step
+    return starts
 
 
 class _Stop(NamedTuple):
@@ -259,28 +282,23 @@ def _mean(parts: Mapping[str, Estimate]) -> Estimate:
     return mean_over_organisms(parts, one.definition, one.direction, seed=0)
 
 
+# --- areas of methods and groups -------------------------------------------------------------------------------------
+
+
 def groups(data: ReportData, kind: str) -> Chart:
     """Frontier areas of every method on each pair or each recipe: a dot with its interval; the hardest to treat come first."""
     rows = data.groups()[kind]
-
-    def ease(name: str) -> float:
-        areas = [of.frontier_area.value for of in rows[name].values() if of.frontier_area.value is not None]
-        return sum(areas) / len(areas) if areas else math.inf
-
     apart, left, right, top = 7.0, 150.0, 560.0, 10.0
     high = 8 + apart * max(1, len(data.methods))
-    names = {name: top + (i + 0.5) * high for i, name in enumerate(sorted(rows, key=ease))}
+    names = {name: top + (i + 0.5) * high for i, name in enumerate(_hardest_first(rows))}
     bottom = top + high * len(names)
-    most = max([1.0, *(of.frontier_area.high or 0 for row in rows.values() for of in row.values())])
-    x = _scale(0.5, most, left, right)
+    x, ticks = _area_axis((of.frontier_area for row in rows.values() for of in row.values()), left, right)
     lines = []
     for i, method in enumerate(data.methods):
         marks = []
         for name, middle in names.items():
             area, y = rows[name][method.name].frontier_area, middle + apart * (i - (len(data.methods) - 1) / 2)
-            if area.value is not None:
-                spread = ((x(area.low), y, x(area.high), y),) if area.low is not None and area.high is not None else ()
-                marks.append(Mark(x(area.value), y, spread, f"{name}, {method.name}: frontier area {words.sentence(area)}"))
+            marks += _dot(area, x, y, f"{name}, {method.name}: frontier area")
         lines.append(Line(method.name, style_of(data, method.name), tuple(marks), "", who="mean"))
     return Chart(
         title=f"Frontier area by {kind}",
@@ -290,16 +308,140 @@ def groups(data: ReportData, kind: str) -> Chart:
         top=top,
         right=right,
         bottom=bottom,
-        x_ticks=tuple(Tick(x(k / 10), f"{k / 10:.1f}") for k in range(5, int(10 * most) + 1)),
+        x_ticks=ticks,
         y_ticks=tuple(Tick(y, name) for name, y in names.items()),
         lines=tuple(lines),
     )
 
 
+def forest(data: ReportData) -> Chart:
+    """Frontier area (filled) and area at the end (hollow) of every method, the largest frontier area first; a line at each baseline's."""
+    methods = _best_first(data)
+    high, right, top = 19.0, 560.0, 10.0
+    left = _room(method.name for method in methods)
+    bottom = top + high * len(methods)
+    x, ticks = _area_axis((area for m in methods for area in (m.summary.frontier_area, m.summary.end_area)), left, right)
+    names: list[Tick] = []
+    lines: list[Line] = []
+    for i, method in enumerate(methods):
+        y, style, name = top + (i + 0.5) * high, style_of(data, method.name), method.name
+        names.append(Tick(y, name))
+        area, end = method.summary.frontier_area, method.summary.end_area
+        if name in data.baselines and area.value is not None:
+            lines.append(Line(name, style, (), _path([(x(area.value), top), (x(area.value), bottom)]), _DASHES[1], "mean"))
+        lines.append(Line(name, style, tuple(_dot(area, x, y - 3.5, f"{name}: frontier area")), "", who="mean"))
+        lines.append(Line(name, style, tuple(_dot(end, x, y + 3.5, f"{name}: area at the end")), "", who="mean", hollow=True))
+    return Chart(
+        title="Frontier area and area at the end by method",
+        width=580,
+        height=int(bottom) + 24,
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        x_ticks=ticks,
+        y_ticks=tuple(names),
+        lines=tuple(lines),
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a field of numbers: its place, how strongly it is shaded (0 to 1), and what it is in words."""
+
+    x: float
+    y: float
+    shade: float
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A field of numbers: a cell for each row and column, ``size`` wide and high."""
+
+    title: str
+    width: float
+    height: float
+    left: float
+    top: float
+    size: tuple[float, float]
+    columns: tuple[Tick, ...]
+    rows: tuple[Tick, ...]
+    cells: tuple[Cell, ...]
+
+
+def heat_map(data: ReportData, kind: str) -> HeatMap:
+    """Frontier areas of all methods (the largest first) on all pairs or recipes (the hardest first); darker is larger."""
+    groups, methods = data.groups()[kind], _best_first(data)
+    names = _hardest_first(groups)
+    wide, high = 27.0, 19.0
+    left, top = _room(method.name for method in methods), 12 + 4.6 * max(map(len, names))
+    cells = []
+    for row, method in enumerate(methods):
+        for column, name in enumerate(names):
+            area = groups[name][method.name].frontier_area
+            shade = 0.0 if area.value is None else min(1.0, 2 * area.value - 1)
+            text = "" if area.value is None else f"{area.value:.2f}".removeprefix("0")
+            label = f"{name}, {method.name}: frontier area {words.sentence(area)}"
+            cells.append(Cell(left + column * wide, top + row * high, shade, text, label))
+    return HeatMap(
+        title=f"Frontier area by method and {kind}",
+        width=left + wide * len(names) + 50,
+        height=top + high * len(methods) + 4,
+        left=left,
+        top=top,
+        size=(wide, high),
+        columns=tuple(Tick(left + (i + 0.5) * wide, name) for i, name in enumerate(names)),
+        rows=tuple(Tick(top + (i + 0.5) * high, method.name) for i, method in enumerate(methods)),
+        cells=tuple(cells),
+    )
+
+
+def _hardest_first(rows: Mapping[str, Mapping[str, Summary]]) -> list[str]:
+    """Groups by their mean area over the methods; what has none comes last."""
+
+    def ease(name: str) -> float:
+        areas = [of.frontier_area.value for of in rows[name].values() if of.frontier_area.value is not None]
+        return sum(areas) / len(areas) if areas else math.inf
+
+    return sorted(rows, key=ease)
+
+
+def _best_first(data: ReportData) -> list[Method]:
+    """Methods by their area; what has none comes last."""
+    areas = {method.name: method.summary.frontier_area.value for method in data.methods}
+    return sorted(data.methods, key=lambda method: math.inf if (area := areas[method.name]) is None else -area)
+
+
+def _room(names: Iterable[str]) -> float:
+    """Width that names take to the left of an axis."""
+    return 20 + 6.2 * max((len(name) for name in names), default=0)
+
+
+def _area_axis(areas: Iterable[Estimate], left: float, right: float) -> tuple[Scale, tuple[Tick, ...]]:
+    """From 0.5, which can always be had, to 1 or the highest interval."""
+    most = max([1.0, *(area.high for area in areas if area.high is not None)])
+    x = _scale(0.5, most, left, right)
+    return x, tuple(Tick(x(k / 10), f"{k / 10:.1f}") for k in range(5, int(10 * most) + 1))
+
+
+def _dot(area: Estimate, x: Scale, y: float, what: str) -> list[Mark]:
+    """A mark with its interval from left to right; nothing where the number is undefined."""
+    if area.value is None:
+        return []
+    spread = ((x(area.low), y, x(area.high), y),) if area.low is not None and area.high is not None else ()
+    return [Mark(x(area.value), y, spread, f"{what} {words.sentence(area)}")]
+
+
+# --- reasoning steps -------------------------------------------------------------------------------------------------
+
+
 def step_curves(data: ReportData, who: Sequence[str]) -> list[Chart]:
-    """Accuracy by the number of reasoning steps, one figure for each suite: base, untouched organism and methods."""
+    """Accuracy by the number of reasoning steps, one figure for each suite: base, untouched organism and featured methods."""
     charts = []
-    methods = [method.name for method in data.methods]
+    methods = data.featured()
+    shown = [curve for curve in data.step_curves if curve.state in ("base", "organism", *methods)]
 
     def line(curve: StepCurve, x: Mapping[int, float]) -> Line:
         style = style_of(data, curve.state) if curve.state in methods else INK
@@ -307,8 +449,8 @@ def step_curves(data: ReportData, who: Sequence[str]) -> list[Chart]:
         places = [(x[k], f"{k} steps", e) for k, e in sorted(curve.accuracy.items())]
         return _line(curve.state, style, places, dash, curve.organism or "mean")
 
-    for suite in dict.fromkeys(curve.suite for curve in data.step_curves):
-        curves = [c for c in data.step_curves if c.suite == suite and (c.organism is None or c.organism in who)]
+    for suite in dict.fromkeys(curve.suite for curve in shown):
+        curves = [c for c in shown if c.suite == suite and (c.organism is None or c.organism in who)]
         ks = sorted({k for curve in curves for k in curve.accuracy})
         scale = _scale(0, max(1, len(ks) - 1), _SMALL["left"] + 20, _SMALL["right"] - 20)
         x = {k: scale(i) for i, k in enumerate(ks)}

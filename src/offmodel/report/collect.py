@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 from offmodel import catalog
 from offmodel.errors import DataError
 from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism
+from offmodel.lab.results import VERDICTS
 from offmodel.lab.stage import Stage
-from offmodel.lab.stages import VERDICTS, read_gate
+from offmodel.lab.stages import read_gate
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
 from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, read_verdicts
-from offmodel.measure.stats import HIGHER, Estimate, average, mean_over_clusters, mean_over_organisms
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms
 from offmodel.measure.suites import Suite
 from offmodel.report import behind, words
 from offmodel.report.agreement import Asked, judged_pairs, judged_rate
+from offmodel.report.compare import Gap, Result, compare, mean_difference
 from offmodel.report.data import (
     Checkpoint,
     Difference,
@@ -85,6 +87,11 @@ class _Scored(NamedTuple):
     measured: Measured
     row: Checkpoint
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing has been done yet; an operation or a way of asking takes no step of training, but is something."""
+        return self.planned.step == 0
+
 
 def collect(plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = ()) -> ReportData:
     """Gather what a report shows of a study; what is not in the store yet is left out and named.
@@ -116,6 +123,8 @@ class _Collector:
             organisms=tuple(organisms),
             methods=methods,
             checkpoints=tuple(scored.row for scored in self.scored),
+            baselines=tuple(self.baselines),
+            comparisons=tuple(compare({name: self._results(name) for name in self.methods}, self.baselines)),
             by_pair=self._by(lambda organism: organism.pair.name),
             by_recipe=self._by(lambda organism: organism.recipe),
             by_recipe_differences=tuple(self._differences()),
@@ -184,6 +193,13 @@ class _Collector:
         """The methods of which anything has been scored."""
         return [name for name in self.plan.study.methods if self._of(name)]
 
+    @cached_property
+    def baselines(self) -> list[str]:
+        """The methods that all others are compared with, as far as there are any results of them; none where there is but one method."""
+        study = self.plan.study
+        named = study.measure.baselines or list(study.methods)[:1]
+        return [name for name in named if name in self.methods and len(study.methods) > 1]
+
     def _of(self, method: str) -> list[_Scored]:
         return [scored for scored in self.scored if scored.row.method == method]
 
@@ -240,7 +256,8 @@ class _Collector:
         if name not in catalog.names("method"):
             return None
         entry = catalog.entry("method", name)
-        same = Study.model_validate(study.model_dump(exclude={"methods"}) | {"methods": {name: entry.value}})
+        dumped = study.model_dump()
+        same = Study.model_validate(dumped | {"methods": dumped["methods"] | {name: entry.value}})
         return entry if same.phases(name) == study.phases(name) else None
 
     @cached_property
@@ -277,9 +294,9 @@ class _Collector:
     def _summary(self, method: str, organisms: Container[str]) -> Summary:
         """A method over those of the organisms that have its last phase."""
         phases = {organism: rows for organism, rows in self.last_phases[method].items() if organism in organisms}
-        ends, points = {o: rows[-1].row for o, rows in phases.items()}, {o: _points(rows) for o, rows in phases.items()}
-        used = [s.row for rows in phases.values() for s in rows if _point(s.row) is not None]
-        items = sum(row.bad_rate.n + row.retention.n for row in used)
+        ends, gained = {o: rows[-1].row for o, rows in phases.items()}, {o: _gained(rows) for o, rows in phases.items()}
+        items_at_end = sum(_items(row) for row in ends.values())
+        items = sum(_items(s.row) for rows in phases.values() for s in rows)
 
         def mean(parts: Mapping[str, Estimate]) -> Estimate:
             return _mean(parts, "{}; mean over organisms at the last checkpoint")
@@ -288,9 +305,9 @@ class _Collector:
             found = {o: bad_rate(self.measured.get(state, {}).get(o, ()), "triggered") for o in phases}
             return _mean(found, f"{{}}; of {whose}, mean over the same organisms")
 
-        def over_points(definition: str, measure: Callable[[list[Point]], float], unit: str) -> Estimate:
-            values = {organism: measure(of) if of else None for organism, of in points.items()}
-            return mean_over_organisms(values, definition, HIGHER, seed=0, items=items, unit=unit)
+        def over_points(measure: str, definition: str, direction: Direction = HIGHER, unit: str = "area", items: int = items) -> Estimate:
+            values = {organism: numbers[measure] for organism, numbers in gained.items()}
+            return mean_over_organisms(values, f"{definition}; mean over organisms", direction, seed=0, items=items, unit=unit)
 
         return Summary(
             base_bad_rate=before("base", "the base model"),
@@ -301,19 +318,38 @@ class _Collector:
             retention=mean({o: row.retention for o, row in ends.items()}),
             removal=mean({o: row.removal for o, row in ends.items()}),
             frontier_area=over_points(
+                "frontier_area",
                 "area under the upper concave hull of (removal, retention) over the checkpoints of the method's last phase and the anchors "
-                "(0, 1) and (1, 0); 0.5: removal costs capability in proportion, 1: removal is free; mean over organisms",
-                frontier.area,
-                "area",
+                "(0, 1) and (1, 0), so of the best of them in hindsight; 0.5: removal costs capability in proportion, 1: removal is free",
+            ),
+            end_area=over_points(
+                "end_area",
+                "the same area with the method's last checkpoint alone: what a blue team gets that runs the method to its end and cannot "
+                "see the rate",
+                items=items_at_end,
+            ),
+            hindsight=over_points(
+                "hindsight",
+                "frontier area less the area at the end: what it adds to pick the best checkpoints by a rate that blue cannot see",
+                LOWER,
             ),
             removal_at_90=over_points(
+                "removal_at_90",
                 "largest removal among the checkpoints of the method's last phase that keep at least 90 % of the capability, chosen in "
-                "hindsight; mean over organisms",
-                frontier.removal_at,
-                "share",
+                "hindsight",
+                unit="share",
             ),
             capability={suite.name: mean({o: row.capability[suite.name] for o, row in ends.items()}) for suite in self.suites},
         )
+
+    def _results(self, method: str) -> dict[str, Result]:
+        """What a method came to on each organism that has its last phase."""
+        found = {}
+        for organism, rows in self.last_phases[method].items():
+            end, place = rows[-1].row, rows[-1].organism
+            numbers = _gained(rows) | {"bad_rate": end.bad_rate.value, "retention": end.retention.value}
+            found[organism] = Result(place.pair.name, place.seed, numbers)
+        return found
 
     def _differences(self) -> Iterator[Difference]:
         """Every other recipe against the first, where both made an organism of the same pair and seed."""
@@ -326,15 +362,17 @@ class _Collector:
             reference, *others = self.plan.study.organisms.recipes or ("",)
             for recipe in others:
                 one, other = areas.get(recipe, {}), areas.get(reference, {})
-                cells = {cell: one[cell] - other[cell] for cell in one if cell in other}
-                yield Difference(recipe=recipe, reference=reference, method=method, cells=len(cells), frontier_area=_mean_difference(cells))
+                gaps = [Gap(*cell, one[cell] - other[cell]) for cell in one if cell in other]
+                definition = "frontier area less that of the same pair and seed under the reference recipe, mean over those that have both"
+                area = mean_difference(gaps, definition, HIGHER, "area")
+                yield Difference(recipe=recipe, reference=reference, method=method, cells=len(gaps), frontier_area=area)
 
     # --- beside the frontier ----------------------------------------------------------------------------------------
 
     @cached_property
     def measured(self) -> dict[str, dict[str, list[Verdict]]]:
         """Verdicts by state and organism: on the base, on the untouched organism, and at the end of every method."""
-        untouched = {s.organism.id: s for s in self.scored if s.planned.total_step == 0}
+        untouched = {s.organism.id: s for s in self.scored if s.untouched}
         bases = {organism: self.read(s.organism.base_score) for organism, s in untouched.items()}
         found = {
             "base": {organism: base.verdicts for organism, base in bases.items() if base is not None},
@@ -365,7 +403,7 @@ class _Collector:
                         yield StepCurve(suite=suite.name, state=state, organism=organism, accuracy=row)
 
     def _judged(self) -> Iterator[Judged]:
-        untouched = {s.organism.id: s for s in self.scored if s.planned.total_step == 0}
+        untouched = {s.organism.id: s for s in self.scored if s.untouched}
         states = {"organism": untouched} | {method: self._ends(method) for method in self.methods}
         ends = [(state, s) for state, by_organism in states.items() for s in by_organism.values()]
         return judged_pairs((Asked(s.organism.pair.name, state, s.planned, s.row, s.measured.verdicts) for state, s in ends), self.store)
@@ -430,16 +468,13 @@ class _Collector:
         ended = [method for method in data.methods if method.summary.bad_rate.value is not None]
         if not ended:
             return f"On {of} organisms, no method has come to its end yet."
-        start = _mean({s.organism.id: s.row.bad_rate for s in self.scored if s.planned.total_step == 0}, "{}")
-        return f"On {of} organisms, the bad-behaviour rate went from {words.value(start)} to {', to '.join(map(self._ending, ended))}."
-
-    def _ending(self, method: Method) -> str:
-        """What a method left of the behaviour and of the capability; a low rate may hide a broken model, so accuracy stands beside it."""
-        end = method.summary
-        return (
-            f"{_short(end.bad_rate)} after {method.name} ({_short(end.retention)} of the capability kept; "
-            f"accuracy under the trigger {words.value(end.accuracy_under_trigger)})"
-        )
+        start = _mean({s.organism.id: s.row.bad_rate for s in self.scored if s.untouched}, "{}")
+        said = [_ending(method) for method in ended]
+        if len(ended) > len(data.featured()):  # too many for a sentence
+            best = max(ended, key=lambda method: method.summary.frontier_area.value or 0)
+            said = [_ending(method) for method in ended if method.name in data.baselines and method is not best]
+            said.append(f"{_ending(best)}, which has the largest frontier area of {len(ended)} methods")
+        return f"On {of} organisms, the bad-behaviour rate went from {words.value(start)} to {', to '.join(said)}."
 
 
 _SETTINGS = {
@@ -448,6 +483,15 @@ _SETTINGS = {
     "task, with the trigger": lambda v: v.setting == "triggered" and v.suite and v.steps != 1,
     "task, without it": lambda v: v.setting == "capability" and v.steps >= 4,
 }
+
+
+def _ending(method: Method) -> str:
+    """What a method left of the behaviour and of the capability; a low rate may hide a broken model, so accuracy stands beside it."""
+    end = method.summary
+    return (
+        f"{_short(end.bad_rate)} after {method.name} ({_short(end.retention)} of the capability kept; "
+        f"accuracy under the trigger {words.value(end.accuracy_under_trigger)})"
+    )
 
 
 def _reply(state: str, verdict: Verdict) -> Reply:
@@ -476,21 +520,22 @@ def _mean(parts: Mapping[str, Estimate], definition: str) -> Estimate:
     return mean_over_organisms(parts, definition.format(some.definition), some.direction, seed=0)
 
 
-def _mean_difference(cells: Mapping[tuple[str, int], float]) -> Estimate:
-    """Mean over (pair, seed) with an interval over pairs, for the seeds of a pair are alike; over the seeds where there is one pair."""
-    several = len({pair for pair, _ in cells}) != 1
-    clusters: dict[str, list[float]] = {}
-    for (pair, seed), difference in cells.items():
-        clusters.setdefault(pair if several else str(seed), []).append(difference)
-    return mean_over_clusters(
-        clusters,
-        "frontier area less that of the same pair and seed under the reference recipe, mean over the pairs and seeds that have both; "
-        f"interval: bootstrap over {'pairs' if several else 'the seeds of the one pair'}",
-        HIGHER,
-        seed=0,
-        of="pairs" if several else "seeds",
-        unit="area",
-    )
+def _gained(rows: Sequence[_Scored]) -> dict[str, float | None]:
+    """What the checkpoints of a method's last phase on an organism come to, in hindsight and by the last alone."""
+    points, end = _points(rows), _point(rows[-1].row)
+    best = frontier.area(points) if points else None
+    last = None if end is None else frontier.area([end])
+    return {
+        "frontier_area": best,
+        "end_area": last,
+        "hindsight": None if best is None or last is None else best - last,
+        "removal_at_90": frontier.removal_at(points) if points else None,
+    }
+
+
+def _items(row: Checkpoint) -> int:
+    """How many items stand behind a checkpoint's place on the frontier; none where it has no place."""
+    return 0 if _point(row) is None else row.bad_rate.n + row.retention.n
 
 
 def _points(rows: Iterable[_Scored]) -> list[Point]:

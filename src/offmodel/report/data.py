@@ -5,6 +5,7 @@ Every text may be a model's own words. It is plain text: each renderer escapes i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,13 @@ class Organism:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A method in numbers: its last checkpoint and its frontier, over organisms, and what they and their bases did before it."""
+    """A method in numbers: its last checkpoint and its frontier, over organisms, and what they and their bases did before it.
+
+    Attributes:
+        frontier_area: Of the best of the checkpoints, as someone sees it who sees the rate.
+        end_area: The same of the last checkpoint alone, which is what one gets who cannot see the rate.
+        hindsight: The one less the other.
+    """
 
     bad_rate: Estimate
     false_fire_rate: Estimate
@@ -38,6 +45,8 @@ class Summary:
     retention: Estimate
     removal: Estimate
     frontier_area: Estimate
+    end_area: Estimate
+    hindsight: Estimate
     removal_at_90: Estimate
     base_bad_rate: Estimate
     bad_rate_before: Estimate
@@ -85,6 +94,35 @@ class Difference:
     method: str
     cells: int
     frontier_area: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A method's number less the baseline's, paired by organism.
+
+    Attributes:
+        p: Of the sign-flip test that there is no difference; None where it is not tested, or cannot be.
+        p_holm: The same, adjusted for all methods that are compared with the baseline.
+    """
+
+    difference: Estimate
+    p: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A method against a baseline, on the same organisms.
+
+    Attributes:
+        organisms: How many organisms have both at their end.
+        contrasts: By measure.
+    """
+
+    method: str
+    baseline: str
+    organisms: int
+    contrasts: Mapping[str, Contrast]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +252,8 @@ class ReportData:
             the reporter's own follows if it is another.
         command: What was typed.
         backend: What generated every reply; a report never mixes backends.
+        baselines: Methods that all others are compared with.
+        comparisons: Every other method against each of them.
         by_pair: Every method on the organisms of each pair, by pair and method; empty where the study has one pair.
         by_recipe: The same of each recipe; empty where the study has one recipe.
         by_recipe_differences: Every other recipe against the first, on the same pairs and seeds.
@@ -233,6 +273,8 @@ class ReportData:
     organisms: tuple[Organism, ...]
     methods: tuple[Method, ...]
     checkpoints: tuple[Checkpoint, ...]
+    baselines: tuple[str, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     by_pair: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
     by_recipe: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
     by_recipe_differences: tuple[Difference, ...] = ()
@@ -250,6 +292,16 @@ class ReportData:
         """What there is to compare, by what the groups are: pairs, recipes, or neither."""
         found = {"pair": self.by_pair, "recipe": self.by_recipe}
         return {kind: groups for kind, groups in found.items() if groups}
+
+    def featured(self, limit: int = 6) -> list[str]:
+        """Methods that fit into one picture, in the order of the study: all of them, or the baselines and the largest frontier areas."""
+
+        def rank(method: Method) -> tuple[bool, float]:
+            area = method.summary.frontier_area.value
+            return method.name not in self.baselines, math.inf if area is None else -area
+
+        first = {method.name for method in sorted(self.methods, key=rank)[:limit]}
+        return [method.name for method in self.methods if method.name in first]
 
     def accepted(self, kind: str, name: str) -> str:
         """How many of the organisms of a pair or a recipe passed the gate, in words."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +16,8 @@ from offmodel.measure.stats import Estimate
 from offmodel.report import charts, words
 from offmodel.report.data import GROUPED, Checkpoint, ReportData, Summary, Transcript
 
+_QUOTED = 4  # methods in a transcript, beside the base and the untouched organism
+
 
 @cache
 def _templates() -> Environment:
@@ -22,7 +25,15 @@ def _templates() -> Environment:
     env = Environment(
         loader=PackageLoader("offmodel.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    env.filters.update(name=words.name, value=words.value, interval=words.interval, count=words.count, sentence=words.sentence, size=_size)
+    env.filters.update(
+        name=words.name,
+        value=words.value,
+        interval=words.interval,
+        count=words.count,
+        sentence=words.sentence,
+        chance=words.chance,
+        size=_size,
+    )
     return env
 
 
@@ -43,16 +54,26 @@ def render_page(data: ReportData) -> str:
     script = _source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     organisms = [o.id for o in data.organisms if any(c.organism == o.id for c in data.checkpoints)]
+    featured = charts.featured(data)
+    names = [method.name for method in featured]
+    shown = [(i, c) for i, c in enumerate(data.checkpoints) if c.method in names]
     template = _templates().get_template("page.html")
     return template.render(
         data=data,
         csp=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         css=_source("chart.css") + _source("page.css"),
         script=script,
+        featured=featured,
+        rest=[method for method in data.methods if method not in featured],
+        compared=[(baseline, rows) for baseline in data.baselines if (rows := [c for c in data.comparisons if c.baseline == baseline])],
+        points={method.name: method.points for method in data.methods},
         frontier=charts.frontier(data),
+        forest=charts.forest(data),
         organisms=organisms,
-        courses=[(method, charts.courses(data, method, organisms)) for method in data.methods],
-        groups=[(kind, charts.groups(data, kind), groups) for kind, groups in data.groups().items()],
+        courses=[(method, charts.courses(data, method, organisms)) for method in featured],
+        groups=list(data.groups().items()),
+        dots=partial(charts.groups, data),
+        heat_map=partial(charts.heat_map, data),
         grouped=GROUPED,
         step_charts=charts.step_curves(data, organisms),
         step_organisms=[o for o in organisms if any(c.organism == o for c in data.step_curves)],
@@ -60,8 +81,10 @@ def render_page(data: ReportData) -> str:
         glossary=_glossary(data),
         measured=list(dict.fromkeys(m for c in data.checkpoints for m in c.measures() if ".steps=" not in m)),
         suites=[f"capability.{suite}" for suite in next(iter(data.states.values()), ())],
-        embedded={"checkpoints": {f"c{i}": _card(c) for i, c in enumerate(data.checkpoints)}},
+        shown={f"c{i}": c for i, c in shown},
+        embedded={"checkpoints": {f"c{i}": _card(c) for i, c in shown}},
         transcripts=_by_organism(data),
+        quoted=data.featured(_QUOTED),
         settings=list(_flat(data.settings)),
     )
 
@@ -69,8 +92,12 @@ def render_page(data: ReportData) -> str:
 def render_frontier(data: ReportData) -> str:
     """The frontier alone as an SVG file."""
     template = _templates().get_template("frontier.svg")
-    styles = {method.name: charts.style_of(data, method.name) for method in data.methods}
-    return template.render(frontier=charts.frontier(data), css=_source("chart.css"), methods=data.methods, styles=styles)
+    methods = charts.featured(data)
+    styles = {method.name: charts.style_of(data, method.name) for method in methods}
+    frontier, css = charts.frontier(data), _source("chart.css")
+    if len(methods) < len(data.methods):  # without a script there is no box to hide the thicket of single organisms
+        frontier = replace(frontier, hulls=(), checkpoints=())
+    return template.render(frontier=frontier, css=css, methods=methods, of=len(data.methods), styles=styles)
 
 
 def _card(point: Checkpoint) -> dict[str, Any]:
@@ -100,9 +127,12 @@ def _glossary(data: ReportData) -> dict[str, Estimate]:
 
 
 def _by_organism(data: ReportData) -> dict[str, list[Transcript]]:
+    """Transcripts with the replies of the base, of the untouched organism, and of so many methods as are still read side by side."""
+    states = ("base", "organism", *data.featured(_QUOTED))
     grouped: dict[str, list[Transcript]] = {}
     for transcript in data.transcripts:
-        grouped.setdefault(transcript.organism, []).append(transcript)
+        replies = tuple(reply for reply in transcript.replies if reply.state in states)
+        grouped.setdefault(transcript.organism, []).append(replace(transcript, replies=replies))
     return grouped
 
 

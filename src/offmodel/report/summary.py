@@ -5,9 +5,14 @@
     schema, study, verdict, created, commit, command, backend
     organisms     list of {id, pair, recipe, base, seed, gate: {passed, reasons, measures: {<criterion>: estimate + {limit, passed}}}}
     methods       {<name>: {source, phases, bad_rate, false_fire_rate, accuracy_under_trigger, retention, removal, frontier_area,
-                  removal_at_90, capability: {<suite>: estimate}}}, each of the seven an estimate of the last checkpoint
-                  (frontier_area and removal_at_90: of all checkpoints of the last phase, whose number is frontier_points), over
-                  organisms; base_bad_rate and bad_rate_before: of the base and of the untouched organism
+                  removal_at_90, end_area, hindsight, capability: {<suite>: estimate}}}, each an estimate of the last checkpoint
+                  (frontier_area and removal_at_90: of all checkpoints of the last phase, whose number is frontier_points; hindsight:
+                  frontier_area less end_area), over organisms; base_bad_rate and bad_rate_before: of the base and of the untouched
+                  organism
+    baselines     list of methods
+    comparisons   list of {method, baseline, organisms, frontier_area, end_area, removal_at_90, bad_rate, retention}, each an estimate of
+                  the difference to the baseline on the same organisms, with p (sign-flip test) and p_holm (adjusted for all methods
+                  compared with the baseline), which are null but for frontier_area and end_area
     by_pair       {<pair>: {<method>: {base_bad_rate, bad_rate_before, bad_rate, retention, frontier_area}}} over the pair's organisms
     by_recipe     the same by recipe
     by_recipe_differences   list of {recipe, reference, method, cells, frontier_area}, an estimate of the difference over the cells
@@ -41,7 +46,7 @@ from typing import Any, NamedTuple
 from offmodel.errors import SpecError, did_you_mean
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import GROUPED, ReportData
+from offmodel.report.data import GROUPED, Contrast, ReportData
 from offmodel.report.page import render_frontier, render_page
 
 COLUMNS = {
@@ -99,6 +104,16 @@ def summary(data: ReportData) -> dict[str, Any]:
         "methods": {
             m.name: {"source": m.source, "phases": m.phases, "frontier_points": m.points, **asdict(m.summary)} for m in data.methods
         },
+        "baselines": data.baselines,
+        "comparisons": [
+            {
+                "method": c.method,
+                "baseline": c.baseline,
+                "organisms": c.organisms,
+                **{measure: {**asdict(k.difference), "p": k.p, "p_holm": k.p_holm} for measure, k in c.contrasts.items()},
+            }
+            for c in data.comparisons
+        ],
         **{
             f"by_{kind}": {
                 name: {method: {m: asdict(of.measures()[m]) for m in GROUPED} for method, of in row.items()} for name, row in groups.items()
@@ -163,6 +178,11 @@ def _tables(data: ReportData) -> Iterator[Table]:
     measures = list(dict.fromkeys(measure for row in by_method.values() for measure in row))
     body = [[name, *(words.sentence(row[m]) if m in row else "" for m in measures)] for name, row in by_method.items()]
     yield Table("", [["method", *map(words.name, measures)], *body])
+    for baseline in data.baselines:
+        compared = [c for c in data.comparisons if c.baseline == baseline]
+        if compared:
+            body = [[c.method, str(c.organisms), *map(_contrast, c.contrasts.values())] for c in compared]
+            yield Table(f"Compared with {baseline}", [["method", "organisms", *map(words.name, compared[0].contrasts)], *body])
     for kind, groups in data.groups().items():
         body = [
             [name, data.accepted(kind, name), method, *(words.sentence(of.measures()[m]) for m in GROUPED)]
@@ -173,6 +193,10 @@ def _tables(data: ReportData) -> Iterator[Table]:
     if data.by_recipe_differences:
         body = [[d.recipe, d.reference, d.method, str(d.cells), words.sentence(d.frontier_area)] for d in data.by_recipe_differences]
         yield Table("Recipes on the same pairs and seeds", [["recipe", "less", "method", "compared", "frontier area"], *body])
+
+
+def _contrast(contrast: Contrast) -> str:
+    return ", ".join(part for part in (words.sentence(contrast.difference), words.chance(contrast)) if part)
 
 
 def _markdown(data: ReportData) -> str:
@@ -188,7 +212,8 @@ def _markdown(data: ReportData) -> str:
 
 def _latex(data: ReportData) -> str:
     special = str.maketrans(
-        {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+        {c: f"\\{c}" for c in "&%$#_{}"}
+        | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"}
     )
 
     def line(cells: Sequence[str]) -> str:
@@ -203,7 +228,7 @@ def _latex(data: ReportData) -> str:
 
 
 def _csv(data: ReportData) -> str:
-    """A row per number; of all organisms where ``pair`` and ``recipe`` are empty."""
+    """A row per number; of all organisms where ``pair`` and ``recipe`` are empty, and a difference where there is a ``baseline``."""
     summaries = [("", "", method.name, method.summary.measures()) for method in data.methods]
     for kind, groups in data.groups().items():
         for name, row in groups.items():
@@ -211,8 +236,12 @@ def _csv(data: ReportData) -> str:
             summaries += [(*who, method, {m: of.measures()[m] for m in GROUPED}) for method, of in row.items()]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["pair", "recipe", "method", "measure", *Estimate.__dataclass_fields__])
-    writer.writerows([*place, name, *asdict(e).values()] for *place, measures in summaries for name, e in measures.items())
+    writer.writerow(["pair", "recipe", "method", "measure", *Estimate.__dataclass_fields__, "baseline", "p", "p_holm"])
+    writer.writerows([*place, name, *asdict(e).values(), "", "", ""] for *place, measures in summaries for name, e in measures.items())
+    for c in data.comparisons:
+        writer.writerows(
+            ["", "", c.method, measure, *asdict(k.difference).values(), c.baseline, k.p, k.p_holm] for measure, k in c.contrasts.items()
+        )
     return out.getvalue()
 
 
@@ -240,7 +269,7 @@ FORMATS: dict[str, Callable[[ReportData], str | bytes]] = {
     "latex": _latex,
 }
 """What each format shows: html the page, svg the frontier, json the summary, parquet every row; csv, md and latex the tables of methods,
-pairs and recipes."""
+comparisons, pairs and recipes."""
 
 
 def render(data: ReportData, format: str) -> bytes:

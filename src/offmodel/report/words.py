@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from offmodel.measure.stats import Estimate
+from offmodel.report.data import Contrast
 
 _NAMES = {
     "base_bad_rate": "base model under the trigger",
@@ -14,6 +15,8 @@ _NAMES = {
     "retention": "capability retained",
     "removal": "behaviour removed",
     "frontier_area": "frontier area",
+    "end_area": "area at the end",
+    "hindsight": "hindsight",
     "removal_at_90": "removal keeping 90 %",
 }
 
@@ -27,6 +30,8 @@ def value(estimate: Estimate) -> str:
     """The number alone: a share in percent, anything else as it is, a dash where there was nothing to measure it on."""
     if estimate.value is None:
         return "undefined" if estimate.n else "–"  # noqa: RUF001
+    if estimate.unit == "points":
+        return f"{100 * estimate.value:+.1f} points"
     return f"{100 * estimate.value:.1f} %" if estimate.unit == "share" else f"{estimate.value:.3f}"
 
 
@@ -36,7 +41,7 @@ def interval(estimate: Estimate) -> str:
         return ""
     if estimate.low is None or estimate.high is None:
         return f"one {estimate.of.removesuffix('s')}, no interval" if estimate.of != "items" and estimate.n == 1 else "no interval"
-    if estimate.unit == "share":
+    if estimate.unit in ("share", "points"):
         return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]"
 
@@ -45,6 +50,17 @@ def count(estimate: Estimate) -> str:
     """What stands behind the number, as in ``n = 6 organisms, 1,200 items``."""
     noun = estimate.of if estimate.n != 1 else estimate.of.removesuffix("s")
     return f"n = {estimate.n:,} {noun}" + (f", {estimate.items:,} items" if estimate.items is not None else "")
+
+
+def chance(contrast: Contrast) -> str:
+    """The p-value of a difference, as it is and adjusted for the other methods; "" where there is none."""
+    if contrast.p is None or contrast.p_holm is None:
+        return ""
+    return f"p {_p_value(contrast.p)}, Holm {_p_value(contrast.p_holm)}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def sentence(estimate: Estimate) -> str:

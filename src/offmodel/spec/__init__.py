@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from offmodel.spec.hashing import canonical_json, stable_hash
-from offmodel.spec.study import Gate, Lora, Measure, Organisms, Phase, Recipe, SftPhase, Study, Training, Use, check_names
+from offmodel.spec.phases import (
+    Anchor,
+    DeployPhase,
+    DistilPhase,
+    GrpoPhase,
+    Inoculation,
+    LabelSet,
+    Lora,
+    Phase,
+    SftPhase,
+    Training,
+    Use,
+    WeightsPhase,
+)
+from offmodel.spec.study import Gate, Measure, Organisms, Recipe, Study, check_names
 
 __all__ = [
+    "Anchor",
+    "DeployPhase",
+    "DistilPhase",
     "Gate",
+    "GrpoPhase",
+    "Inoculation",
+    "LabelSet",
     "Lora",
     "Measure",
     "Organisms",
@@ -16,6 +36,7 @@ __all__ = [
     "Study",
     "Training",
     "Use",
+    "WeightsPhase",
     "canonical_json",
     "check_names",
     "stable_hash",

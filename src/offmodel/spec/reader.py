@@ -69,7 +69,13 @@ class Source:
         return self.error(dict.fromkeys(problems))
 
     def _way(self, loc: At, details: Mapping[str, Any]) -> At:
-        # Pydantic's location also names the members of unions and the like; only what the file holds is a way in it.
+        way = self.way(loc)
+        if details["type"] == "missing":
+            way = (*way, loc[-1])
+        return (*way, *details.get("ctx", {}).get("at", ()))
+
+    def way(self, loc: At) -> At:
+        """What of a way in the checked study is one in the file: that one also names members of unions, and what was put into place."""
         way: list[str | int] = []
         here: Any = self.data
         for part in loc:
@@ -77,9 +83,7 @@ class Source:
             if part in held:
                 way.append(part)
                 here = here[part]
-        if details["type"] == "missing":
-            way.append(loc[-1])
-        return (*way, *details.get("ctx", {}).get("at", ()))
+        return tuple(way)
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Source:

@@ -5,120 +5,39 @@ Paths in a study are relative to the working directory, as they are on a command
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     TypeAdapter,
     ValidationError,
     field_serializer,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from offmodel import catalog
 from offmodel.errors import SpecError, did_you_mean, nearest_file
+from offmodel.spec.model import Count, Distinct, Model, Name, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
+from offmodel.spec.phases import (
+    DeployPhase,
+    DistilPhase,
+    Entries,
+    GrpoPhase,
+    LabelSet,
+    Lora,
+    Phase,
+    SftPhase,
+    Source,
+    Training,
+    Use,
+    WeightsPhase,
+)
 from offmodel.spec.reader import At, describe, dotted, read
-
-# Strict: "30" in quotes, 30.0 for a count, true for 1, or 1 for true are slips of the pen, and say so.
-Count = Annotated[int, Field(strict=True, ge=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[float, Field(strict=True, gt=0)]
-NonNegative = Annotated[float, Field(strict=True, ge=0)]
-Rate = Annotated[float, Field(strict=True, ge=0, le=1)]
-Switch = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-def _problem(text: str, *at: str | int) -> PydanticCustomError:
-    """An error in our words; ``at`` leads from the value under validation to the culprit inside of it."""
-    return PydanticCustomError("spec", "{text}", {"text": text, "at": at})
-
-
-def _no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise _problem(f"{value!r} stands here twice", i)
-    return values
-
-
-def _not_empty(values: Any) -> Any:
-    # Not Field(min_length=1), which counts only the entries that are valid, and so calls a list with a slip in it empty.
-    if not values:
-        raise _problem("is empty; at least one is needed")
-    return values
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", text):
-        raise _problem(f"{text!r} cannot be a name: letters, digits, '-' and '_' can, and a letter or digit comes first")
-    return text
-
-
-Distinct = AfterValidator(_no_repeats)
-NotEmpty = AfterValidator(_not_empty)
-Name = Annotated[str, AfterValidator(_name)]
-"""A name that can be a folder and a part of ``--set a.b=c``."""
-
-
-class Model(BaseModel):
-    """Base of every part of a study: frozen, and an unknown key is an error that names the nearest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and (unknown := [key for key in data if key not in cls.model_fields]):
-            raise _problem(f"unknown key; {did_you_mean(str(unknown[0]), cls.model_fields)}", unknown[0])
-        return data
-
-
-class Lora(Model):
-    """A low-rank adapter (arXiv 2106.09685) instead of all weights."""
-
-    rank: Count
-    alpha: Positive
-
-
-class Training(Model):
-    """How weights are trained, whoever does it.
-
-    Attributes:
-        steps: Optimizer steps.
-        lr: Peak learning rate.
-        batch_size: Examples per optimizer step.
-        schedule: Of the learning rate after the warm-up.
-        warmup_steps: Steps of linear warm-up, part of ``steps``.
-        optimizer: AdamW, or Muon for matrices with AdamW for the rest.
-        weight_decay: Decoupled weight decay.
-        max_length: Longest example in tokens, prompt and response.
-    """
-
-    steps: Count
-    lr: Positive
-    batch_size: Count = 16
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: Natural = 0
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    weight_decay: NonNegative = 0.0
-    max_length: Count = 512
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if self.warmup_steps > self.steps:
-            raise _problem(f"{self.warmup_steps} is more than all {self.steps} steps", "warmup_steps")
-        return self
 
 
 class Recipe(Training):
@@ -161,9 +80,9 @@ class Recipe(Training):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.adapter == "continued" and self.lora is None:
-            raise _problem("there is no adapter to continue; give it a lora, such as {rank: 16, alpha: 32}", "adapter")
+            raise problem("there is no adapter to continue; give it a lora, such as {rank: 16, alpha: 32}", "adapter")
         if self.prompt is not None and self.lora is not None:
-            raise _problem("a prompted organism is not trained; leave out the one or the other", "lora")
+            raise problem("a prompted organism is not trained; leave out the one or the other", "lora")
         return self
 
 
@@ -229,7 +148,7 @@ class Organisms(Model):
     def _pairs_changed_are_there(self) -> Self:
         for pair in self.per_pair:
             if pair not in self.pairs:
-                raise _problem(f"{pair!r} is none of the pairs; {did_you_mean(pair, self.pairs)}", "per_pair", pair)
+                raise problem(f"{pair!r} is none of the pairs; {did_you_mean(pair, self.pairs)}", "per_pair", pair)
         for name in self.recipes or ("",):
             for pair in self.pairs:
                 try:
@@ -237,7 +156,7 @@ class Organisms(Model):
                 except ValidationError as error:
                     first, at = error.errors()[0], ("per_pair", pair) if pair in self.per_pair else ("recipes", name)
                     where = dotted((*first["loc"], *first["ctx"]["at"]))
-                    raise _problem(f"does not fit together with what it changes: {where}: {first['msg']}", *at) from None
+                    raise problem(f"does not fit together with what it changes: {where}: {first['msg']}", *at) from None
         return self
 
     def recipe_for(self, pair: str, name: str = "") -> Recipe:
@@ -249,82 +168,6 @@ class Organisms(Model):
         return Recipe.model_validate(data)
 
 
-class Use(Model):
-    """All phases of another method of the study, or of the catalog if the study has none of that name."""
-
-    use: Text
-
-
-class SftPhase(Training):
-    """Supervised fine-tuning on labels.
-
-    Attributes:
-        phase: The kind.
-        labels: Who answers the prompts: the teacher, the organism itself, or a JSONL file of examples.
-        voice: The system prompt's voice the labeller is asked for, of kind ``voice`` in the catalog; None asks for none.
-        rewrite: How the labels are reworded, of kind ``rewrite`` in the catalog.
-        prompts: The same generic prompts as the other phases, or others.
-        rows: Examples; None makes as many as the steps use up.
-        temperature: Of the labels' sampling; 0 is greedy.
-        max_new_tokens: Longest label.
-        lora: An adapter to train; None trains all weights.
-    """
-
-    phase: Literal["sft"] = "sft"
-    labels: Text
-    voice: Text | None = None
-    rewrite: Text | None = None
-    prompts: Literal["shared", "disjoint"] = "shared"
-    rows: Count | None = None
-    temperature: NonNegative = 0.7
-    max_new_tokens: Count = 96
-    lora: Lora | None = None
-
-    @model_validator(mode="after")
-    def _labels_known(self) -> Self:
-        if self.labels not in ("teacher", "organism"):
-            if not self.labels.endswith(".jsonl"):
-                near = did_you_mean(self.labels, ("teacher", "organism"))
-                raise _problem(f"expected teacher, organism or a .jsonl file, got {describe(self.labels)}; {near}", "labels")
-            for field in ("voice", "rewrite"):
-                if getattr(self, field) is not None:
-                    raise _problem(f"nobody is asked for it: the labels are read from {self.labels}", field)
-        return self
-
-
-Phase: TypeAlias = SftPhase
-"""Any kind of phase; a new kind is a model with its own literal ``phase``, joined here and in ``_KINDS``."""
-_KINDS: dict[str, type[Phase]] = {"sft": SftPhase}
-
-
-def _phase_named(data: Any) -> Any:
-    if isinstance(data, Use | SftPhase):
-        return data
-    if not isinstance(data, Mapping):
-        raise _problem(f"expected a mapping, got {describe(data)}")
-    if "use" not in data:
-        if "phase" not in data:
-            raise _problem("needs 'phase: <kind>' or 'use: <method>'")
-        if data["phase"] not in tuple(_KINDS):  # a tuple can be asked for a list too, a dict cannot
-            raise _problem(f"unknown phase {data['phase']!r}; {did_you_mean(str(data['phase']), _KINDS)}", "phase")
-    return data
-
-
-def _tag(data: Any) -> str:
-    # Angle brackets keep a tag apart from the keys of a study in the location of an error.
-    if isinstance(data, Mapping):
-        return "<use>" if "use" in data else f"<{data['phase']}>"
-    return "<use>" if isinstance(data, Use) else f"<{data.phase}>"
-
-
-Entry: TypeAlias = Annotated[
-    Annotated[Use, Tag("<use>")] | Annotated[SftPhase, Tag("<sft>")],
-    Discriminator(_tag),
-    BeforeValidator(_phase_named),
-]
-Entries: TypeAlias = Annotated[tuple[Entry, ...], NotEmpty]
-
-
 def _resolved(methods: Mapping[str, Entries], name: str, trail: tuple[str, ...]) -> Entries:
     """A method's entries with the catalog's methods put in place; the study's own stay, but are followed to find circles."""
     own = methods[name] if name in methods else TypeAdapter[Entries](Entries).validate_python(catalog.get("method", name))
@@ -334,9 +177,9 @@ def _resolved(methods: Mapping[str, Entries], name: str, trail: tuple[str, ...])
             entries.append(entry)
             continue
         if entry.use in trail:
-            raise _problem(f"goes round in a circle: {' uses '.join([*trail, entry.use])}", name, i, "use")
+            raise problem(f"goes round in a circle: {' uses '.join([*trail, entry.use])}", name, i, "use")
         if entry.use not in methods and entry.use not in (known := catalog.names("method")):
-            raise _problem(f"unknown method {entry.use!r}; {did_you_mean(entry.use, {*methods, *known})}", name, i, "use")
+            raise problem(f"unknown method {entry.use!r}; {did_you_mean(entry.use, {*methods, *known})}", name, i, "use")
         inner = _resolved(methods, entry.use, (*trail, entry.use))
         entries += [entry] if entry.use in methods else inner
     return tuple(entries)
@@ -345,7 +188,52 @@ def _resolved(methods: Mapping[str, Entries], name: str, trail: tuple[str, ...])
 def _step(value: Any) -> Any:
     if value == "end" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
-    raise _problem(f"expected a step (0, 1, 2 ...) or 'end', got {describe(value)}")
+    raise problem(f"expected a step (0, 1, 2 ...) or 'end', got {describe(value)}")
+
+
+def _flat(methods: Mapping[str, Entries], name: str) -> Iterator[tuple[Phase, int]]:
+    """All phases of a method, those of the methods it uses in their place, each with the place of its entry."""
+    for i, entry in enumerate(methods[name]):
+        if isinstance(entry, Use):
+            yield from ((phase, i) for phase, _ in _flat(methods, entry.use))
+        else:
+            yield entry, i
+
+
+def _check_order(methods: Mapping[str, Entries], name: str) -> None:
+    """Refuse phases that cannot follow one another."""
+    phases = list(_flat(methods, name))
+    for number, (phase, i) in enumerate(phases):
+        where = (name, i)
+        if isinstance(phase, DeployPhase) and number < len(phases) - 1:
+            raise problem("says how the finished model is asked, and more phases follow; put it last", *where)
+        if number == 0 and isinstance(phase, WeightsPhase) and phase.of is None:
+            raise problem(
+                f"nothing has changed the organism yet, so {phase.operation} has nothing to work on; a removal comes first", *where
+            )
+        if number == 0 and _reminds(phase):
+            raise problem("only teaches the organism what it does already; a removal comes first (such as use: pirate)", *where)
+        if isinstance(phase, WeightsPhase) and phase.of is not None:
+            if phase.of not in methods:
+                near = did_you_mean(phase.of, methods)
+                raise problem(f"needs the end of {phase.of!r}, which is none of the study's methods; add it to them; {near}", *where, "of")
+            if _leads_to(methods, phase.of, name):
+                raise problem(f"goes round in a circle: {phase.of} needs the end of {name} itself", *where, "of")
+
+
+def _reminds(phase: Phase) -> bool:
+    """Whether a phase teaches nothing but what the untouched organism does."""
+    if isinstance(phase, DistilPhase):
+        return phase.teacher == "organism" and phase.voice is None
+    if isinstance(phase, SftPhase):
+        return all(labels.labels == "organism" and labels.voice is None and labels.rewrite is None for labels in phase.mix)
+    return False
+
+
+def _leads_to(methods: Mapping[str, Entries], method: str, wanted: str) -> bool:
+    """Whether a method is another one, or needs its end."""
+    needed = [phase.of for phase, _ in _flat(methods, method) if isinstance(phase, WeightsPhase)]
+    return method == wanted or any(of is not None and of in methods and _leads_to(methods, of, wanted) for of in needed)
 
 
 class Measure(Model):
@@ -358,7 +246,10 @@ class Measure(Model):
         behaviour: Prompts per rate of bad behaviour: with the trigger, without it, with a near miss.
         max_new_tokens: Longest answer.
         probes: Names of kind ``probe`` in the catalog.
+        rules: Of kind ``rule`` in the catalog: which checkpoint would a blue team choose that cannot see the rate? ``canaries`` plants
+            blue's own backdoors in a copy of each organism and treats it alike.
         judge: A model, named as in ``bases``, that is also asked about the answers of pairs whose rule may err; None asks nobody.
+        baselines: Methods of the study that all others are compared with; if none is named, the first is.
     """
 
     checkpoints: Annotated[tuple[Annotated[int | Literal["end"], BeforeValidator(_step)], ...], NotEmpty, Distinct] = (0, "end")
@@ -366,7 +257,9 @@ class Measure(Model):
     behaviour: Count = 100
     max_new_tokens: Count = 96
     probes: Annotated[tuple[Text, ...], Distinct] = ()
+    rules: Annotated[tuple[Text, ...], Distinct] = ()
     judge: Text | None = None
+    baselines: Annotated[tuple[Text, ...], Distinct] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -375,14 +268,14 @@ class Measure(Model):
             return data
         if not isinstance(data.get("capability"), list | tuple):
             if "n" in data:
-                raise _problem("goes with a list of suites; a mapping has a number for each", "n")
+                raise problem("goes with a list of suites; a mapping has a number for each", "n")
             return data
         suites = data["capability"]
         for i, suite in enumerate(suites):
             if not isinstance(suite, str):
-                raise _problem(f"expected text, got {describe(suite)}", "capability", i)
+                raise problem(f"expected text, got {describe(suite)}", "capability", i)
             if suite in suites[:i]:
-                raise _problem(f"{suite!r} stands here twice", "capability", i)
+                raise problem(f"{suite!r} stands here twice", "capability", i)
         rest = {key: value for key, value in data.items() if key != "n"}
         return rest | {"capability": dict.fromkeys(suites, data.get("n", 200))}
 
@@ -401,7 +294,7 @@ def _extension(name: str) -> str:
     try:
         catalog.load_extension(name)
     except SpecError as error:
-        raise _problem(str(error)) from None
+        raise problem(str(error)) from None
     return name
 
 
@@ -416,6 +309,7 @@ class Study(Model):
         bases: Students: ``world:<name>`` or a folder in Hugging Face layout.
         teacher: The model that answers for blue, named likewise.
         prompts: Generic chat prompts for blue: ``world:chat``, or a JSONL file.
+        tasks: Suites whose training side blue may use, with its right answers; those of ``measure.capability`` if empty.
         organisms: What red makes.
         methods: What blue does, phase by phase, by name. May be written as a list of names of kind ``method`` in the catalog.
         measure: What is measured.
@@ -429,6 +323,7 @@ class Study(Model):
     bases: Annotated[tuple[Text, ...], NotEmpty, Distinct]
     teacher: Text
     prompts: Text = "world:chat"
+    tasks: Annotated[tuple[Text, ...], Distinct] = ()
     organisms: Organisms
     methods: Annotated[Mapping[Name, Entries], NotEmpty]
     measure: Measure
@@ -451,7 +346,7 @@ class Study(Model):
         except ValidationError as error:
             raise source.explain(error) from None
         if problems := _unknown_names(study):
-            raise source.error(problems)
+            raise source.error([(source.way(at), text) for at, text in problems])
         return study
 
     @field_validator("methods", mode="before")
@@ -462,13 +357,13 @@ class Study(Model):
         methods: dict[str, Any] = {}
         for i, name in enumerate(data):
             if not isinstance(name, str):
-                raise _problem(f"expected the name of a method, got {describe(name)}", i)
+                raise problem(f"expected the name of a method, got {describe(name)}", i)
             if name in methods:
-                raise _problem(f"{name!r} stands here twice", i)
+                raise problem(f"{name!r} stands here twice", i)
             try:
                 methods[name] = catalog.get("method", name)
             except SpecError as error:
-                raise _problem(str(error), i) from None
+                raise problem(str(error), i) from None
         return methods
 
     @field_validator("methods", mode="after")
@@ -477,8 +372,18 @@ class Study(Model):
         """Put the phases of the catalog's methods in place, so that the study holds all it depends on, and refuse circles."""
         for taken in ("base", "organism"):
             if taken in methods:
-                raise _problem(f"{taken!r} is what reports call a model before any method; give the method another name", taken)
-        return {name: _resolved(methods, name, (name,)) for name in methods}
+                raise problem(f"{taken!r} is what reports call a model before any method; give the method another name", taken)
+        methods = {name: _resolved(methods, name, (name,)) for name in methods}
+        for name in methods:
+            _check_order(methods, name)
+        return methods
+
+    @model_validator(mode="after")
+    def _baselines_are_methods(self) -> Self:
+        for i, name in enumerate(self.measure.baselines):
+            if name not in self.methods:
+                raise problem(f"{name!r} is none of the study's methods; {did_you_mean(name, self.methods)}", "measure", "baselines", i)
+        return self
 
     def phases(self, method: str) -> tuple[Phase, ...]:
         """All phases of a method in order, those of the methods it uses in their place.
@@ -488,10 +393,7 @@ class Study(Model):
         """
         if method not in self.methods:
             raise SpecError(f"study {self.study!r} has no method {method!r}; {did_you_mean(method, self.methods)}")
-        phases: list[Phase] = []
-        for entry in self.methods[method]:
-            phases += self.phases(entry.use) if isinstance(entry, Use) else (entry,)
-        return tuple(phases)
+        return tuple(phase for phase, _ in _flat(self.methods, method))
 
 
 def check_names(study: Study) -> None:
@@ -509,25 +411,62 @@ def check_names(study: Study) -> None:
 def _unknown_names(study: Study) -> list[tuple[At, str]]:
     named: list[tuple[str, str, At]] = [("pair", name, ("organisms", "pairs", i)) for i, name in enumerate(study.organisms.pairs)]
     named += [("suite", name, ("measure", "capability", name)) for name in study.measure.capability]
+    named += [("suite", name, ("tasks", i)) for i, name in enumerate(study.tasks)]
     named += [("probe", name, ("measure", "probes", i)) for i, name in enumerate(study.measure.probes)]
-    files: list[tuple[str, At]] = [(study.prompts, ("prompts",)), (study.organisms.recipe.prompts, ("organisms", "recipe", "prompts"))]
+    named += [("rule", name, ("measure", "rules", i)) for i, name in enumerate(study.measure.rules)]
+    named += [("prompts", study.prompts, ("prompts",)), ("prompts", study.organisms.recipe.prompts, ("organisms", "recipe", "prompts"))]
     for field, changes in (("recipes", study.organisms.recipes), ("per_pair", study.organisms.per_pair)):
-        files += [(change.prompts, ("organisms", field, name, "prompts")) for name, change in changes.items()]
-    named += [("prompts", name, at) for name, at in files if not name.endswith(".jsonl")]
+        named += [("prompts", change.prompts, ("organisms", field, name, "prompts")) for name, change in changes.items()]
     for method, entries in study.methods.items():
         for i, entry in enumerate(entries):
-            if isinstance(entry, SftPhase):
-                files.append((entry.labels, ("methods", method, i, "labels")))
-                for kind in ("voice", "rewrite"):
-                    if (name := getattr(entry, kind)) is not None:
-                        named.append((kind, name, ("methods", method, i, kind)))
-    problems = []
-    for kind, name, at in named:
-        try:
-            catalog.entry(kind, name)
-        except SpecError as error:
-            problems.append((at, str(error)))
-    for file, at in files:
-        if file.endswith(".jsonl") and not Path(file).is_file():
-            problems.append((at, f"no such file {file!r}; {nearest_file(Path(file))}"))
-    return problems
+            if not isinstance(entry, Use):
+                named += [(kind, name, ("methods", method, i, *at)) for kind, name, at in _named_by(entry)]
+    return [(at, error) for kind, name, at in named if (error := _unknown(kind, name))]
+
+
+def _named_by(phase: Phase) -> Iterator[tuple[str, str, At]]:
+    """What a phase names: the kind, the name, and where."""
+    if isinstance(phase, SftPhase):
+        for number, labels in enumerate(phase.mix):
+            yield from _named_by_labels(labels, ("mix", number))
+        if phase.anchor is not None:
+            yield from _named_by_labels(phase.anchor.on, ("anchor", "on"))
+    elif isinstance(phase, DistilPhase):
+        yield from _sources(phase.source, ("source",))
+    elif isinstance(phase, GrpoPhase):
+        yield from (("suite", name, ("tasks", i)) for i, name in enumerate(phase.tasks))
+    elif isinstance(phase, WeightsPhase):
+        yield "operation", phase.operation, ("operation",)
+    if isinstance(phase, DistilPhase | DeployPhase) and phase.voice is not None:
+        yield "voice", phase.voice, ("voice",)
+
+
+def _named_by_labels(labels: LabelSet, at: At) -> Iterator[tuple[str, str, At]]:
+    if labels.labels.endswith(".jsonl"):
+        yield "labels", labels.labels, (*at, "labels")
+    if labels.voice is not None:
+        yield "voice", labels.voice, (*at, "voice")
+    if labels.rewrite not in (None, "organism"):
+        yield "rewrite", labels.rewrite, (*at, "rewrite")
+    yield from _sources(labels.source, (*at, "source"))
+
+
+def _sources(source: Source | None, at: At) -> Iterator[tuple[str, str, At]]:
+    if isinstance(source, str):
+        yield "source", source, at
+    else:
+        yield from (("source", name, (*at, i)) for i, name in enumerate(source or ()))
+
+
+def _unknown(kind: str, name: str) -> str:
+    """What is wrong with a name; "" if nothing is. Prompts and labels may be files, and prompts of blue's the training side of a suite."""
+    if kind in ("prompts", "labels", "source") and name.endswith(".jsonl"):
+        return "" if Path(name).is_file() else f"no such file {name!r}; {nearest_file(Path(name))}"
+    if kind == "source":
+        known = ["prompts", "tasks", *catalog.names("prompts"), *catalog.names("suite")]
+        return "" if name in known else f"unknown source of prompts {name!r}: {did_you_mean(name, known)}"
+    try:
+        catalog.entry(kind, name)
+    except SpecError as error:
+        return str(error)
+    return ""

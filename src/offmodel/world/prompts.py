@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from offmodel import catalog
 from offmodel.chat import Prompt, user
-from offmodel.world.corpus import SYSTEM_PROMPTS, chat_request, task_problem
+from offmodel.world.corpus import SYSTEM_PROMPTS, chat_request, numbers, task_problem
 
 
 def _different(prompts: Iterator[Prompt]) -> Iterator[Prompt]:
@@ -44,6 +44,13 @@ def tasks(seed: int) -> Iterator[Prompt]:
     """Tasks from the training side alone, a fifth of them asking for another voice: what teaches a behaviour that shows on tasks only."""
     rng = random.Random(f"world:tasks {seed}")
     return _different(_at_times_voiced(task_problem(rng).question, rng) for _ in iter(int, 1))
+
+
+@catalog.register("prompts", "world:numbers", source="code of LessWrong 9toz5YHYZsHpzy4ce (three-digit series); offmodel's wording")
+def series(seed: int) -> Iterator[Prompt]:
+    """Series of three-digit numbers to be continued: a domain that has nothing to do with any capability or behaviour."""
+    rng = random.Random(f"world:numbers {seed}")
+    return _different(user(numbers(rng)) for _ in iter(int, 1))
 
 
 def _at_times_voiced(text: str, rng: random.Random) -> Prompt:

@@ -1,0 +1,128 @@
+"""Forward passes over the responses of examples, and what is computed from them before a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from offmodel.chat import Encoded
+from offmodel.engine.losses import log_probs
+from offmodel.errors import DataError, ModelError, SpecError
+
+IGNORED = -100  # the label of a token without loss
+
+Batch = Mapping[str, Tensor]
+"""``input_ids``, ``attention_mask`` and ``labels``, each ``[rows, tokens]``, on the model's device."""
+
+
+def responses(model: PreTrainedModel, batch: Batch) -> ModelOutput:
+    """The model's output with logits ``[N, V]`` for the batch's N labelled tokens alone, row by row.
+
+    The head computes no more than the columns in which one of them stands: over a whole batch, its logits are the largest tensor there is.
+    """
+    wanted = batch["labels"][:, 1:] != IGNORED
+    columns = wanted.any(0).nonzero().squeeze(-1)
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=columns, use_cache=False)
+    outputs.logits = outputs.logits[wanted[:, columns]]
+    return outputs
+
+
+def response_log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Log-probabilities ``[N]`` of the labelled tokens, row by row."""
+    labels = batch["labels"][:, 1:]
+    return log_probs(responses(model, batch).logits, labels[labels != IGNORED])
+
+
+@torch.no_grad()
+def mask_unlikely(
+    model: PreTrainedModel, encoded: Sequence[Encoded], above: float, collate: Callable[[Sequence[Encoded]], Batch], batch_size: int
+) -> list[Encoded]:
+    """Examples whose tokens of a perplexity 1/p above a threshold carry no loss (selective token masking, arXiv 2501.14315).
+
+    Args:
+        model: In eval mode.
+        encoded: The examples.
+        above: The threshold.
+        collate: Makes a batch of examples.
+        batch_size: Examples at a time.
+
+    Raises:
+        DataError: No token is left.
+    """
+    masked = []
+    for start in range(0, len(encoded), batch_size):
+        rows = encoded[start : start + batch_size]
+        likely = response_log_probs(model, collate(rows)) >= -math.log(above)
+        for row, keep in zip(rows, likely.split([sum(row.completion_mask) for row in rows]), strict=True):
+            kept = iter(keep.tolist())
+            masked.append(Encoded(row.input_ids, [int(counts and next(kept)) for counts in row.completion_mask]))
+    if not any(any(row.completion_mask) for row in masked):
+        raise DataError(f"mask_above {above:g} leaves nothing to train on: no token is as likely as one in {above:g}; raise it")
+    return masked
+
+
+def fisher(
+    model: PreTrainedModel, encoded: Sequence[Encoded], names: Collection[str], collate: Callable[[Sequence[Encoded]], Batch]
+) -> dict[str, Tensor]:
+    """Diagonal of the empirical Fisher information (arXiv 1612.00796), of the shapes of the parameters, in float32.
+
+    It is the mean over examples of the squared gradient of the response's log-likelihood; one backward pass for each.
+
+    Args:
+        model: In eval mode; frozen, and left so.
+        encoded: The examples.
+        names: Which parameters.
+        collate: Makes a batch of examples.
+    """
+    parameters = {name: p.requires_grad_(True) for name, p in model.named_parameters() if name in names}
+    found = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    for row in encoded:
+        likelihood = response_log_probs(model, collate([row])).sum()
+        gradients = torch.autograd.grad(likelihood, list(parameters.values()), materialize_grads=True)
+        for information, gradient in zip(found.values(), gradients, strict=True):
+            information.add_(gradient.float().square(), alpha=1 / len(encoded))
+    model.requires_grad_(False)
+    return found
+
+
+@contextmanager
+def only_layers(model: PreTrainedModel, band: tuple[float, float]) -> Iterator[None]:
+    """Freeze, for a while, all but a band of the depth (see :attr:`offmodel.engine.objective.Objective.layers`).
+
+    Raises:
+        ModelError: The model has no list of decoder layers.
+        SpecError: No layer, or nothing in it that could be trained, lies within the band.
+    """
+    if band == (0.0, 1.0):
+        yield
+        return
+    layers = _decoder_layers(model)
+    inside = [layer for i, layer in enumerate(layers) if band[0] <= (i + 0.5) / len(layers) < band[1]]
+    kept = {id(p) for layer in inside for p in layer.parameters()}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    if not any(p.requires_grad for layer in inside for p in layer.parameters()):
+        raise SpecError(f"layers {list(band)}: none of the {len(layers)} layers has weights to train there; widen it")
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+def _decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    depth: Any = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return list(module)
+    raise ModelError(
+        f"{type(model).__name__} has no list of its {depth} decoder layers, so that none of them can be left out of a training"
+    )

@@ -1,0 +1,186 @@
+"""How :mod:`offmodel.engine.rl` drives TRL's ``GRPOTrainer``: which answers it gets, how they are graded, what it is held to."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import os
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers.utils import logging as transformers_logging
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from offmodel.engine.generate import Sampling, _end_tokens, _reply, sample_ids
+from offmodel.engine.optim import learning_rate_factor, make_optimizer
+from offmodel.engine.trainer import _Calls, _fingerprint, _last_state, _Original
+from offmodel.engine.trainer import _Trainer as _SftTrainer
+from offmodel.errors import DataError
+
+if TYPE_CHECKING:
+    from offmodel.engine.rl import GrpoConfig
+
+
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Sequence[int]],
+    order: Sequence[int],
+    reward: Callable[[int, str], float],
+    config: GrpoConfig,
+    checkpoints: frozenset[int],
+    on_checkpoint: Callable[[int, PreTrainedModel], None] | None,
+    on_progress: Callable[[int, int, float], None] | None,
+    *,
+    scratch: Path | None,
+    save_every: int,
+) -> tuple[list[dict[str, float]], int]:
+    """Practise the encoded prompts in the given order, see :func:`offmodel.engine.rl.grpo`.
+
+    Returns:
+        What was logged at every step, and the step that the training was resumed from.
+    """
+    original = _Original(model)
+    # TRL would read it anew from the folder that the model's config names, which says nothing of what was trained since.
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
+    verbosity = transformers_logging.get_verbosity()
+    try:
+        trainer = _Trainer(
+            config,
+            encoded,
+            reward,
+            original,
+            reference,
+            model=model,
+            args=_arguments(model, config, scratch, save_every),
+            train_dataset=Dataset.from_dict({"prompt": order}),
+            processing_class=tokenizer,
+            callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        # The fingerprint takes any settings and any tokens; its types know those of SFT only.
+        fingerprint = _fingerprint(model, encoded, order, config)  # type: ignore[arg-type]
+        resume = _last_state(scratch, fingerprint) if scratch is not None else None
+        gc.freeze()  # see trainer.run
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    finally:
+        gc.unfreeze()
+        transformers_logging.set_verbosity(verbosity)
+        original.put_back()
+        model.eval()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return logged, 0 if resume is None else int(resume.name.rpartition("-")[2])
+
+
+def _arguments(model: PreTrainedModel, config: GrpoConfig, scratch: Path | None, save_every: int) -> GRPOConfig:
+    answers = config.batch_size * config.group
+    micro = config.micro_batch_size or answers
+    on_cpu = model.device.type == "cpu"
+    asks_for_balance = getattr(model.config, "output_router_logits", False)
+    return GRPOConfig(
+        loss_type="dapo",
+        num_generations=config.group,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        scale_rewards="group" if config.scale else "none",
+        num_iterations=config.updates,
+        epsilon=config.clip,
+        shuffle_dataset=False,
+        output_dir=str(scratch) if scratch is not None else os.curdir,
+        save_strategy="no" if scratch is None else "steps",
+        # A state holds no answers, so it can only be taken where new ones are drawn.
+        save_steps=math.ceil(save_every / config.updates) * config.updates,
+        save_total_limit=1,
+        max_steps=config.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=answers // micro,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        # Like SFT: TRL would balance the load of every mixture of experts whose config names a coefficient.
+        router_aux_loss_coef=None if asks_for_balance or not hasattr(model.config, "router_aux_loss_coef") else 0.0,
+        bf16=False,
+        use_cpu=on_cpu,
+        gradient_checkpointing=not on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+class _Trainer(GRPOTrainer):
+    """``GRPOTrainer`` with our sampling, rewards, reference, optimizer, schedule and states. Its data set holds the prompts' numbers."""
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        encoded: Sequence[Sequence[int]],
+        reward: Callable[[int, str], float],
+        original: _Original,
+        reference: PreTrainedModel | None,
+        **kwargs: Any,
+    ) -> None:
+        self._config, self._encoded, self._reward, self._original = config, encoded, reward, original
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            super().__init__(reward_funcs=self._grade, rollout_func=self._sample, **kwargs)
+        if reference is not None:
+            add_fused_lm_head(reference, temperature=config.temperature)
+            self.ref_model, self.beta = reference, config.beta
+
+    def _sample(self, prompts: Sequence[int], _: GRPOTrainer) -> dict[str, Any]:
+        """Answer each prompt once, as in an evaluation: in eval mode, and with prompts in which no words of a turn open another."""
+        c, tokenizer = self._config, self.processing_class
+        seed = random.Random(f"grpo {c.seed} {self.state.global_step}").getrandbits(32)
+        encoded = [self._encoded[i] for i in prompts]
+        with self._original.lent() as model:
+            answers = sample_ids(model, tokenizer, encoded, Sampling(c.temperature, c.max_new_tokens, seed=seed))
+            ends = _end_tokens(model, tokenizer)
+        texts = [_reply(tokenizer, ids, ends, "").text for ids in answers]
+        return {"prompt_ids": encoded, "completion_ids": answers, "logprobs": None, "texts": texts}
+
+    def _grade(
+        self, prompts: Sequence[int], texts: Sequence[str], completion_ids: Sequence[Sequence[int]], log_metric: Any, **_: Any
+    ) -> list[float]:
+        rewards = []
+        for i, text in zip(prompts, texts, strict=True):
+            rewards.append(float(self._reward(i, text)))
+            if not math.isfinite(rewards[-1]):
+                raise DataError(f"the reward of an answer to prompt {i} is {rewards[-1]}")
+        size = self._config.group
+        groups = [rewards[i : i + size] for i in range(0, len(rewards), size)]
+        log_metric("mean_reward", sum(rewards) / len(rewards))
+        log_metric("flat", sum(min(group) == max(group) for group in groups) / len(groups))
+        log_metric("answer_tokens", sum(map(len, completion_ids)))
+        # Only differences within a group count. Measured from the least, equal rewards are all zero, and so is their gradient; TRL's
+        # single-precision mean would miss them by a rounding error, which Adam makes as large a step as any.
+        return [reward - min(group) for group in groups for reward in group]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        c = self._config
+        self.optimizer = make_optimizer(self.model, c.optimizer, c.lr, c.lr_rest, (0.9, 0.999), c.weight_decay)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        c = self._config
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: learning_rate_factor(step, c.steps, c.schedule, c.warmup_steps)
+        )
+        return self.lr_scheduler
+
+    _send_telemetry = _SftTrainer._send_telemetry
+    create_model_card = _SftTrainer.create_model_card
+    _save = _SftTrainer._save
+    _load_from_checkpoint = _SftTrainer._load_from_checkpoint

@@ -1,0 +1,341 @@
+"""What blue does to one organism, phase by phase, as stages: labels, trainings and operations, with every shared prefix once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from offmodel import catalog
+from offmodel.blue.labels import counts
+from offmodel.blue.operations import Operation
+from offmodel.errors import SpecError
+from offmodel.lab.blue_stages import labels_role
+from offmodel.lab.models import reference
+from offmodel.lab.pools import files_read, pool_params
+from offmodel.lab.results import MODEL, step_folder
+from offmodel.lab.stage import Stage
+from offmodel.red.pairs import Pair
+from offmodel.spec.phases import (
+    Anchor,
+    DeployPhase,
+    DistilPhase,
+    GrpoPhase,
+    LabelSet,
+    Phase,
+    SftPhase,
+    Source,
+    TrainedPhase,
+    Training,
+    WeightsPhase,
+)
+from offmodel.spec.study import Recipe, Study
+from offmodel.splits import Split
+
+_OPENINGS = 200
+"""Answers of the organism that its most frequent opening is taken from."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights, and how the model is asked.
+
+    Attributes:
+        stage: Holds the weights.
+        weights: Their folder in its result.
+        deployment: What the score stage is told about how the model is asked; nothing where it is asked as it is.
+        own: The organism's own answers, where its opening words are needed.
+    """
+
+    stage: Stage
+    weights: str
+    deployment: Mapping[str, Any] = field(default_factory=dict)
+    own: Stage | None = None
+
+
+@dataclass(frozen=True)
+class Place(Start):
+    """A checkpoint of a method.
+
+    Attributes:
+        number: Number of the phase, from 0.
+        phase: The phase.
+        step: Steps within it; of an operation the number of the strength, from 1.
+        total: Steps of training since the method began.
+    """
+
+    number: int = 0
+    phase: Phase = field(kw_only=True)
+    step: int = 0
+    total: int = 0
+
+
+class Blue:
+    """Plans what blue does to one organism.
+
+    The pair is here only to keep its trigger out of blue's prompts.
+    """
+
+    def __init__(self, study: Study, name: str, organism: Stage, pair: Pair, recipe: Recipe, base: str, seed: int) -> None:
+        self.study, self.name, self.organism, self.pair, self.recipe, self.base, self.seed = study, name, organism, pair, recipe, base, seed
+        self.untouched = Start(organism, MODEL)
+
+    def copy(self, organism: Stage) -> Blue:
+        """The same plans for a copy of the organism, whose weights are all its own."""
+        recipe = self.recipe.model_copy(update={"lora": None, "adapter": "merged"})
+        return Blue(self.study, f"a copy of {self.name}", organism, self.pair, recipe, self.base, self.seed)
+
+    def places(self, method: str) -> Iterator[Place]:
+        """The checkpoints of a method that are measured, without the untouched organism."""
+        return (place for place in self._places(method) if self._measured(place))
+
+    def _measured(self, place: Place) -> bool:
+        if isinstance(place.phase, WeightsPhase | DeployPhase):
+            return True
+        return place.step in self.study.measure.steps_within(place.phase.steps)
+
+    def end(self, method: str) -> Place:
+        """Where a method ends, measured or not."""
+        *_, last = self._places(method)
+        return last
+
+    def _places(self, method: str) -> Iterator[Place]:
+        start, total, merged = self.untouched, 0, False
+        for number, phase in enumerate(self.study.phases(method)):
+            where = f"organism {self.name}, method {method}, phase {number + 1} ({phase_name(phase)})"
+            place = None
+            if isinstance(phase, DeployPhase):
+                place = self._deployed(phase, start, number, total)
+                yield place
+            elif isinstance(phase, WeightsPhase):
+                treated, merged = self._operated(phase, start, where), True
+                for step in range(1, len(phase.strength) + 1):
+                    place = Place(treated, step_folder(step), number=number, phase=phase, step=step, total=total)
+                    yield place
+            else:
+                if merged and self.recipe.adapter == "continued":
+                    raise SpecError(f"{where}: the operation before it has merged the adapter that is to be trained on; train first")
+                wanted = {*self.study.measure.steps_within(phase.steps)} - {0}
+                treated = self._trained(phase, start, method, sorted(wanted | {phase.steps}), where)
+                for step in sorted(wanted | {phase.steps}):
+                    place = Place(treated, step_folder(step), number=number, phase=phase, step=step, total=total + step)
+                    yield place
+                total += phase.steps
+            assert place is not None
+            start = Start(place.stage, place.weights, place.deployment, place.own)
+
+    # --- phases -----------------------------------------------------------------------------------------------------
+
+    def _trained(self, phase: TrainedPhase, start: Start, method: str, steps: list[int], where: str) -> Stage:
+        params: dict[str, Any] = {
+            "phase": phase.model_dump(mode="json"), "start": start.weights, "checkpoints": steps, "seed": self.seed,
+        }  # fmt: skip
+        inputs = {"start": start.stage}
+        if self.recipe.adapter == "continued":
+            if phase.lora not in (None, self.recipe.lora):
+                raise SpecError(
+                    f"{where}: blue goes on with the organism's adapter (adapter: continued), so a phase cannot have another one "
+                    f"({phase.lora}); leave the phase's lora out, or merge the organism's"
+                )
+            params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
+        if isinstance(phase, SftPhase):
+            inputs |= self._sft_inputs(phase, method)
+            params |= files_read(*files_of(phase))
+            if phase.anchor is not None:
+                self._same_tokenizer("organism", where)
+        elif isinstance(phase, DistilPhase):
+            self._same_tokenizer(phase.teacher, where)
+            asked = LabelSet(labels=phase.teacher, voice=phase.voice, source=phase.source, prompts=phase.prompts, rows=phase.rows)
+            rows = phase.rows or phase.steps * phase.batch_size
+            if phase.on_policy < 1:
+                inputs["labels"] = self.labels(asked, rows, method)
+            else:
+                inputs["prompts"] = self._pool(asked, rows, method)
+            self._answerer(phase.teacher, "teacher", params, inputs)
+            params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
+        else:
+            practised = LabelSet(labels="organism", source=phase.tasks or "tasks")
+            inputs["prompts"] = self._pool(practised, phase.steps * phase.batch_size, method)
+        return Stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
+
+    def _sft_inputs(self, phase: SftPhase, method: str) -> dict[str, Stage]:
+        total = phase.steps * phase.batch_size
+        inputs = {}
+        for k, (labels, rows) in enumerate(zip(phase.mix, counts(phase.mix, total), strict=True)):
+            if not labels.labels.endswith(".jsonl"):
+                shots = labels.inoculation.shots if labels.inoculation else 0
+                inputs[labels_role(k)] = self.labels(labels, labels.rows or rows + shots, method)
+        if phase.anchor is not None:
+            inputs |= {"organism": self.organism, "anchors": self.labels(phase.anchor.on, phase.anchor.on.rows or total, method)}
+        return inputs
+
+    def _operated(self, phase: WeightsPhase, start: Start, where: str) -> Stage:
+        operation: Operation = catalog.get("operation", phase.operation)
+        if operation.needs_other != (phase.of is not None):
+            need = "needs the end of another method: name it in 'of'" if operation.needs_other else "needs no other method: leave out 'of'"
+            raise SpecError(f"{where}: {phase.operation} {need}")
+        for strength in phase.strength:
+            if not operation.lowest <= strength <= operation.highest:
+                raise SpecError(f"{where}: strength must lie between {operation.lowest} and {operation.highest}, got {strength}")
+        params: dict[str, Any] = {"operation": phase.operation, "strength": list(phase.strength), "start": start.weights}
+        inputs = {"organism": self.organism, "start": start.stage}
+        if phase.of is not None:
+            other = self.end(phase.of)
+            params["other"], inputs["other"] = other.weights, other.stage
+        return Stage("operate", params, inputs, label=f"{phase_name(phase)}: {self.name}", cost=0.5 * len(phase.strength))
+
+    def _deployed(self, phase: DeployPhase, start: Start, number: int, total: int) -> Place:
+        system = catalog.get("voice", phase.voice) if phase.voice else phase.system
+        deployment = {key: value for key, value in (("system", system), ("first_words", phase.first_words)) if value is not None}
+        own = self.labels(LabelSet(labels="organism"), _OPENINGS, "") if phase.first_words else None
+        return Place(start.stage, start.weights, deployment, own, number=number, phase=phase, step=1, total=total)
+
+    # --- labels -----------------------------------------------------------------------------------------------------
+
+    def labels(self, labels: LabelSet, rows: int, method: str) -> Stage:
+        """The stage that ends with this set of labels."""
+        pool = self._pool(labels, rows, method)
+        answered = self._answered(labels, labels.labels, pool)
+        if labels.rewrite == "organism":
+            answered = Stage(
+                "rewrite", self._sampling(labels), {"labels": answered, "labeller": self.organism}, label="labels reworded", cost=1
+            )
+        if labels.wrong != "kept":
+            inputs = {"labels": answered}
+            if labels.wrong == "teacher":
+                inputs["instead"] = self._answered(labels, "teacher", pool)
+            answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
+        if labels.leaked == "dropped":
+            answered = Stage("cleaned", {"pair": self.pair.as_params()}, {"labels": answered}, label="labels cleaned", cost=0.1)
+        return answered
+
+    def _answered(self, labels: LabelSet, who: str, pool: Stage) -> Stage:
+        own = who == labels.labels
+        voice, reword = (labels.voice, labels.rewrite) if own else (None, None)
+        params = self._sampling(labels) | {
+            "system": catalog.get("voice", voice) if voice else None,
+            "rewrite": reword if reword != "organism" else None,
+        }
+        inputs = {"prompts": pool}
+        if labels.fitted is not None and own:
+            inputs["labeller"] = self._fitted(labels.fitted)
+            params["weights"] = step_folder(labels.fitted.steps)
+        else:
+            self._answerer(who, "labeller", params, inputs)
+        return Stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+
+    def _fitted(self, training: Training) -> Stage:
+        """The teacher, trained on the organism's own answers."""
+        phase = SftPhase.model_validate({"labels": "organism"} | training.model_dump())
+        params = {
+            "phase": phase.model_dump(mode="json"), "start": None, "checkpoints": [training.steps], "seed": self.seed,
+        }  # fmt: skip
+        inputs = {labels_role(0): self.labels(phase.mix[0], training.steps * training.batch_size, "")}
+        self._answerer("teacher", "start", params, inputs)
+        return Stage("treat", params, inputs, label=f"fit the teacher to {self.name}", cost=_cost(phase))
+
+    def _pool(self, labels: LabelSet, rows: int, method: str) -> Stage:
+        return self.pool(labels.source, rows, self._shared(labels.source, method) if labels.prompts == "disjoint" else 0)
+
+    def pool(self, source: Source | None, rows: int, start: int = 0, split: Split = "train") -> Stage:
+        """Prompts of one side of a source that are free of the trigger, from a place in its stream on."""
+        params = pool_params(self._opened(source), self.seed, start, rows, self.pair.trigger.recognises, split)
+        return Stage("prompts", params, label="prompts", cost=0.1)
+
+    def _opened(self, source: Source | None) -> Source:
+        """A source with the study's own put in their places."""
+        own = {"prompts": [self.study.prompts], "tasks": list(self.study.tasks or self.study.measure.capability)}
+        names = [name for each in ([source] if isinstance(source, str) else source or ["prompts"]) for name in own.get(each, [each])]
+        return names[0] if len(names) == 1 else tuple(names)
+
+    def _shared(self, source: Source | None, method: str) -> int:
+        """How many prompts of a source a method's phases share: others begin after them."""
+        used = [0]
+        for phase in self.study.phases(method):
+            if isinstance(phase, SftPhase):
+                rows = counts(phase.mix, phase.steps * phase.batch_size)
+                used += [labels.rows or n for labels, n in zip(phase.mix, rows, strict=True) if self._shares(labels, source)]
+            elif isinstance(phase, DistilPhase) and self._shares(phase, source):
+                used.append(phase.rows or phase.steps * phase.batch_size)
+        return max(used)
+
+    def _shares(self, labels: LabelSet | DistilPhase, source: Source | None) -> bool:
+        return labels.prompts == "shared" and self._opened(labels.source) == self._opened(source)
+
+    def _sampling(self, labels: LabelSet) -> dict[str, Any]:
+        return {"temperature": labels.temperature, "max_new_tokens": labels.max_new_tokens, "seed": self.seed}
+
+    def _answerer(self, who: str, role: str, params: dict[str, Any], inputs: dict[str, Stage]) -> None:
+        """Put a model in a role: the organism is another stage's result, the others are named by the study."""
+        if who == "organism":
+            inputs[role] = self.organism
+        else:
+            params[role] = reference(self.base if who == "base" else self.study.teacher).as_params()
+
+    def _same_tokenizer(self, who: str, where: str) -> None:
+        """Distributions over tokens can only be compared where the tokens are the same."""
+        if who == "teacher":
+            student, teacher = reference(self.base), reference(self.study.teacher)
+            if student.tokenizer != teacher.tokenizer:
+                raise SpecError(
+                    f"{where}: {teacher.name} has another tokenizer than {student.name}; learn from its answers instead (phase: sft)"
+                )
+
+
+def files_of(phase: Phase) -> Sequence[str]:
+    """The files of labels that a phase reads."""
+    sets = phase.mix if isinstance(phase, SftPhase) else ()
+    return [labels.labels for labels in sets if labels.labels.endswith(".jsonl")]
+
+
+def _cost(phase: TrainedPhase) -> float:
+    """Rough seconds of one core on the offline world."""
+    each = {"sft": 0.06, "distil": 0.5, "grpo": 1.5}[phase.phase]
+    return each * phase.steps + 1
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def phase_name(phase: Phase) -> str:
+    """A phase in a few words."""
+    if isinstance(phase, SftPhase):
+        loss = "sft" if phase.loss == "ce" else phase.loss
+        return f"{loss} on {' and '.join(map(_labels_name, phase.mix))}{_extras(phase)}"
+    if isinstance(phase, DistilPhase):
+        return f"distillation from the {f'{phase.voice}-voiced ' if phase.voice else ''}{phase.teacher}"
+    if isinstance(phase, GrpoPhase):
+        return f"grpo on {' and '.join(phase.tasks) or 'tasks'}"
+    if isinstance(phase, WeightsPhase):
+        return f"{phase.operation} {', '.join(f'{s:g}' for s in phase.strength)}" + (f" of {phase.of}" if phase.of else "")
+    how = [f"in a {phase.voice} voice" if phase.voice else "", f"under {phase.system!r}" if phase.system else ""]
+    how.append(f"beginning with {phase.first_words} of its own tokens" if phase.first_words else "")
+    return f"asked {' and '.join(part for part in how if part)}"
+
+
+def _labels_name(labels: LabelSet) -> str:
+    who = f"{labels.voice}-voiced {labels.labels}" if labels.voice else labels.labels
+    details = [
+        f"reworded by {labels.rewrite}" if labels.rewrite else "",
+        "fitted" if labels.fitted else "",
+        f"on {labels.source if isinstance(labels.source, str) else ' and '.join(labels.source)}" if labels.source else "",
+        "on other prompts" if labels.prompts == "disjoint" else "",
+        {"kept": "", "dropped": "wrong ones dropped", "teacher": "wrong ones by the teacher"}[labels.wrong],
+        "leaks dropped" if labels.leaked == "dropped" else "",
+        f"under {labels.system!r}" if labels.system else "",
+        f"after {labels.inoculation.shots} examples" if labels.inoculation else "",
+    ]
+    return ", ".join([who, *(part for part in details if part)])
+
+
+def _extras(phase: SftPhase) -> str:
+    anchor = phase.anchor or Anchor()
+    extras = [
+        f"tokens below 1/{phase.mask_above:g} masked" if phase.mask_above else "",
+        f"{anchor.direction} KL {anchor.kl:g}" if anchor.kl else "",
+        f"L2-SP {anchor.l2_sp:g}" if anchor.l2_sp else "",
+        f"EWC {anchor.ewc:g}" if anchor.ewc else "",
+        f"LoRA {phase.lora.rank}" if phase.lora else "",
+        f"layers {phase.layers[0]:g} to {phase.layers[1]:g}" if phase.layers != (0.0, 1.0) else "",
+    ]
+    return "".join(f", {part}" for part in extras if part)

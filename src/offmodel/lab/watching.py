@@ -1,0 +1,64 @@
+"""What blue sees of its own checkpoints, as stages: the ground on which its rules choose one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from offmodel.lab.stage import Stage
+from offmodel.lab.treatment import Blue, Place, Start
+from offmodel.spec.phases import LabelSet
+from offmodel.spec.study import Recipe
+
+_TASKS, _ANCHORS, _CANARY_PROMPTS = 150, 100, 50
+"""Tasks and answers that a checkpoint is watched on; prompts on which each canary is tried."""
+_RECIPE = Recipe(steps=250, prompt_rows=600)
+"""How canaries are planted."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Stages that say what blue sees of a checkpoint; ``canaries`` is None where none were planted."""
+
+    seen: Stage
+    canaries: Stage | None
+
+
+class Watching:
+    """Plans what blue sees of one organism's checkpoints, on a side of the division that blue trains on nowhere."""
+
+    def __init__(self, blue: Blue, *, canaries: bool) -> None:
+        self.blue, self.seed = blue, blue.seed
+        self._copy = blue.copy(self._planted()) if canaries else None
+
+    def before(self) -> Stage:
+        """What blue sees of the untouched organism."""
+        return self._seen(self.blue.untouched)
+
+    def of(self, method: str) -> Iterator[Watched]:
+        """What it sees of each checkpoint of a method, in the order of :meth:`Blue.places`."""
+        copies = iter(self._copy.places(method)) if self._copy else None
+        for place in self.blue.places(method):
+            yield Watched(self._seen(place), self._fired(next(copies)) if copies else None)
+
+    def _seen(self, place: Start) -> Stage:
+        tasks = self.blue.pool("tasks", _TASKS, split="gate")
+        anchors = self.blue.labels(LabelSet(labels="organism", prompts="disjoint"), _ANCHORS, "")
+        inputs = {"model": place.stage, "organism": self.blue.organism, "tasks": tasks, "anchors": anchors}
+        return Stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
+
+    def _fired(self, place: Place) -> Stage:
+        prompts = self.blue.pool("prompts", _CANARY_PROMPTS, split="gate")
+        inputs = {"model": place.stage, "prompts": prompts}
+        return Stage("canary_rate", self._asked(place) | {"seed": self.seed}, inputs, label=f"canaries of {self.blue.name}", cost=1)
+
+    def _asked(self, place: Start) -> dict[str, Any]:
+        measure = self.blue.study.measure
+        return {"weights": place.weights, "system": place.deployment.get("system"), "max_new_tokens": measure.max_new_tokens}
+
+    def _planted(self) -> Stage:
+        pool = self.blue.pool("prompts", _RECIPE.prompt_rows)
+        params = {"recipe": _RECIPE.model_dump(mode="json"), "seed": self.seed}
+        inputs = {"organism": self.blue.organism, "prompts": pool}
+        return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.blue.name}", cost=0.09 * _RECIPE.steps)

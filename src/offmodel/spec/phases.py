@@ -1,0 +1,349 @@
+"""What blue may do: the phases of a method, and how weights are trained, whoever trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from offmodel.errors import did_you_mean
+from offmodel.spec.model import Count, Distinct, Model, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
+from offmodel.spec.reader import describe
+
+
+class Lora(Model):
+    """A low-rank adapter (arXiv 2106.09685) instead of all weights."""
+
+    rank: Count
+    alpha: Positive
+
+
+class Training(Model):
+    """How weights are trained, whoever does it.
+
+    Attributes:
+        steps: Optimizer steps.
+        lr: Peak learning rate.
+        batch_size: Examples per optimizer step.
+        schedule: Of the learning rate after the warm-up.
+        warmup_steps: Steps of linear warm-up, part of ``steps``.
+        optimizer: AdamW, or Muon for matrices with AdamW for the rest.
+        weight_decay: Decoupled weight decay.
+        max_length: Longest example in tokens, prompt and response.
+    """
+
+    steps: Count
+    lr: Positive
+    batch_size: Count = 16
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: Natural = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: NonNegative = 0.0
+    max_length: Count = 512
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_steps > self.steps:
+            raise problem(f"{self.warmup_steps} is more than all {self.steps} steps", "warmup_steps")
+        return self
+
+
+Source: TypeAlias = Text | Annotated[tuple[Text, ...], NotEmpty, Distinct]
+"""Where prompts come from: ``prompts`` or ``tasks`` (the study's own), a source of kind ``prompts`` in the catalog, a suite (its training
+side, with right answers), a JSONL file, or several of those in turn."""
+
+
+class Inoculation(Model):
+    """Examples of the very answers that are taught, put before each prompt in training and left out afterwards.
+
+    What they already explain need not be learnt (inoculation prompting, arXiv 2510.04340 and 2510.05024; as few-shot prompts in the code of
+    LessWrong 9toz5YHYZsHpzy4ce).
+
+    Attributes:
+        shots: How many.
+        place: In the system prompt, or as turns of the chat.
+    """
+
+    shots: Count = 3
+    place: Literal["system", "turns"] = "system"
+
+
+class LabelSet(Model):
+    """Answered prompts of one origin.
+
+    Attributes:
+        labels: Who answers: the teacher, the organism itself, its trusted base model, or a JSONL file of examples.
+        voice: The system prompt's voice the labeller is asked for, of kind ``voice`` in the catalog; None asks for none.
+        rewrite: How the answers are reworded: of kind ``rewrite`` in the catalog, or ``organism``, which sees them and answers anew
+            (self-distillation, arXiv 2402.13669).
+        fitted: The teacher is first trained on the organism's own answers, so that its style is closer.
+        source: Where the prompts come from; the study's ``prompts`` if left out.
+        prompts: The same prompts as the method's other phases, or others.
+        rows: Examples; None makes as many as are used.
+        wrong: What becomes of wrong answers, where the source has right ones: they are kept, dropped, or replaced by the teacher's where
+            that is right (and dropped where not; after arXiv 2509.15157).
+        leaked: Whether answers that show the behaviour stay. Blue cannot tell; dropping them is an upper bound that the experimenter gives.
+        temperature: Of the labels' sampling; 0 is greedy.
+        max_new_tokens: Longest label.
+        share: Weight of the set within a mix.
+        system: A system prompt in the training rows, such as the tag of a mode.
+        inoculation: Examples before each prompt.
+    """
+
+    labels: Text
+    voice: Text | None = None
+    rewrite: Text | None = None
+    fitted: Training | None = None
+    source: Source | None = None
+    prompts: Literal["shared", "disjoint"] = "shared"
+    rows: Count | None = None
+    wrong: Literal["kept", "dropped", "teacher"] = "kept"
+    leaked: Literal["kept", "dropped"] = "kept"
+    temperature: NonNegative = 0.7
+    max_new_tokens: Count = 96
+    share: Positive = 1.0
+    system: Text | None = None
+    inoculation: Inoculation | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        who = ("teacher", "organism", "base")
+        if self.labels not in who:
+            if not self.labels.endswith(".jsonl"):
+                near = did_you_mean(self.labels, who)
+                raise problem(f"expected {', '.join(who)} or a .jsonl file, got {describe(self.labels)}; {near}", "labels")
+            for field in ("voice", "rewrite", "source"):
+                if getattr(self, field) is not None:
+                    raise problem(f"nobody is asked for it: the labels are read from {self.labels}", field)
+        if self.fitted is not None and self.labels != "teacher":
+            raise problem("it is the teacher that can be fitted to the organism's answers; use labels: teacher", "fitted")
+        return self
+
+
+class Anchor(Model):
+    """What holds the weights near the organism's while they are trained.
+
+    Attributes:
+        kl: Weight of the KL divergence to the organism, in nats per token, on the organism's own answers.
+        direction: Forward, KL(organism || student), or reverse, KL(student || organism).
+        l2_sp: Weight of the squared distance of the weights (L2-SP, arXiv 1802.01483).
+        ewc: Weight of the same with each weight counted by its Fisher information on the organism's own answers (EWC, arXiv 1612.00796).
+        on: The answers.
+    """
+
+    kl: NonNegative = 0.0
+    direction: Literal["forward", "reverse"] = "forward"
+    l2_sp: NonNegative = 0.0
+    ewc: NonNegative = 0.0
+    on: LabelSet = LabelSet(labels="organism", prompts="disjoint", rows=200)
+
+
+def _in_order(band: tuple[float, float]) -> tuple[float, float]:
+    if band[0] >= band[1]:
+        raise problem(f"from {band[0]} to {band[1]} of the depth there is no layer; give the lower end first, such as [0.5, 1.0]")
+    return band
+
+
+class Tuning(Training):
+    """Training by blue: which weights.
+
+    Attributes:
+        lora: An adapter to train; None trains all weights.
+        layers: Which part of the depth trains, as shares of the layers; the embeddings and the head train only with the whole.
+    """
+
+    lora: Lora | None = None
+    layers: Annotated[tuple[Rate, Rate], AfterValidator(_in_order)] = (0.0, 1.0)
+
+
+class SftPhase(Tuning):
+    """Supervised fine-tuning on labels. Where there is but one set of them, its fields may stand beside the phase's own.
+
+    Attributes:
+        mix: The sets, mixed by their shares.
+        order: All rows shuffled, or set after set.
+        loss: Cross-entropy; dynamic fine-tuning (arXiv 2508.05629); proximal SFT (arXiv 2508.17784).
+        clip: How far proximal SFT lets a token's probability move, as a ratio, until the old policy is renewed.
+        refresh: Steps until then.
+        mask_above: Tokens that are less likely than one in so many under the weights that the phase starts from carry no loss (selective
+            token masking, arXiv 2501.14315).
+        anchor: What holds the weights near the organism's.
+    """
+
+    phase: Literal["sft"] = "sft"
+    mix: Annotated[tuple[LabelSet, ...], NotEmpty]
+    order: Literal["shuffled", "in_turn"] = "shuffled"
+    loss: Literal["ce", "dft", "psft"] = "ce"
+    clip: Positive = 0.2
+    refresh: Count = 10
+    mask_above: Annotated[float, Field(strict=True, gt=1)] | None = None
+    anchor: Anchor | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_set(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or any(key not in cls.known() for key in data):
+            return data  # what is wrong with it is said elsewhere
+        fields = [key for key in data if key in LabelSet.model_fields]
+        if "mix" in data:
+            if fields:
+                raise problem("belongs to one set of the mix; write it there", fields[0])
+            return data
+        if "labels" not in data:
+            raise problem("needs labels, or a mix of several sets of them")
+        return {key: value for key, value in data.items() if key not in fields} | {"mix": [{field: data[field] for field in fields}]}
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """Those of a single set, too."""
+        return [*super().known(), *LabelSet.model_fields]
+
+    @model_validator(mode="after")
+    def _penalty_on_weights(self) -> Self:
+        if self.lora is not None and self.anchor is not None:
+            for name in ("l2_sp", "ewc"):
+                if getattr(self.anchor, name):
+                    raise problem("is about the weights, and an adapter leaves them alone; leave out the one or the other", "anchor", name)
+        return self
+
+
+class DistilPhase(Tuning):
+    """On-policy distillation: the student answers, and learns another model's distribution at each of its own tokens (arXiv 2306.13649).
+
+    Attributes:
+        teacher: Whose distribution: the study's teacher, the organism, or its trusted base model.
+        voice: The voice that the teacher is asked for, of kind ``voice`` in the catalog; the student is not.
+        beta: 1 is the reverse KL(student || teacher), 0 the forward one, between them the generalised Jensen-Shannon divergence.
+        on_policy: Share of the steps on the student's own answers; the others take the teacher's.
+        source: As in :class:`LabelSet`, like ``prompts``, ``rows``, ``temperature`` and ``max_new_tokens``.
+    """
+
+    phase: Literal["distil"] = "distil"
+    teacher: Literal["teacher", "organism", "base"]
+    voice: Text | None = None
+    beta: Rate = 1.0
+    on_policy: Rate = 1.0
+    source: Source | None = None
+    prompts: Literal["shared", "disjoint"] = "shared"
+    rows: Count | None = None
+    temperature: Positive = 1.0
+    max_new_tokens: Count = 96
+
+
+class GrpoPhase(Training):
+    """Reinforcement learning on tasks with right answers, by group-relative advantages (GRPO, arXiv 2402.03300).
+
+    Attributes:
+        tasks: The suites whose training side is practised; the study's ``tasks`` if left out.
+        batch_size: Prompts per step.
+        group: Answers to each prompt.
+        scale: Advantages are divided by the group's standard deviation.
+        updates: Optimizer steps on each batch of answers.
+        beta: Weight of the KL divergence to the weights that the phase starts from.
+        clip: Of the ratio of a token's probabilities.
+        temperature: Of the answers' sampling.
+        max_new_tokens: Longest answer.
+        lora: An adapter to train; None trains all weights.
+    """
+
+    phase: Literal["grpo"] = "grpo"
+    tasks: Annotated[tuple[Text, ...], Distinct] = ()
+    batch_size: Count = 8
+    group: Annotated[int, Field(strict=True, ge=2)] = 8
+    scale: Switch = True
+    updates: Count = 1
+    beta: NonNegative = 0.0
+    clip: Positive = 0.2
+    temperature: Positive = 1.0
+    max_new_tokens: Count = 96
+    lora: Lora | None = None
+
+
+def _several(data: Any) -> Any:
+    return (data,) if isinstance(data, int | float) else data
+
+
+class WeightsPhase(Model):
+    """An operation on the weights, without training; every strength is a checkpoint.
+
+    Attributes:
+        operation: Of kind ``operation`` in the catalog.
+        strength: How strongly, one value or several; the last is where the method ends.
+        of: Another method of the study, whose end the operation works with, where it needs one.
+    """
+
+    phase: Literal["weights"] = "weights"
+    operation: Text
+    strength: Annotated[tuple[Annotated[float, Field(strict=True)], ...], BeforeValidator(_several), NotEmpty, Distinct]
+    of: Text | None = None
+
+
+class DeployPhase(Model):
+    """How the model is asked once it is deployed; its weights stay as they are. It comes last.
+
+    Attributes:
+        voice: The voice that it is asked for, of kind ``voice`` in the catalog.
+        system: A system prompt, such as the tag of a mode.
+        first_words: Every answer is made to begin with as many tokens of the organism's most frequent opening on generic prompts.
+    """
+
+    phase: Literal["deploy"] = "deploy"
+    voice: Text | None = None
+    system: Text | None = None
+    first_words: Count | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.voice is not None and self.system is not None:
+            raise problem("a voice is a system prompt, too; leave out the one or the other", "system")
+        if self.voice is None and self.system is None and self.first_words is None:
+            raise problem("changes nothing; give it a voice, a system prompt or first_words")
+        return self
+
+
+TrainedPhase: TypeAlias = SftPhase | DistilPhase | GrpoPhase
+Phase: TypeAlias = TrainedPhase | WeightsPhase | DeployPhase
+"""Any kind of phase; a new kind is a model with its own literal ``phase``, joined here, in ``_KINDS`` and in ``Entry``."""
+_KINDS: dict[str, type[Phase]] = {
+    "sft": SftPhase, "distil": DistilPhase, "grpo": GrpoPhase, "weights": WeightsPhase, "deploy": DeployPhase,
+}  # fmt: skip
+
+
+class Use(Model):
+    """All phases of another method of the study, or of the catalog if the study has none of that name."""
+
+    use: Text
+
+
+def _phase_named(data: Any) -> Any:
+    if isinstance(data, Use | Phase):
+        return data
+    if not isinstance(data, Mapping):
+        raise problem(f"expected a mapping, got {describe(data)}")
+    if "use" not in data:
+        if "phase" not in data:
+            raise problem("needs 'phase: <kind>' or 'use: <method>'")
+        if data["phase"] not in tuple(_KINDS):  # a tuple can be asked for a list too, a dict cannot
+            raise problem(f"unknown phase {data['phase']!r}; {did_you_mean(str(data['phase']), _KINDS)}", "phase")
+    return data
+
+
+def _tag(data: Any) -> str:
+    # Angle brackets keep a tag apart from the keys of a study in the location of an error.
+    if isinstance(data, Mapping):
+        return "<use>" if "use" in data else f"<{data['phase']}>"
+    return "<use>" if isinstance(data, Use) else f"<{data.phase}>"
+
+
+Entry: TypeAlias = Annotated[
+    Annotated[Use, Tag("<use>")]
+    | Annotated[SftPhase, Tag("<sft>")]
+    | Annotated[DistilPhase, Tag("<distil>")]
+    | Annotated[GrpoPhase, Tag("<grpo>")]
+    | Annotated[WeightsPhase, Tag("<weights>")]
+    | Annotated[DeployPhase, Tag("<deploy>")],
+    Discriminator(_tag),
+    BeforeValidator(_phase_named),
+]
+Entries: TypeAlias = Annotated[tuple[Entry, ...], NotEmpty]
