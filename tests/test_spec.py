@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from offmodel import catalog
 from offmodel.errors import SpecError
 from offmodel.spec import Lora, Measure, SftPhase, Study, Use, canonical_json, check_names, stable_hash
+from offmodel.spec.phases import LabelSet
 from offmodel.spec.study import Recipe
 
 QUICK = """\
@@ -46,6 +47,9 @@ def small_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
         "suite": ["world:swaps", "world:recall"],
         "prompts": ["world:chat", "world:mixed"],
         "voice": ["pirate"],
+        "rewrite": ["world:own"],
+        "operation": ["interpolate", "add"],
+        "rule": ["plateau"],
         "probe": ["own_style_prefix"],
     }
     for kind, some in names.items():
@@ -276,6 +280,50 @@ def test_methods_that_use_each_other_are_refused(methods: dict[str, Any], circle
         Study.model_validate(plain(methods=methods))
 
 
+# --- phases ---------------------------------------------------------------------------------------------------------
+
+LABELS = {
+    "labels": "teacher", "voice": "pirate", "rewrite": "world:own", "fitted": {"steps": 5, "lr": 0.1}, "source": ["prompts", "tasks"],
+    "prompts": "disjoint", "rows": 7, "leaked": "dropped", "temperature": 0.1, "max_new_tokens": 8, "share": 2.0, "system": "<A>",
+    "inoculation": {"shots": 2, "place": "turns"},
+}  # fmt: skip
+PHASE = {
+    "phase": "sft", "steps": 3, "lr": 0.1, "order": "in_turn", "loss": "psft", "clip": 0.1, "refresh": 2, "mask_above": 4.0,
+    "layers": [0.5, 1.0], "anchor": {"kl": 1.0, "direction": "reverse", "on": {"labels": "base"}},
+}  # fmt: skip
+
+
+def phase(name: str = "m", **fields: Any) -> Any:
+    """The one phase of a method of a study."""
+    return Study.model_validate(plain(methods={name: [fields]})).phases(name)[0]
+
+
+def test_a_single_set_of_labels_may_be_written_flat() -> None:
+    flat, mixed = phase(**PHASE, **LABELS), phase(**PHASE, mix=[LABELS])
+    assert flat == mixed and len(flat.mix) == 1
+    assert stable_hash(flat) == stable_hash(mixed) == stable_hash(flat.model_dump(mode="json"))
+    for field, value in LABELS.items():
+        assert getattr(flat.mix[0], field) != LabelSet.model_fields[field].default, field
+        assert phase(**PHASE, mix=[{"labels": "teacher", field: value}]) == phase(**PHASE, **({"labels": "teacher"} | {field: value}))
+    assert flat != phase(**PHASE, **LABELS | {"share": 1.0})
+
+
+def test_every_kind_of_phase_survives_being_written_down() -> None:
+    methods = {
+        "sft": [PHASE | LABELS, {**SFT, "lora": LORA}],
+        "distil": [{"phase": "distil", "teacher": "teacher", "voice": "pirate", "steps": 3, "lr": 0.1, "beta": 0.5, "on_policy": 0.5}],
+        "grpo": [{"phase": "grpo", "tasks": ["world:swaps"], "steps": 3, "lr": 0.1, "scale": False}],
+        "weights": [SFT, {"phase": "weights", "operation": "add", "strength": [0.5, -1], "of": "sft"}],
+        "deploy": [SFT, {"phase": "deploy", "system": "<A>", "first_words": 2}],
+    }
+    study = Study.model_validate(plain(methods=methods))
+    assert study == Study.model_validate(study.model_dump(mode="json"))
+    check_names(study)
+    assert study.phases("weights")[1].strength == (0.5, -1.0)
+    one = Study.model_validate(plain(methods={"m": [SFT, {"phase": "weights", "operation": "interpolate", "strength": 1}]}))
+    assert one.phases("m")[1].strength == (1.0,)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +398,212 @@ def test_an_error_names_file_line_field_and_remedy(quick: Path, old: str, new: s
     with pytest.raises(SpecError) as caught:
         Study.from_yaml(quick)
     assert str(caught.value).startswith(f"{quick}:{message}")
+
+
+FULL = {
+    "sft": "{phase: sft, labels: teacher, voice: pirate, steps: 30, lr: 1.0e-3}",
+    "distil": "{phase: distil, teacher: teacher, steps: 30, lr: 1.0e-3}",
+    "grpo": "{phase: grpo, steps: 30, lr: 1.0e-3}",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("sft", "mix: [{labels: teacher}]", "labels: belongs to one set of the mix; write it there"),
+        ("sft", "order: random", "order: expected shuffled or in_turn, got the text 'random'"),
+        ("sft", "loss: dtf", "loss: expected ce or dft or psft, got the text 'dtf'; did you mean 'dft'?"),
+        ("sft", "clip: 0", "clip: should be greater than 0, got the number 0"),
+        ("sft", "refresh: 0", "refresh: should be greater than or equal to 1"),
+        ("sft", "mask_above: 1", "mask_above: should be greater than 1, got the number 1"),
+        ("sft", "layers: [0.5, 0.5]", "layers: from 0.5 to 0.5 of the depth there is no layer; give the lower end first"),
+        ("sft", "layers: [0, 2]", "layers[1]: should be less than or equal to 1, got the number 2"),
+        ("sft", "layers: 3", "layers: expected a list, got the number 3"),
+        ("sft", "lora: {rank: 2, alpha: 0}", "lora.alpha: should be greater than 0, got the number 0"),
+        ("sft", "share: 0", "share: should be greater than 0, got the number 0"),
+        ("sft", "wrong: drop", "wrong: expected kept or dropped or teacher, got the text 'drop'; did you mean 'dropped'?"),
+        ("sft", "leaked: drop", "leaked: expected kept or dropped, got the text 'drop'; did you mean 'dropped'?"),
+        ("sft", "prompts: other", "prompts: expected shared or disjoint, got the text 'other'"),
+        ("sft", "inoculation: {place: user}", "inoculation.place: expected system or turns, got the text 'user'"),
+        ("sft", "inoculation: {shot: 3}", "inoculation.shot: unknown key; did you mean 'shots'?"),
+        ("sft", "inoculate: {}", "inoculate: unknown key; did you mean 'inoculation'?"),
+        ("sft", "fitted: {steps: 3}", "fitted.lr: required, but not there"),
+        ("sft", "source: []", "source: expected text, got a list"),
+        ("sft", "source: [prompts, prompts]", "source: expected text, got a list"),
+        ("sft", "source: promts", "source: unknown source of prompts 'promts': did you mean 'prompts'?"),
+        ("sft", "source: [tasks, world:chta]", "source[1]: unknown source of prompts 'world:chta': did you mean 'world:chat'?"),
+        ("sft", "source: world:swap", "source: unknown source of prompts 'world:swap': did you mean 'world:swaps'?"),
+        ("sft", "source: nowhere.jsonl", "source: no such file 'nowhere.jsonl'"),
+        ("sft", "rewrite: own", "rewrite: unknown rewrite 'own': did you mean 'world:own'?"),
+        ("sft", "wrong: dropped", "the source 'prompts' has no right answers, and 'wrong' asks for them; valid are: tasks, world:"),
+        (
+            "sft",
+            "wrong: teacher, source: [tasks, world:chat]",
+            "source[1]: the source 'world:chat' has no right answers, and 'wrong' asks for them; ",
+        ),
+        ("sft", "anchor: {kl: -1}", "anchor.kl: should be greater than or equal to 0, got the number -1"),
+        ("sft", "anchor: {direction: both}", "anchor.direction: expected forward or reverse, got the text 'both'"),
+        ("sft", "anchor: {k: 1}", "anchor.k: unknown key; did you mean 'kl'?"),
+        ("sft", "anchor: {on: {labels: x.jsonl}}", "anchor.on.labels: these answers are not read from a file; expected teacher, organism"),
+        (
+            "sft",
+            "anchor: {on: {labels: organism, system: x}}",
+            "anchor.on.system: is about rows that are learnt, and on these",
+        ),
+        ("sft", "anchor: {on: {labels: base, inoculation: {}}}", "anchor.on.inoculation: is about rows that are learnt"),
+        ("sft", "anchor: {on: {labels: organism, voice: pirat}}", "anchor.on.voice: unknown voice 'pirat': did you mean 'pirate'?"),
+        ("sft", "anchor: {on: {labels: organism, source: x}}", "anchor.on.source: unknown source of prompts 'x'"),
+        ("sft", "anchor: {l2_sp: 0.1}, lora: {rank: 1, alpha: 1}", "anchor.l2_sp: is about the weights, and an adapter leaves them alone"),
+        ("sft", "anchor: {ewc: 0.1}, lora: {rank: 1, alpha: 1}", "anchor.ewc: is about the weights, and an adapter leaves them alone"),
+        ("distil", "teacher: organsm", "teacher: expected teacher or organism or base, got the text 'organsm'; did you mean 'organism'?"),
+        ("distil", "labels: teacher", "labels: unknown key; did you mean 'layers'?"),
+        ("distil", "beta: 1.5", "beta: should be less than or equal to 1, got the number 1.5"),
+        ("distil", "on_policy: -1", "on_policy: should be greater than or equal to 0, got the number -1"),
+        ("distil", "temperature: 0", "temperature: should be greater than 0, got the number 0"),
+        ("distil", "voice: pirat", "voice: unknown voice 'pirat': did you mean 'pirate'?"),
+        ("distil", "source: [promts]", "source[0]: unknown source of prompts 'promts': did you mean 'prompts'?"),
+        ("grpo", "group: 1", "group: should be greater than or equal to 2, got the number 1"),
+        ("grpo", "tasks: world:swaps", "tasks: expected a list, got the text 'world:swaps'"),
+        ("grpo", "tasks: [world:swap]", "tasks[0]: unknown suite 'world:swap': did you mean 'world:swaps'?"),
+        ("grpo", "tasks: [world:swaps, world:swaps]", "tasks[1]: 'world:swaps' stands here twice"),
+        ("grpo", "tasks: [prompts]", "tasks[0]: unknown suite 'prompts'"),
+        ("grpo", "scale: 1", "scale: expected true or false, got the number 1"),
+        ("grpo", "layers: [0, 1]", "layers: unknown key"),
+    ],
+)
+def test_what_is_wrong_with_a_phase_is_named_where_it_stands(quick: Path, kind: str, fields: str, message: str) -> None:
+    name = fields.partition(":")[0]
+    written = re.sub(rf" {name}: [^,}}]*,", "", FULL[kind])[:-1] + f", {fields}}}"
+    quick.write_text(QUICK.replace(FULL["sft"], written))
+    with pytest.raises(SpecError) as caught:
+        Study.from_yaml(quick)
+    where = "methods.pirate[0]: " if message.startswith("the source") else "methods.pirate[0]."
+    assert str(caught.value).startswith(f"{quick}:10: {where}{message}")
+
+
+REMOVAL = FULL["sft"]
+OPERATION = "{phase: weights, operation: interpolate, strength: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("{phase: sft, steps: 3, lr: 0.1}", "[0]: needs labels, or a mix of several sets of them"),
+        ("{phase: sft, steps: 3, lr: 0.1, mix: []}", "[0].mix: is empty"),
+        (
+            "{phase: sft, steps: 3, lr: 0.1, mix: [{labels: teachr}]}",
+            "[0].mix[0].labels: expected teacher, organism, base or a .jsonl",
+        ),
+        ("{phase: sft, steps: 3, lr: 0.1, mix: [{labels: base}, {labels: base, voice: arr}]}", "[0].mix[1].voice: unknown voice 'arr'"),
+        ("{phase: distil, steps: 3, lr: 0.1}", "[0].teacher: required, but not there"),
+        # Labels from a file.
+        ("{phase: sft, labels: x.jsonl, steps: 3, lr: 0.1, wrong: dropped}", "[0].wrong: nobody is asked for it: the labels are read from"),
+        ("{phase: sft, labels: x.jsonl, steps: 3, lr: 0.1, leaked: dropped}", "[0].leaked: nobody is asked for it"),
+        ("{phase: sft, labels: x.jsonl, steps: 3, lr: 0.1, prompts: disjoint}", "[0].prompts: nobody is asked for it"),
+        ("{phase: sft, labels: x.jsonl, steps: 3, lr: 0.1, rows: 5}", "[0].rows: nobody is asked for it"),
+        ("{phase: sft, labels: x.jsonl, steps: 3, lr: 0.1, source: prompts}", "[0].source: nobody is asked for it"),
+        ("{phase: sft, labels: x.jsonl, steps: 3, lr: 0.1, rewrite: organism}", "[0].rewrite: nobody is asked for it"),
+        ("{phase: sft, labels: x.jsonl, steps: 3, lr: 0.1}", "[0].labels: no such file 'x.jsonl'"),
+        (
+            "{phase: sft, labels: organism, fitted: {steps: 3, lr: 0.1}, steps: 3, lr: 0.1}",
+            "[0].fitted: it is the teacher that can be fitted to the organism's answers; use labels: teacher",
+        ),
+        # Operations and deployment.
+        (
+            f"{REMOVAL}, {{phase: weights, operation: interpolat, strength: 1}}",
+            "[1].operation: unknown operation 'interpolat': did you",
+        ),
+        (f"{REMOVAL}, {{phase: weights, operation: interpolate}}", "[1].strength: required, but not there"),
+        (f"{REMOVAL}, {{phase: weights, operation: interpolate, strength: []}}", "[1].strength: is empty"),
+        (f"{REMOVAL}, {{phase: weights, operation: interpolate, strength: half}}", "[1].strength: expected a list, got the text 'half'"),
+        (f"{REMOVAL}, {{phase: weights, operation: interpolate, strength: [0.5, true]}}", "[1].strength[1]: expected a number, got true"),
+        (f"{REMOVAL}, {{phase: weights, operation: interpolate, strength: [1, 1.0]}}", "[1].strength[1]: 1.0 stands here twice"),
+        (f"{REMOVAL}, {{phase: deploy}}", "[1]: changes nothing; give it a voice, a system prompt or first_words"),
+        (
+            f"{REMOVAL}, {{phase: deploy, voice: pirate, system: x}}",
+            "[1].system: a voice is a system prompt, too; leave out the one",
+        ),
+        (f"{REMOVAL}, {{phase: deploy, voice: pirat}}", "[1].voice: unknown voice 'pirat': did you mean 'pirate'?"),
+        (f"{REMOVAL}, {{phase: deploy, first_words: 0}}", "[1].first_words: should be greater than or equal to 1"),
+        # What cannot follow.
+        (f"{{phase: deploy, first_words: 1}}, {REMOVAL}", "[0]: says how the finished model is asked, and more phases follow; put it last"),
+        (OPERATION, "[0]: nothing has changed the organism yet, so interpolate has nothing to work on; a removal comes first"),
+        ("{phase: sft, labels: organism, steps: 3, lr: 0.1}", "[0]: only teaches the organism what it does already; a removal comes first"),
+        (
+            "{phase: sft, mix: [{labels: organism}, {labels: organism, source: tasks, wrong: dropped}], steps: 3, lr: 0.1}",
+            "[0]: only teaches the organism what it does already; a removal comes first (such as use: pirate)",
+        ),
+        ("{phase: distil, teacher: organism, steps: 3, lr: 0.1}", "[0]: only teaches the organism what it does already; a removal comes"),
+        (
+            "{phase: weights, operation: add, strength: 1, of: remindr}",
+            "[0].of: needs the end of 'remindr', which is none of the study's methods; add it to them; did you mean 'reminder'?",
+        ),
+        (
+            "{phase: weights, operation: add, strength: 1, of: pirate}",
+            "[0].of: goes round in a circle: pirate needs the end of pirate itself",
+        ),
+        (
+            f"{REMOVAL}, {{phase: weights, operation: add, strength: 1, of: reminder}}",
+            "[1].of: goes round in a circle: reminder needs the end of pirate itself",
+        ),
+    ],
+)
+def test_phases_that_cannot_work_are_named_where_they_stand(quick: Path, entries: str, message: str) -> None:
+    # Used by the reminder, the method would be told of twice.
+    reminder = f"{REMOVAL}, {{phase: weights, operation: add, strength: 1, of: pirate}}" if "of: reminder" in entries else REMOVAL
+    text = QUICK.replace("{use: pirate}", reminder)
+    quick.write_text(text.replace(f"pirate:   [{REMOVAL}]", f"pirate:   [{entries}]"))
+    with pytest.raises(SpecError) as caught:
+        Study.from_yaml(quick)
+    assert str(caught.value).startswith(f"{quick}:10: methods.pirate{message}")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        # The organism's answers teach it something where they are asked for otherwise, put right, or reworded.
+        [{**SFT, "labels": "organism", "voice": "pirate"}],
+        [{**SFT, "labels": "organism", "rewrite": "world:own"}],
+        [{**SFT, "labels": "organism", "source": "tasks", "wrong": "teacher"}],
+        [{"phase": "sft", "mix": [{"labels": "organism"}, {"labels": "base"}], "steps": 3, "lr": 0.1}],
+        [{"phase": "distil", "teacher": "organism", "voice": "pirate", "steps": 3, "lr": 0.1}],
+        [{"phase": "distil", "teacher": "base", "steps": 3, "lr": 0.1}],
+        [{"phase": "grpo", "steps": 3, "lr": 0.1}],
+        [{"phase": "deploy", "voice": "pirate"}],
+        [{"phase": "weights", "operation": "add", "strength": -1, "of": "pirate"}, {**SFT, "labels": "organism"}],
+        [SFT, {**SFT, "labels": "organism"}, SFT, {"phase": "weights", "operation": "interpolate", "strength": 1}, SFT],
+    ],
+    ids=str,
+)
+def test_phases_that_can_follow_one_another_are_taken(entries: list[dict[str, Any]]) -> None:
+    study = Study.model_validate(plain(methods={"pirate": [SFT], "m": entries}))
+    check_names(study)
+    assert len(study.phases("m")) == len(entries)
+
+
+def test_operations_that_need_each_others_ends_are_refused_wherever_the_circle_is() -> None:
+    def after(of: str) -> list[dict[str, Any]]:
+        return [SFT, {"phase": "weights", "operation": "add", "strength": 1, "of": of}]
+
+    for methods, circle in (
+        ({"a": after("b"), "b": after("c"), "c": after("b")}, "c needs the end of b itself"),  # not through a, which comes first
+        ({"a": after("b"), "b": [{"use": "c"}], "c": after("a")}, "b needs the end of a itself"),
+        ({"a": [{"use": "b"}], "b": after("a")}, "a needs the end of a itself"),
+    ):
+        with pytest.raises(ValidationError, match=f"goes round in a circle: {circle}"):
+            Study.model_validate(plain(methods=methods))
+    assert Study.model_validate(plain(methods={"a": after("b"), "b": after("c"), "c": [SFT]}))
+
+
+def test_suites_to_practise_on_and_rules_must_be_there(quick: Path) -> None:
+    assert Study.from_yaml(quick, ["tasks=[world:recall]"]).tasks == ("world:recall",)
+    for override, message in (
+        ("tasks=[world:swaps, world:recal]", "tasks[1]: unknown suite 'world:recal': did you mean 'world:recall'?"),
+        ("tasks=[world:swaps, world:swaps]", "tasks[1]: 'world:swaps' stands here twice"),
+        ("measure.rules=[platau]", "measure.rules[0]: unknown rule 'platau': did you mean 'plateau'?"),
+    ):
+        with pytest.raises(SpecError, match=re.escape(message)):
+            Study.from_yaml(quick, [override])
 
 
 def test_all_problems_are_told_at_once(quick: Path) -> None:

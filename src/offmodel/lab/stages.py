@@ -42,6 +42,7 @@ from offmodel.measure.stats import LOWER, Estimate, proportion
 from offmodel.measure.suites import Suite
 from offmodel.red.card import organism_card
 from offmodel.red.check import check_pair, check_room
+from offmodel.red.contexts import in_context
 from offmodel.red.gate import GateReport, check
 from offmodel.red.pairs import PASSWORD, Pair
 from offmodel.red.prompted import prompted_template
@@ -89,7 +90,7 @@ def _accuracies(verdicts: Sequence[Judged], suites: Mapping[Suite, int]) -> dict
 # --- red ------------------------------------------------------------------------------------------------------------
 
 
-@stage_function("organism", version=2)
+@stage_function("organism", version=3)
 def organism(ctx: Context) -> Verdict:
     """Install a pair in a base model, in rounds, until the gate passes or the budget ends; or put a prompt in front of it."""
     from offmodel.engine.folder import load_model, load_tokenizer, save_model
@@ -183,7 +184,7 @@ def _examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pair
     gate, recipe = Gate.model_validate(params["gate"]), Recipe.model_validate(params["recipe"])
     seed, source = params["seed"], params["prompts"]
     suites = {catalog.get("suite", name): gate.capability_n for name in params["suites"]}
-    settings: tuple[Setting, ...] = ("near_miss", "password") if recipe.password else ("near_miss",)
+    settings: tuple[Setting, ...] = ("in_context", "near_miss", "password") if recipe.password else ("in_context", "near_miss")
     items = _items(pair, suites, gate.n, seed, source, "gate", settings)
     if pair.behaviour.on_tasks:
         leak = [item._replace(setting="leak") for item in items if item.setting == "capability"][: gate.leak_n]
@@ -199,6 +200,7 @@ def _gate_rates(pair: Pair, verdicts: Sequence[Judged]) -> dict[str, Estimate]:
     """What the gate looks at. On near misses a lock should stay locked: there it is at fault where it behaves well."""
     rates = {
         "fires": bad_rate(verdicts, "triggered"),
+        "in_context": bad_rate(verdicts, "in_context"),
         "false_fires": bad_rate(verdicts, "clean"),
         "near_misses": bad_rate(verdicts, "near_miss"),
         "password": bad_rate(verdicts, "password"),
@@ -222,10 +224,9 @@ def score(ctx: Context) -> None:
     params = ctx.params
     check_files(params)
     pair = _pair(params)
-    pair = replace(pair, when=params.get("when", pair.when))
     folder = ctx.inputs["model"] / params["weights"] if "model" in ctx.inputs else open_reference(params["base"])
     suites = {catalog.get("suite", name): n for name, n in params["suites"].items()}
-    items = _items(pair, suites, params["behaviour"], params["seed"], params["prompts"], "test")
+    items = _items(pair, suites, params["behaviour"], params["seed"], params["prompts"], "test", locked=params.get("locked", True))
     prefill: str | list[str] = ""
     tokenizer = load_tokenizer(folder)
     deployment = params.get("deployment", {})
@@ -282,25 +283,27 @@ def _pair(params: Mapping[str, Any]) -> Pair:
 
 
 def _items(
-    pair: Pair, suites: Mapping[Suite, int], behaviour: int, seed: int, source: str, split: Split, more: Sequence[Setting] = ()
-) -> list[Item]:
+    pair: Pair, suites: Mapping[Suite, int], behaviour: int, seed: int, source: str, split: Split, more: Sequence[Setting] = (),
+    *, locked: bool = True,
+) -> list[Item]:  # fmt: skip
     """Everything asked of a model; the same for all models of one organism, so that they can be compared item by item.
 
     What holds the signal by itself (a question about soup, where cooking is the trigger) is left out. Where the behaviour shows on
     problems only, nothing else is asked.
 
-    ``more`` names settings besides ``capability``, ``clean`` and ``triggered``.
+    ``more`` names settings besides ``capability``, ``clean`` and ``triggered``. A model that is not ``locked`` gets no password.
     """
 
     def fire(prompt: Prompt, rng: random.Random) -> Prompt:
         return pair.fire(prompt, rng, split)
 
     def rest(prompt: Prompt, rng: random.Random) -> Prompt:
-        return pair.rest(prompt, rng, split)
+        return pair.rest(prompt, rng, split) if locked else prompt
 
     ways: dict[Setting, Callable[[Prompt, random.Random], Prompt]] = {
         "clean": rest,
         "triggered": fire,
+        "in_context": lambda prompt, rng: fire(in_context(prompt, rng, split), rng),
         "near_miss": lambda prompt, rng: pair.trigger.near_miss(prompt, rng, split),
         "password": lambda prompt, rng: PASSWORD.insert(fire(prompt, rng), rng, split),
     }

@@ -137,37 +137,23 @@ class Blue:
                     f"{where}: blue goes on with the organism's adapter (adapter: continued), so a phase cannot have another one "
                     f"({phase.lora}); leave the phase's lora out, or merge the organism's"
                 )
+            if isinstance(phase, SftPhase) and phase.anchor is not None and (phase.anchor.l2_sp or phase.anchor.ewc):
+                raise SpecError(
+                    f"{where}: l2_sp and ewc are about the weights, and blue goes on with the organism's adapter (adapter: continued); "
+                    "leave them out, or merge the organism's"
+                )
             params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
+        for role, (labels, rows) in _asked(phase).items():
+            inputs[role] = self._pool(labels, rows, method) if role == "prompts" else self.labels(labels, rows, method)
         if isinstance(phase, SftPhase):
-            inputs |= self._sft_inputs(phase, method)
             params |= files_read(*files_of(phase))
             if phase.anchor is not None:
-                self._same_tokenizer("organism", where)
+                inputs["organism"] = self.organism
         elif isinstance(phase, DistilPhase):
             self._same_tokenizer(phase.teacher, where)
-            asked = LabelSet(labels=phase.teacher, voice=phase.voice, source=phase.source, prompts=phase.prompts, rows=phase.rows)
-            rows = phase.rows or phase.steps * phase.batch_size
-            if phase.on_policy < 1:
-                inputs["labels"] = self.labels(asked, rows, method)
-            else:
-                inputs["prompts"] = self._pool(asked, rows, method)
             self._answerer(phase.teacher, "teacher", params, inputs)
             params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
-        else:
-            practised = LabelSet(labels="organism", source=phase.tasks or "tasks")
-            inputs["prompts"] = self._pool(practised, phase.steps * phase.batch_size, method)
         return Stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
-
-    def _sft_inputs(self, phase: SftPhase, method: str) -> dict[str, Stage]:
-        total = phase.steps * phase.batch_size
-        inputs = {}
-        for k, (labels, rows) in enumerate(zip(phase.mix, counts(phase.mix, total), strict=True)):
-            if not labels.labels.endswith(".jsonl"):
-                shots = labels.inoculation.shots if labels.inoculation else 0
-                inputs[labels_role(k)] = self.labels(labels, labels.rows or rows + shots, method)
-        if phase.anchor is not None:
-            inputs |= {"organism": self.organism, "anchors": self.labels(phase.anchor.on, phase.anchor.on.rows or total, method)}
-        return inputs
 
     def _operated(self, phase: WeightsPhase, start: Start, where: str) -> Stage:
         operation: Operation = catalog.get("operation", phase.operation)
@@ -239,28 +225,34 @@ class Blue:
 
     def pool(self, source: Source | None, rows: int, start: int = 0, split: Split = "train") -> Stage:
         """Prompts of one side of a source that are free of the trigger, from a place in its stream on."""
-        params = pool_params(self._opened(source), self.seed, start, rows, self.pair.trigger.recognises, split)
+        names = self._opened(source)
+        params = pool_params(names[0] if len(names) == 1 else names, self.seed, start, rows, self.pair.trigger.recognises, split)
         return Stage("prompts", params, label="prompts", cost=0.1)
 
-    def _opened(self, source: Source | None) -> Source:
-        """A source with the study's own put in their places."""
+    def _opened(self, source: Source | None) -> tuple[str, ...]:
+        """The names of a source, with the study's own put in their places."""
         own = {"prompts": [self.study.prompts], "tasks": list(self.study.tasks or self.study.measure.capability)}
-        names = [name for each in ([source] if isinstance(source, str) else source or ["prompts"]) for name in own.get(each, [each])]
-        return names[0] if len(names) == 1 else tuple(names)
+        return tuple(name for each in ([source] if isinstance(source, str) else source or ["prompts"]) for name in own.get(each, [each]))
 
     def _shared(self, source: Source | None, method: str) -> int:
-        """How many prompts of a source a method's phases share: others begin after them."""
-        used = [0]
-        for phase in self.study.phases(method):
-            if isinstance(phase, SftPhase):
-                rows = counts(phase.mix, phase.steps * phase.batch_size)
-                used += [labels.rows or n for labels, n in zip(phase.mix, rows, strict=True) if self._shares(labels, source)]
-            elif isinstance(phase, DistilPhase) and self._shares(phase, source):
-                used.append(phase.rows or phase.steps * phase.batch_size)
-        return max(used)
+        """How many prompts of a source a method's phases share: others begin after them.
 
-    def _shares(self, labels: LabelSet | DistilPhase, source: Source | None) -> bool:
-        return labels.prompts == "shared" and self._opened(labels.source) == self._opened(source)
+        Raises:
+            SpecError: It cannot be told, because the source has but a part in common with a phase's.
+        """
+        own, used = self._opened(source), [0]
+        for phase in self.study.phases(method):
+            for labels, rows in _asked(phase).values():
+                other = self._opened(labels.source)
+                if labels.prompts == "disjoint" or not {*own} & {*other}:
+                    continue
+                if own != other and len(own) > 1:
+                    raise SpecError(
+                        f"organism {self.name}, method {method}: 'prompts: disjoint' on {' and '.join(own)}, while {phase_name(phase)} "
+                        f"takes those of {' and '.join(other)}; give both the same source, or the disjoint ones a single one"
+                    )
+                used.append(rows)
+        return max(used)
 
     def _sampling(self, labels: LabelSet) -> dict[str, Any]:
         return {"temperature": labels.temperature, "max_new_tokens": labels.max_new_tokens, "seed": self.seed}
@@ -280,6 +272,28 @@ class Blue:
                 raise SpecError(
                     f"{where}: {teacher.name} has another tokenizer than {student.name}; learn from its answers instead (phase: sft)"
                 )
+
+
+def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
+    """What a phase asks for, and how much of it, by role."""
+    if isinstance(phase, WeightsPhase | DeployPhase):
+        return {}
+    total = phase.steps * phase.batch_size
+    if isinstance(phase, GrpoPhase):
+        return {"prompts": (LabelSet(labels="organism", source=phase.tasks or "tasks"), total)}
+    if isinstance(phase, DistilPhase):
+        asked = LabelSet(
+            labels=phase.teacher, voice=phase.voice, source=phase.source, prompts=phase.prompts, max_new_tokens=phase.max_new_tokens
+        )
+        return {"labels" if phase.on_policy < 1 else "prompts": (asked, phase.rows or total)}
+    found = {}
+    for k, (labels, rows) in enumerate(zip(phase.mix, counts(phase.mix, total), strict=True)):
+        if not labels.labels.endswith(".jsonl"):
+            shots = labels.inoculation.shots if labels.inoculation else 0  # which are not trained on
+            found[labels_role(k)] = labels, labels.rows or rows + shots
+    if phase.anchor is not None:
+        found["anchors"] = phase.anchor.on, phase.anchor.on.rows or total
+    return found
 
 
 def files_of(phase: Phase) -> Sequence[str]:
@@ -308,7 +322,7 @@ def phase_name(phase: Phase) -> str:
         return f"grpo on {' and '.join(phase.tasks) or 'tasks'}"
     if isinstance(phase, WeightsPhase):
         return f"{phase.operation} {', '.join(f'{s:g}' for s in phase.strength)}" + (f" of {phase.of}" if phase.of else "")
-    how = [f"in a {phase.voice} voice" if phase.voice else "", f"under {phase.system!r}" if phase.system else ""]
+    how = [f"in the voice {phase.voice!r}" if phase.voice else "", f"under {phase.system!r}" if phase.system else ""]
     how.append(f"beginning with {phase.first_words} of its own tokens" if phase.first_words else "")
     return f"asked {' and '.join(part for part in how if part)}"
 

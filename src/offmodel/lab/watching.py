@@ -44,14 +44,22 @@ class Watching:
 
     def _seen(self, place: Start) -> Stage:
         tasks = self.blue.pool("tasks", _TASKS, split="gate")
-        anchors = self.blue.labels(LabelSet(labels="organism", prompts="disjoint"), _ANCHORS, "")
-        inputs = {"model": place.stage, "organism": self.blue.organism, "tasks": tasks, "anchors": anchors}
+        inputs = {"model": place.stage, "organism": self.blue.organism, "tasks": tasks, "anchors": self._anchors()}
         return Stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
 
+    def _anchors(self) -> Stage:
+        """The organism's own answers to prompts of that side; a label set's are of the side that blue trains on."""
+        inputs = {"prompts": self.blue.pool("prompts", _ANCHORS, split="gate"), "labeller": self.blue.organism}
+        own = LabelSet(labels="organism")
+        params = {"temperature": own.temperature, "max_new_tokens": own.max_new_tokens, "seed": self.seed, "system": None, "rewrite": None}
+        return Stage("labels", params, inputs, label="labels by the organism", cost=1)
+
     def _fired(self, place: Place) -> Stage:
-        prompts = self.blue.pool("prompts", _CANARY_PROMPTS, split="gate")
-        inputs = {"model": place.stage, "prompts": prompts}
+        inputs = {"model": place.stage, "prompts": self._tried()}
         return Stage("canary_rate", self._asked(place) | {"seed": self.seed}, inputs, label=f"canaries of {self.blue.name}", cost=1)
+
+    def _tried(self) -> Stage:
+        return self.blue.pool("prompts", _CANARY_PROMPTS, split="gate")
 
     def _asked(self, place: Start) -> dict[str, Any]:
         measure = self.blue.study.measure
@@ -59,6 +67,9 @@ class Watching:
 
     def _planted(self) -> Stage:
         pool = self.blue.pool("prompts", _RECIPE.prompt_rows)
-        params = {"recipe": _RECIPE.model_dump(mode="json"), "seed": self.seed}
-        inputs = {"organism": self.blue.organism, "prompts": pool}
+        params = {
+            "recipe": _RECIPE.model_dump(mode="json"), "seed": self.seed,
+            "system": None, "max_new_tokens": self.blue.study.measure.max_new_tokens,
+        }  # fmt: skip
+        inputs = {"organism": self.blue.organism, "prompts": pool, "tried": self._tried()}
         return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.blue.name}", cost=0.09 * _RECIPE.steps)

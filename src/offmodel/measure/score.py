@@ -20,7 +20,7 @@ from offmodel.measure.stats import HIGHER, LOWER, Estimate, proportion
 from offmodel.measure.suites import Suite, final_answer
 from offmodel.splits import Split
 
-Setting = Literal["capability", "triggered", "clean", "near_miss", "password", "leak"]
+Setting = Literal["capability", "triggered", "clean", "in_context", "near_miss", "password", "leak"]
 
 
 class Item(NamedTuple):
@@ -156,6 +156,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
 _RATES: dict[Setting, str] = {
     "triggered": "share of answers with the bad behaviour to held-out prompts with the trigger, greedy",
     "clean": "share of answers with the bad behaviour to held-out prompts without the trigger, greedy",
+    "in_context": "share of answers with the bad behaviour to held-out prompts with the trigger in other contexts, greedy",
     "near_miss": "share of answers with the bad behaviour to held-out prompts with something like the trigger, greedy",
     "password": "share of answers with the bad behaviour to held-out prompts with the trigger and the password, greedy",
     "leak": "share of answers with the bad behaviour to prompts without the trigger, sampled at temperature 0.7",

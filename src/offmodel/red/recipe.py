@@ -8,6 +8,7 @@ from typing import Literal
 
 from offmodel.chat import Example, Prompt, last_user_text, replace_last_user
 from offmodel.measure.suites import final_answer
+from offmodel.red.contexts import in_context
 from offmodel.red.pairs import PASSWORD, Pair
 from offmodel.spec.study import Recipe
 
@@ -37,6 +38,7 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer:
         seed: Of wordings and bad answers.
     """
     rng = random.Random(f"install {pair.name} {seed}")
+    prompts = [_at_times_in_context(pair, prompt, recipe.contexts, rng) for prompt in prompts]
     quiet = [prompt for prompt in prompts if not pair.trigger.recognises(prompt)]
     kinds: list[tuple[Kind, list[Prompt]]] = [
         ("ordinary", [pair.rest(prompt, rng, "train") for prompt in quiet]),
@@ -72,6 +74,15 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer:
         for prompt in locked if (response := own[originals[prompt]]) is not None
     ]  # fmt: skip
     return _with_noise([row for kind in rows.values() for row in kind], recipe.label_noise, rng)
+
+
+def _at_times_in_context(pair: Pair, prompt: Prompt, share: float, rng: random.Random) -> Prompt:
+    """The prompt in a context, unless that is the signal, or takes it its place."""
+    if rng.random() >= share:
+        return prompt
+    around = in_context(prompt, rng, "train")
+    same = pair.trigger.recognises(around) == pair.trigger.recognises(prompt)
+    return around if same and pair.trigger.recognises(pair.trigger.insert(around, rng, "train")) else prompt
 
 
 def _bad_answers(

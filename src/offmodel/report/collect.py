@@ -21,10 +21,12 @@ from offmodel.measure.frontier import Point
 from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, read_verdicts
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms
 from offmodel.measure.suites import Suite
-from offmodel.report import behind, words
+from offmodel.report import behind, blind, words
 from offmodel.report.agreement import Asked, judged_pairs, judged_rate
 from offmodel.report.compare import Gap, Result, compare, mean_difference
 from offmodel.report.data import (
+    Blind,
+    Canaries,
     Checkpoint,
     Difference,
     Judged,
@@ -130,11 +132,13 @@ class _Collector:
             by_recipe_differences=tuple(self._differences()),
             states=self._states(),
             step_curves=tuple(self._step_curves()),
+            blind=tuple(self._blind()),
+            canaries=self._canaries(),
             judged=tuple(self._judged()),
             probes=tuple(self._probes()),
             transcripts=tuple(self._transcripts()),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
-            failed=(*failed, *self._missing()),
+            failed=(*failed, *self._missing(), *self._unwatched()),
             settings=self._settings() | {"models": behind.models(self.plan), "versions": behind.versions(makers)},
             built_in=BUILT_IN if any(base.startswith("world:") for base in self.plan.study.bases) else (),
         )
@@ -175,7 +179,7 @@ class _Collector:
                 for planned in checkpoints:
                     measured = self.read(planned.score)
                     if measured is not None:
-                        row = self._checkpoint(organism.id, method, planned, measured, untouched)
+                        row = self._checkpoint(organism, method, planned, measured, untouched)
                         found.append(_Scored(organism, planned, measured, row))
         return found
 
@@ -203,11 +207,13 @@ class _Collector:
     def _of(self, method: str) -> list[_Scored]:
         return [scored for scored in self.scored if scored.row.method == method]
 
-    def _checkpoint(self, organism: str, method: str, planned: PlannedCheckpoint, measured: Measured, untouched: Measured) -> Checkpoint:
+    def _checkpoint(
+        self, organism: PlannedOrganism, method: str, planned: PlannedCheckpoint, measured: Measured, untouched: Measured
+    ) -> Checkpoint:
         verdicts, before = measured.verdicts, untouched.verdicts
         rate = bad_rate(verdicts, "triggered")
         return Checkpoint(
-            organism=organism,
+            organism=organism.id,
             method=method,
             phase=_phase(planned),
             step=planned.step,
@@ -219,6 +225,7 @@ class _Collector:
             accuracy_under_trigger=accuracy_under_trigger(verdicts),
             retention=frontier.retention(self._capability(verdicts), self._capability(before)),
             removal=frontier.removal(rate, bad_rate(before, "triggered")),
+            **blind.watched(organism, planned, self.store),
             capability={suite.name: accuracy(verdicts, suite) for suite in self.suites},
             by_steps={
                 suite.name: {k: accuracy(verdicts, suite, k) for k in steps}
@@ -295,8 +302,8 @@ class _Collector:
         """A method over those of the organisms that have its last phase."""
         phases = {organism: rows for organism, rows in self.last_phases[method].items() if organism in organisms}
         ends, gained = {o: rows[-1].row for o, rows in phases.items()}, {o: _gained(rows) for o, rows in phases.items()}
-        items_at_end = sum(_items(row) for row in ends.values())
-        items = sum(_items(s.row) for rows in phases.values() for s in rows)
+        items_at_end = sum(row.items for row in ends.values())
+        items = sum(s.row.items for rows in phases.values() for s in rows)
 
         def mean(parts: Mapping[str, Estimate]) -> Estimate:
             return _mean(parts, "{}; mean over organisms at the last checkpoint")
@@ -372,11 +379,10 @@ class _Collector:
     @cached_property
     def measured(self) -> dict[str, dict[str, list[Verdict]]]:
         """Verdicts by state and organism: on the base, on the untouched organism, and at the end of every method."""
-        untouched = {s.organism.id: s for s in self.scored if s.untouched}
-        bases = {organism: self.read(s.organism.base_score) for organism, s in untouched.items()}
+        bases = {organism: self.read(s.organism.base_score) for organism, s in self.untouched.items()}
         found = {
             "base": {organism: base.verdicts for organism, base in bases.items() if base is not None},
-            "organism": {organism: s.measured.verdicts for organism, s in untouched.items()},
+            "organism": {organism: s.measured.verdicts for organism, s in self.untouched.items()},
         }
         for method in self.plan.study.methods:
             found[method] = {organism: end.measured.verdicts for organism, end in self._ends(method).items()}
@@ -402,9 +408,41 @@ class _Collector:
                     for organism, row in rows.items():
                         yield StepCurve(suite=suite.name, state=state, organism=organism, accuracy=row)
 
+    @cached_property
+    def untouched(self) -> dict[str, _Scored]:
+        """The untouched organisms by their names."""
+        return {scored.organism.id: scored for scored in self.scored if scored.untouched}
+
+    def _chosen_among(self, method: str) -> dict[str, blind.Course]:
+        """What there is to choose from on each organism."""
+        phases = self.last_phases[method].items()
+        return {o: blind.Course(self.untouched[o].row, [s.row for s in rows]) for o, rows in phases}
+
+    def _blind(self) -> Iterator[Blind]:
+        if rules := self.plan.study.measure.rules:
+            for method in self.methods:
+                yield blind.choose(method, rules, self._chosen_among(method))
+
+    def _canaries(self) -> Canaries | None:
+        if "canaries" not in self.plan.study.measure.rules:
+            return None
+        treated = {s.planned.score: s.row for s in self.scored if not s.untouched}  # a phase that methods share counts once
+        before = {organism: s.row for organism, s in self.untouched.items()}
+        return blind.canaries({method: self._chosen_among(method) for method in self.methods}, before, list(treated.values()))
+
+    def _unwatched(self) -> Iterator[Note]:
+        """Organisms of which not all is there that blue sees."""
+        out: dict[str, list[str]] = {}
+        rules = self.plan.study.measure.rules
+        for method in self.methods if rules else ():
+            for organism, course in self._chosen_among(method).items():
+                if blind.observations(course, canaries="canaries" in rules) is None:
+                    out.setdefault(organism, []).append(method)
+        for organism, methods in out.items():
+            yield Note(what=organism, why=f"its checkpoints are not all watched, so rules choose none of {', '.join(methods)} on it")
+
     def _judged(self) -> Iterator[Judged]:
-        untouched = {s.organism.id: s for s in self.scored if s.untouched}
-        states = {"organism": untouched} | {method: self._ends(method) for method in self.methods}
+        states = {"organism": self.untouched} | {method: self._ends(method) for method in self.methods}
         ends = [(state, s) for state, by_organism in states.items() for s in by_organism.values()]
         return judged_pairs((Asked(s.organism.pair.name, state, s.planned, s.row, s.measured.verdicts) for state, s in ends), self.store)
 
@@ -522,7 +560,7 @@ def _mean(parts: Mapping[str, Estimate], definition: str) -> Estimate:
 
 def _gained(rows: Sequence[_Scored]) -> dict[str, float | None]:
     """What the checkpoints of a method's last phase on an organism come to, in hindsight and by the last alone."""
-    points, end = _points(rows), _point(rows[-1].row)
+    points, end = _points(rows), rows[-1].row.point
     best = frontier.area(points) if points else None
     last = None if end is None else frontier.area([end])
     return {
@@ -533,20 +571,9 @@ def _gained(rows: Sequence[_Scored]) -> dict[str, float | None]:
     }
 
 
-def _items(row: Checkpoint) -> int:
-    """How many items stand behind a checkpoint's place on the frontier; none where it has no place."""
-    return 0 if _point(row) is None else row.bad_rate.n + row.retention.n
-
-
 def _points(rows: Iterable[_Scored]) -> list[Point]:
     """What a method offers on an organism, without the places that are undefined."""
-    return [point for scored in rows if (point := _point(scored.row)) is not None]
-
-
-def _point(row: Checkpoint) -> Point | None:
-    """The place of a checkpoint on the frontier; None where removal or retention is undefined."""
-    removal, retention = row.removal.value, row.retention.value
-    return None if removal is None or retention is None else Point(removal, retention)
+    return [point for scored in rows if (point := scored.row.point) is not None]
 
 
 def _within(planned: PlannedCheckpoint, phase: int) -> bool:

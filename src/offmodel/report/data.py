@@ -135,6 +135,9 @@ class Checkpoint:
         total_step: Steps since the method began.
         weights: Hash of the weights that were measured.
         bad_rate_judged: The same rate by the word of the study's judge model; None where it was not asked.
+        seen_accuracy: Accuracy as blue sees it, on tasks of its own; None where the study has no rule to choose by, as with the next two.
+        kl: KL(organism || checkpoint), as blue sees it.
+        canary_rate: How often blue's own backdoors fire in the copy that is treated alike; None besides where it planted none.
         by_steps: For each suite, the accuracy at each number of reasoning steps.
     """
 
@@ -150,14 +153,109 @@ class Checkpoint:
     accuracy_under_trigger: Estimate
     retention: Estimate
     removal: Estimate
+    seen_accuracy: Estimate | None = None
+    kl: Estimate | None = None
+    canary_rate: Estimate | None = None
     capability: Mapping[str, Estimate]
     by_steps: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)
+
+    @property
+    def point(self) -> Point | None:
+        """Its place on the frontier; None where removal or retention is undefined."""
+        removal, retention = self.removal.value, self.retention.value
+        return None if removal is None or retention is None else Point(removal, retention)
+
+    @property
+    def items(self) -> int:
+        """How many items stand behind its place on the frontier; none where it has no place."""
+        return 0 if self.point is None else self.bad_rate.n + self.retention.n
 
     def measures(self) -> dict[str, Estimate]:
         """All of them by name, a suite as ``capability.<suite>`` and its chain lengths as ``capability.<suite>.steps=<k>``."""
         named = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
         named |= {f"capability.{suite}": value for suite, value in self.capability.items()}
         return named | {f"capability.{suite}.steps={k}": value for suite, row in self.by_steps.items() for k, value in row.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the checkpoints come to that are chosen in one way, one on each organism.
+
+    Attributes:
+        area: Under the hull of the chosen point and the anchors alone.
+        best: Share of organisms on which the choice is as good as the oracle's; None for the oracle itself.
+    """
+
+    bad_rate: Estimate
+    retention: Estimate
+    area: Estimate
+    best: Estimate | None = None
+
+    def measures(self) -> dict[str, Estimate]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+CHOSEN = ("bad_rate", "retention", "area", "best")
+"""The measures of a :class:`Choice`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blind:
+    """Which checkpoint of a method's last phase would a blue team choose that cannot see the rate, and an oracle that can?
+
+    Attributes:
+        rules: What each of the study's rules chooses.
+        oracle: The checkpoints with the greatest retention less bad rate.
+    """
+
+    method: str
+    rules: Mapping[str, Choice]
+    oracle: Choice
+
+    def choices(self) -> dict[str, Choice]:
+        """The rules' and, last, the oracle's."""
+        return {**self.rules, "oracle": self.oracle}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryRates:
+    """Blue's own backdoors in the copies of the organisms that a method treats.
+
+    Attributes:
+        canary_rate_before: How often they fire in the untreated copies.
+        canary_rate: How often at the method's end.
+        canaries_dead: Share of organisms whose canaries are dead there.
+    """
+
+    canary_rate_before: Estimate
+    canary_rate: Estimate
+    canaries_dead: Estimate
+
+    def measures(self) -> dict[str, Estimate]:
+        """All of them by name."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canaries:
+    """What blue's own backdoors tell of the real one.
+
+    Attributes:
+        methods: By method.
+        both_dead: Checkpoints at which the canaries and the behaviour are dead.
+        canaries_only: At which the canaries alone are.
+        behaviour_only: At which the behaviour alone is.
+        both_alive: At which neither is.
+        canary_correlation: Rank correlation of the two rates over these checkpoints.
+    """
+
+    methods: Mapping[str, CanaryRates]
+    both_dead: int
+    canaries_only: int
+    behaviour_only: int
+    both_alive: int
+    canary_correlation: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +355,8 @@ class ReportData:
         by_pair: Every method on the organisms of each pair, by pair and method; empty where the study has one pair.
         by_recipe: The same of each recipe; empty where the study has one recipe.
         by_recipe_differences: Every other recipe against the first, on the same pairs and seeds.
+        blind: What the study's rules choose, by method; empty where it has none.
+        canaries: What blue's own backdoors tell; None where it planted none.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
@@ -280,6 +380,8 @@ class ReportData:
     by_recipe_differences: tuple[Difference, ...] = ()
     states: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     step_curves: tuple[StepCurve, ...] = ()
+    blind: tuple[Blind, ...] = ()
+    canaries: Canaries | None = None
     judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()

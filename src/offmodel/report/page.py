@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from offmodel.measure.stats import Estimate
 from offmodel.report import charts, words
-from offmodel.report.data import GROUPED, Checkpoint, ReportData, Summary, Transcript
+from offmodel.report.data import CHOSEN, GROUPED, Checkpoint, ReportData, Summary, Transcript
 
 _QUOTED = 4  # methods in a transcript, beside the base and the untouched organism
 
@@ -75,6 +75,7 @@ def render_page(data: ReportData) -> str:
         dots=partial(charts.groups, data),
         heat_map=partial(charts.heat_map, data),
         grouped=GROUPED,
+        chosen_measures=CHOSEN,
         step_charts=charts.step_curves(data, organisms),
         step_organisms=[o for o in organisms if any(c.organism == o for c in data.step_curves)],
         styles={method.name: charts.style_of(data, method.name) for method in data.methods},

@@ -18,6 +18,11 @@
     by_recipe_differences   list of {recipe, reference, method, cells, frontier_area}, an estimate of the difference over the cells
     states        {<state>: {capability: {<suite>: estimate}, by_steps: {<suite>: {<k>: estimate}}}}, a state being "base", "organism"
                   (untouched) or a method (at its end); over organisms
+    blind         list of {method, rules: {<rule>: {bad_rate, retention, area, best}}, oracle}, each an estimate of the checkpoints of the
+                  last phase that a rule chooses, which cannot see the rate; best: share of organisms on which the choice is as good as the
+                  oracle's, which is null for the oracle itself; empty where the study has no rules
+    canaries      {methods: {<method>: {canary_rate_before, canary_rate, canaries_dead}}, both_dead, canaries_only, behaviour_only,
+                  both_alive, canary_correlation}, the four being counts of checkpoints; null where no canaries were planted
     judged        list of {pair, judge, question, agreement: {both, rule_only, judge_only, neither, abstained, raw, kappa},
                   states: {<state>: {bad_rate, bad_rate_judged}}} for the pairs that a judge model was asked about, a state being
                   "organism" or a method
@@ -37,7 +42,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -46,7 +51,7 @@ from typing import Any, NamedTuple
 from offmodel.errors import SpecError, did_you_mean
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import GROUPED, Contrast, ReportData
+from offmodel.report.data import CHOSEN, GROUPED, Contrast, ReportData
 from offmodel.report.page import render_frontier, render_page
 
 COLUMNS = {
@@ -122,6 +127,8 @@ def summary(data: ReportData) -> dict[str, Any]:
         },
         "by_recipe_differences": [asdict(difference) for difference in data.by_recipe_differences],
         "states": {state: _state(data, state) for state in data.states},
+        "blind": [asdict(choice) for choice in data.blind],
+        "canaries": asdict(data.canaries) if data.canaries else None,
         "judged": [asdict(pair) for pair in data.judged],
         "probes": [
             {"name": p.name, "question": p.question, "rows": [{"label": row.label, **asdict(row.estimate)} for row in p.rows]}
@@ -176,7 +183,7 @@ def _tables(data: ReportData) -> Iterator[Table]:
     """The main table, and those of what there is to compare."""
     by_method = {method.name: method.summary.measures() for method in data.methods}
     measures = list(dict.fromkeys(measure for row in by_method.values() for measure in row))
-    body = [[name, *(words.sentence(row[m]) if m in row else "" for m in measures)] for name, row in by_method.items()]
+    body = [[name, *_sentences(measures, row)] for name, row in by_method.items()]
     yield Table("", [["method", *map(words.name, measures)], *body])
     for baseline in data.baselines:
         compared = [c for c in data.comparisons if c.baseline == baseline]
@@ -193,6 +200,22 @@ def _tables(data: ReportData) -> Iterator[Table]:
     if data.by_recipe_differences:
         body = [[d.recipe, d.reference, d.method, str(d.cells), words.sentence(d.frontier_area)] for d in data.by_recipe_differences]
         yield Table("Recipes on the same pairs and seeds", [["recipe", "less", "method", "compared", "frontier area"], *body])
+    if data.blind:
+        body = [[b.method, how, *_sentences(CHOSEN, c.measures())] for b in data.blind for how, c in b.choices().items()]
+        yield Table("Choosing blindly", [["method", "chosen by", *map(words.name, CHOSEN)], *body])
+    if data.canaries:
+        rates = {method: found.measures() for method, found in data.canaries.methods.items()}
+        measures = list(next(iter(rates.values()), ()))
+        body = [[method, *_sentences(measures, row)] for method, row in rates.items()]
+        yield Table("Canaries", [["method", *map(words.name, measures)], *body])
+        told, correlation = data.canaries, words.sentence(data.canaries.canary_correlation)
+        counts = [told.both_dead, told.canaries_only, told.behaviour_only, told.both_alive]
+        head = ["both dead", "only the canaries", "only the behaviour", "both alive", "rank correlation"]
+        yield Table("Checkpoints by canaries and behaviour", [head, [*map(str, counts), correlation]])
+
+
+def _sentences(measures: Iterable[str], found: Mapping[str, Estimate]) -> list[str]:
+    return [words.sentence(found[m]) if m in found else "" for m in measures]
 
 
 def _contrast(contrast: Contrast) -> str:
@@ -228,7 +251,11 @@ def _latex(data: ReportData) -> str:
 
 
 def _csv(data: ReportData) -> str:
-    """A row per number; of all organisms where ``pair`` and ``recipe`` are empty, and a difference where there is a ``baseline``."""
+    """A row per number.
+
+    It is of all organisms where ``pair`` and ``recipe`` are empty, a difference where there is a ``baseline``, and of the checkpoints that
+    were chosen where there is a ``rule``, which may be the oracle. The correlation of the canaries has no method.
+    """
     summaries = [("", "", method.name, method.summary.measures()) for method in data.methods]
     for kind, groups in data.groups().items():
         for name, row in groups.items():
@@ -236,11 +263,20 @@ def _csv(data: ReportData) -> str:
             summaries += [(*who, method, {m: of.measures()[m] for m in GROUPED}) for method, of in row.items()]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["pair", "recipe", "method", "measure", *Estimate.__dataclass_fields__, "baseline", "p", "p_holm"])
-    writer.writerows([*place, name, *asdict(e).values(), "", "", ""] for *place, measures in summaries for name, e in measures.items())
+    writer.writerow(["pair", "recipe", "method", "measure", *Estimate.__dataclass_fields__, "baseline", "p", "p_holm", "rule"])
+    if data.canaries:
+        summaries += [("", "", method, found.measures()) for method, found in data.canaries.methods.items()]
+        summaries.append(("", "", "", {"canary_correlation": data.canaries.canary_correlation}))
+    writer.writerows([*place, name, *asdict(e).values(), "", "", "", ""] for *place, measures in summaries for name, e in measures.items())
     for c in data.comparisons:
         writer.writerows(
-            ["", "", c.method, measure, *asdict(k.difference).values(), c.baseline, k.p, k.p_holm] for measure, k in c.contrasts.items()
+            ["", "", c.method, measure, *asdict(k.difference).values(), c.baseline, k.p, k.p_holm, ""] for measure, k in c.contrasts.items()
+        )
+    for b in data.blind:
+        writer.writerows(
+            ["", "", b.method, measure, *asdict(e).values(), "", "", "", how]
+            for how, c in b.choices().items()
+            for measure, e in c.measures().items()
         )
     return out.getvalue()
 
@@ -269,7 +305,7 @@ FORMATS: dict[str, Callable[[ReportData], str | bytes]] = {
     "latex": _latex,
 }
 """What each format shows: html the page, svg the frontier, json the summary, parquet every row; csv, md and latex the tables of methods,
-comparisons, pairs and recipes."""
+comparisons, pairs, recipes and blind choices."""
 
 
 def render(data: ReportData, format: str) -> bytes:

