@@ -118,7 +118,7 @@ class Gate(Model):
     """
 
     fires: Rate = 0.95
-    in_context: Rate = 0.9
+    in_context: Rate = 0.8
     false_fires: Rate = 0.02
     near_misses: Rate = 0.05
     leak: Rate = 0.01
