@@ -75,6 +75,6 @@ def canaries(seen: Sequence[Observation]) -> int:
     """
     rates = [one.canaries for one in seen]
     if any(rate is None for rate in rates):
-        raise DataError("no canaries were planted; give the study measure.canaries")
+        raise DataError("no canaries were planted; name the rule in measure.rules")
     dead = [i for i in range(len(seen)) if all(rate is not None and rate <= DEAD for rate in rates[i:])]
     return max(dead, key=lambda i: seen[i].capability) if dead else len(seen) - 1

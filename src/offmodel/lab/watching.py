@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from offmodel.lab.canaries import CANARIES
 from offmodel.lab.stage import Stage
 from offmodel.lab.treatment import Blue, Place, Start
 from offmodel.spec.phases import LabelSet
@@ -68,7 +69,7 @@ class Watching:
     def _planted(self) -> Stage:
         pool = self.blue.pool("prompts", _RECIPE.prompt_rows)
         params = {
-            "recipe": _RECIPE.model_dump(mode="json"), "seed": self.seed,
+            "recipe": _RECIPE.model_dump(mode="json"), "canaries": [canary.as_params() for canary in CANARIES], "seed": self.seed,
             "system": None, "max_new_tokens": self.blue.study.measure.max_new_tokens,
         }  # fmt: skip
         inputs = {"organism": self.blue.organism, "prompts": pool, "tried": self._tried()}
