@@ -105,7 +105,7 @@ def page(summary: Mapping[str, Any]) -> Iterator[str]:
     )  # fmt: skip
     yield "# Blue's methods\n"
     yield (
-        f"Made from the catalog by `python scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of "
+        f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of "
         f"`offmodel run studies/{summary['study']}.yaml` on the offline world (commit {summary['commit']}): means over organisms with 95 % "
         "intervals. The area is that of the frontier (0.5: removal costs capability in proportion, 1: it is free): over all checkpoints of the "
         "last phase, as an oracle would choose, and at the end alone, as a blue team has to. p is Holm-adjusted over all methods. "
