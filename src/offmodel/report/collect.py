@@ -263,8 +263,8 @@ class _Collector:
         if name not in catalog.names("method"):
             return None
         entry = catalog.entry("method", name)
-        dumped = study.model_dump()
-        same = Study.model_validate(dumped | {"methods": dumped["methods"] | {name: entry.value}})
+        catalogued = {of: catalog.get("method", of) for of in (name, *(phase["of"] for phase in entry.value if "of" in phase))}
+        same = Study.model_validate(study.model_dump(exclude={"methods": True, "measure": {"baselines"}}) | {"methods": catalogued})
         return entry if same.phases(name) == study.phases(name) else None
 
     @cached_property
