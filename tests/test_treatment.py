@@ -288,7 +288,15 @@ def test_inputs_and_parameters_of_every_kind_of_phase() -> None:
     graded = right.inputs["labels-1"]
     assert graded.kind == "graded" and graded.inputs["labels"].inputs["labeller"] == planned.stage
     assert graded.inputs["instead"].params["labeller"] == teacher
-    assert graded.inputs["instead"].params["system"] is None  # the voice is the first labeller's
+
+
+def test_a_voice_is_the_first_labellers_and_not_that_of_who_puts_it_right() -> None:
+    own = OWN | {"source": "tasks", "wrong": "teacher", "voice": "pirate", "rewrite": "world:own"}
+    graded = chain(organism({"m": [own]}), "m")[0].inputs["labels-0"]
+    first, instead = graded.inputs["labels"], graded.inputs["instead"]
+    assert (first.params["system"], first.params["rewrite"]) == (catalog.get("voice", "pirate"), "world:own")
+    assert (instead.params["system"], instead.params["rewrite"]) == (None, None)
+    assert first.inputs["prompts"] == instead.inputs["prompts"]
 
 
 def test_a_style_matched_teacher_is_trained_on_the_organisms_answers_and_labels_as_it_then_is() -> None:
