@@ -481,7 +481,14 @@ class _Collector:
             if absent and (organism.id in accepted or organism.id not in tried):
                 out = [name for name in organism.methods if organism.id not in self.last_phases[name]]
                 left_out = f", so it is left out of {', '.join(out)}" if out else ""
-                yield Note(what=organism.id, why=f"{len(absent)} of its checkpoints are not scored{left_out}")
+                yield Note(what=organism.id, why=f"{len(absent)} of its checkpoints are not scored{left_out}{self._diverged(absent)}")
+
+    def _diverged(self, scores: Iterable[Stage]) -> str:
+        """What the trainings say that came to nothing, each once."""
+        trained = {score.inputs["model"] for score in scores if score.inputs["model"].kind == "treat"}
+        results = {stage.label: self.store.get(stage) for stage in trained}
+        reasons = [f"{label}: {r.verdict.reason}" for label, r in results.items() if r is not None and not r.verdict.accepted]
+        return "".join(f"; {reason}" for reason in sorted(reasons))
 
     def _settings(self) -> dict[str, Any]:
         study = self.plan.study
