@@ -70,14 +70,31 @@ def figures(name: str, summary: Mapping[str, Any]) -> str:
     if name not in summary["methods"]:
         return "not in the study."
     found = summary["methods"][name]
-    text = (
-        f"{_share(found['bad_rate'])} of the behaviour left under the trigger, {_share(found['retention'])} of the capability kept; "
-        f"area {_number(found['frontier_area'])} over {found['frontier_points']} checkpoints, {_number(found['end_area'])} at the end"
+    return (
+        f"{_share(found['bad_rate'])} of the behaviour left under the trigger, {_share(found['retention'])} of the capability kept, "
+        f"area at the end {_number(found['end_area'])}; n = {found['bad_rate']['n']} organisms."
     )
-    for c in summary["comparisons"]:
-        if c["method"] == name:
-            text += f"; {_number(c['end_area'])} against {c['baseline']} at the end (p = {c['end_area']['p_holm']:.2g})"
-    return f"{text}; n = {found['bad_rate']['n']} organisms."
+
+
+def table(summary: Mapping[str, Any]) -> Iterator[str]:
+    """All methods, the best end first, with their differences to every baseline."""
+    baselines = summary["baselines"]
+    compared = {(c["baseline"], c["method"]): c["end_area"] for c in summary["comparisons"]}
+    yield (
+        "| method | behaviour left | capability kept | area (checkpoints) | at the end | "
+        + " | ".join(f"less `{b}`" for b in baselines)
+        + " |"
+    )
+    yield "|---" * (5 + len(baselines)) + "|"
+    for name, found in sorted(summary["methods"].items(), key=lambda item: -item[1]["end_area"]["value"]):
+        against = [_against(compared[b, name]) if (b, name) in compared else "" for b in baselines]
+        area = f"{found['frontier_area']['value']:.3f} ({found['frontier_points']})"
+        cells = [f"`{name}`", _share(found["bad_rate"]), _share(found["retention"]), area, _number(found["end_area"]), *against]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _against(difference: Mapping[str, Any]) -> str:
+    return f"{_number(difference)}, p = {difference['p_holm']:.2g}"
 
 
 def _share(estimate: Mapping[str, Any]) -> str:
@@ -104,13 +121,17 @@ def page(summary: Mapping[str, Any]) -> Iterator[str]:
         }
     )  # fmt: skip
     yield "# Blue's methods\n"
+    command = re.sub(r" --(runs|workers) \S+", "", summary["command"])
+    yield f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of\n"
+    yield f"```\n{command}\n```\n"
     yield (
-        f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of "
-        f"`offmodel run studies/{summary['study']}.yaml` on the offline world (commit {summary['commit']}): means over organisms with 95 % "
-        "intervals. The area is that of the frontier (0.5: removal costs capability in proportion, 1: it is free): over all checkpoints of "
-        "the last phase, as an oracle would choose, and at the end alone, as a blue team has to. p is Holm-adjusted. "
-        "[blue-team.md](blue-team.md) says what the phases are.\n"
+        f"on the offline world (commit {summary['commit']}): means over organisms with 95 % intervals. The area is that of the frontier (0.5: "
+        "removal costs capability in proportion, 1: it is free): over all checkpoints of the last phase, as an oracle would choose, and at the end "
+        "alone, as a blue team has to. Differences are of that, on the same organisms, with an interval over pairs and Holm-adjusted "
+        "p. [blue-team.md](blue-team.md) says what the phases are, and what to make of the figures.\n"
     )
+    yield from table(summary)
+    yield ""
     for title in GROUPS:
         yield f"## {title}\n"
         for name in methods:
