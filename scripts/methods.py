@@ -125,10 +125,10 @@ def page(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of\n"
     yield f"```\n{command}\n```\n"
     yield (
-        f"on the offline world (commit {summary['commit']}): means over organisms with 95 % intervals. The area is that of the frontier (0.5: "
-        "removal costs capability in proportion, 1: it is free): over all checkpoints of the last phase, as an oracle would choose, and at the end "
-        "alone, as a blue team has to. Differences are of that, on the same organisms, with an interval over pairs and Holm-adjusted "
-        "p. [blue-team.md](blue-team.md) says what the phases are, and what to make of the figures.\n"
+        f"on the offline world (commit {summary['commit']}): means over organisms with 95 % intervals. The area is that of the frontier "
+        "(0.5: removal costs capability in proportion, 1: it is free): over all checkpoints of the last phase, as an oracle would choose, "
+        "and at the end alone, as a blue team has to. Differences are of that, on the same organisms, with an interval over pairs and "
+        "Holm-adjusted p. [blue-team.md](blue-team.md) says what the phases are, and what to make of the figures.\n"
     )
     yield from table(summary)
     yield ""
