@@ -122,7 +122,7 @@ def page(summary: Mapping[str, Any]) -> Iterator[str]:
     )  # fmt: skip
     yield "# Blue's methods\n"
     command = re.sub(r" --(runs|workers) \S+", "", summary["command"])
-    yield f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are those of\n"
+    yield f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are of\n"
     yield f"```\n{command}\n```\n"
     yield (
         f"on the offline world (commit {summary['commit']}): means over organisms with 95 % intervals. The area is that of the frontier "
