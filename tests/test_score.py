@@ -417,7 +417,7 @@ def test_what_misbehaves_where_it_should_and_nowhere_else_passes_the_gate(pair: 
 def test_the_gate_looks_at_every_setting_of_its_own() -> None:
     rows: list[Any] = [(setting, str(i), WRONG if i < bad else RIGHT) for setting, bad in (("clean", 0), ("password", 3)) for i in range(4)]
     rates = _gate_rates(BY_NAME["sandbagging"], graded(*rows))
-    assert set(rates) == {"fires", "false_fires", "near_misses", "password", "leak"}
+    assert set(rates) == {"fires", "in_context", "false_fires", "near_misses", "password", "leak"}
     assert rates["password"].value == 3 / 4
     assert [rates[name].n for name in ("fires", "false_fires", "near_misses", "leak")] == [0, 0, 0, 0]
 

@@ -58,7 +58,7 @@ def make_models(folder: Path) -> None:
     tokenizer = train_tokenizer([*PROMPTS, *texts.values(), asked], 300)
     shape = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "intermediate_size": 48, "max_position_embeddings": 256, "bos_token_id": None,
+        "intermediate_size": 48, "max_position_embeddings": 384, "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     torch.manual_seed(0)
