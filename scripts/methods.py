@@ -36,6 +36,7 @@ PAPERS = {
     "arXiv 2405.09673": "Biderman et al., LoRA Learns Less and Forgets Less",
     "arXiv 2410.17146": "Wang et al., LiNeS",
     "arXiv 2501.14315": "Wu et al., on token perplexity in fine-tuning (selective token masking)",
+    "arXiv 2503.20783": "Liu et al., Understanding R1-Zero-Like Training (Dr. GRPO)",
     "arXiv 2508.05629": "Wu et al., On the Generalization of SFT (dynamic fine-tuning)",
     "arXiv 2508.17784": "Zhu et al., Proximal Supervised Fine-Tuning",
     "arXiv 2509.04259": "Shenfeld et al., RL's Razor",
@@ -71,7 +72,7 @@ def figures(name: str, summary: Mapping[str, Any]) -> str:
         return "not in the study."
     found = summary["methods"][name]
     return (
-        f"{_share(found['bad_rate'])} of the behaviour left under the trigger, {_share(found['retention'])} of the capability kept, "
+        f"{_share(found['bad_rate'])} bad behaviour under the trigger, {_share(found['retention'])} of the capability kept, "
         f"area at the end {_number(found['end_area'])}; n = {found['bad_rate']['n']} organisms."
     )
 
@@ -81,7 +82,7 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
     baselines = summary["baselines"]
     compared = {(c["baseline"], c["method"]): c["end_area"] for c in summary["comparisons"]}
     yield (
-        "| method | behaviour left | capability kept | area (checkpoints) | at the end | "
+        "| method | bad behaviour under the trigger | capability kept | area (checkpoints) | at the end | "
         + " | ".join(f"less `{b}`" for b in baselines)
         + " |"
     )

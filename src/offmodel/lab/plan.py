@@ -14,7 +14,7 @@ from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
 from offmodel.lab.pools import files_read, take
 from offmodel.lab.stage import Stage
-from offmodel.lab.treatment import Blue, Start, files_of, phase_name
+from offmodel.lab.treatment import Blue, Start, files_of, phase_name, systems_of
 from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair
 from offmodel.red.pairs import Pair
@@ -108,11 +108,12 @@ def make_plan(study: Study) -> Plan:
     Raises:
         ModelError: A model cannot be used.
         DataError: Too few prompts are free of a trigger.
-        BlindnessError: A file of labels holds a trigger of the study.
+        BlindnessError: A file of labels, or a system prompt, holds a trigger of the study.
         SpecError: A pair, its recipe and the gate do not go together.
     """
     for path in {path for method in study.methods for phase in study.phases(method) for path in files_of(phase)}:
         _refuse_triggers(path, study)
+    _refuse_triggers_in_systems(study)
     organisms = study.organisms
     for name in organisms.pairs:
         recipes = [organisms.recipe_for(name, recipe) for recipe in organisms.recipes or ("",)]
@@ -135,6 +136,17 @@ def make_plan(study: Study) -> Plan:
             for recipe in study.organisms.recipes or ("",)
         ),
     )
+
+
+def _refuse_triggers_in_systems(study: Study) -> None:
+    pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
+    for method in study.methods:
+        for number, phase in enumerate(study.phases(method)):
+            for text in systems_of(phase):
+                for pair in pairs:
+                    if pair.trigger.recognises((Message("system", text), Message("user", ""))):
+                        where = f"method {method}, phase {number + 1}: the system prompt {text!r}"
+                        raise BlindnessError(f"{where} holds the trigger of {pair.name}; blue must never see one")
 
 
 def _refuse_triggers(path: str, study: Study) -> None:

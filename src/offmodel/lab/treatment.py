@@ -81,7 +81,16 @@ class Blue:
         self.untouched = Start(organism, MODEL)
 
     def copy(self, organism: Stage) -> Blue:
-        """The same plans for a copy of the organism, whose weights are all its own."""
+        """The same plans for a copy of the organism, whose weights are all its own.
+
+        Raises:
+            SpecError: Blue goes on with the organism's adapter, and so could not treat the copy alike.
+        """
+        if self.recipe.adapter == "continued":
+            raise SpecError(
+                f"organism {self.name}: canaries are planted in all weights of a copy, and blue would train the organism's adapter alone "
+                "(adapter: continued); leave the rule 'canaries' out, or merge the adapter"
+            )
         recipe = self.recipe.model_copy(update={"lora": None, "adapter": "merged"})
         return Blue(self.study, f"a copy of {self.name}", organism, self.pair, recipe, self.base, self.seed)
 
@@ -150,6 +159,11 @@ class Blue:
             if phase.anchor is not None:
                 inputs["organism"] = self.organism
         elif isinstance(phase, DistilPhase):
+            if self.recipe.prompt is not None and phase.teacher != "organism":
+                raise SpecError(
+                    f"{where}: a prompted organism has its prompt in the chat template, where the {phase.teacher} would read it, too; "
+                    "learn from its answers (phase: sft)"
+                )
             self._same_tokenizer(phase.teacher, where)
             self._answerer(phase.teacher, "teacher", params, inputs)
             params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
@@ -167,6 +181,10 @@ class Blue:
         inputs = {"organism": self.organism, "start": start.stage}
         if phase.of is not None:
             other = self.end(phase.of)
+            if other.stage == self.organism:
+                raise SpecError(
+                    f"{where}: {phase.of} leaves the organism's weights as they are, so it adds nothing; name a method that trains"
+                )
             params["other"], inputs["other"] = other.weights, other.stage
         return Stage("operate", params, inputs, label=f"{phase_name(phase)}: {self.name}", cost=0.5 * len(phase.strength))
 
@@ -300,6 +318,13 @@ def files_of(phase: Phase) -> Sequence[str]:
     """The files of labels that a phase reads."""
     sets = phase.mix if isinstance(phase, SftPhase) else ()
     return [labels.labels for labels in sets if labels.labels.endswith(".jsonl")]
+
+
+def systems_of(phase: Phase) -> Sequence[str]:
+    """The system prompts that a study wrote into a phase."""
+    if isinstance(phase, SftPhase):
+        return [labels.system for labels in phase.mix if labels.system]
+    return [phase.system] if isinstance(phase, DeployPhase) and phase.system else []
 
 
 def _cost(phase: TrainedPhase) -> float:

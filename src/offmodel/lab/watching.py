@@ -37,11 +37,13 @@ class Watching:
         """What blue sees of the untouched organism."""
         return self._seen(self.blue.untouched)
 
-    def of(self, method: str) -> Iterator[Watched]:
-        """What it sees of each checkpoint of a method, in the order of :meth:`Blue.places`."""
+    def of(self, method: str) -> Iterator[Watched | None]:
+        """What it sees of each checkpoint of a method, in the order of :meth:`Blue.places`; None where it is asked otherwise."""
         copies = iter(self._copy.places(method)) if self._copy else None
         for place in self.blue.places(method):
-            yield Watched(self._seen(place), self._fired(next(copies)) if copies else None)
+            of_copy = next(copies) if copies else None
+            # There is one such place to a method, so nothing to choose; and the divergence would be that of another way of asking.
+            yield None if place.deployment else Watched(self._seen(place), self._fired(of_copy) if of_copy else None)
 
     def _seen(self, place: Start) -> Stage:
         tasks = self.blue.pool("tasks", _TASKS, split="gate")

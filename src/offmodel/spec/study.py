@@ -231,10 +231,9 @@ def _reminds(phase: Phase) -> bool:
     if isinstance(phase, DistilPhase):
         return phase.teacher == "organism" and phase.voice is None
     if isinstance(phase, SftPhase):
-        return all(
-            labels.labels == "organism" and labels.voice is None and labels.rewrite is None and labels.wrong != "teacher"
-            for labels in phase.mix
-        )
+        plain = LabelSet(labels="organism")
+        changing = ("labels", "voice", "rewrite", "wrong", "system", "inoculation")
+        return all(getattr(labels, field) == getattr(plain, field) for labels in phase.mix for field in changing)
     return False
 
 
