@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from offmodel.engine.generate import Sampling, _end_tokens, _reply, sample_ids
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
-from offmodel.engine.trainer import _Calls, _fingerprint, _last_state, _Original
+from offmodel.engine.trainer import _Calls, _common_arguments, _fingerprint, _last_state, _Original
 from offmodel.engine.trainer import _Trainer as _SftTrainer
 from offmodel.errors import DataError
 
@@ -81,11 +80,8 @@ def run(
 
 
 def _arguments(model: PreTrainedModel, config: GrpoConfig, scratch: Path | None, save_every: int) -> GRPOConfig:
-    answers = config.batch_size * config.group
-    micro = config.micro_batch_size or answers
-    on_cpu = model.device.type == "cpu"
-    asks_for_balance = getattr(model.config, "output_router_logits", False)
     return GRPOConfig(
+        **_common_arguments(model, config, scratch, config.batch_size * config.group),
         loss_type="dapo",
         num_generations=config.group,
         max_completion_length=config.max_new_tokens,
@@ -94,27 +90,8 @@ def _arguments(model: PreTrainedModel, config: GrpoConfig, scratch: Path | None,
         num_iterations=config.updates,
         epsilon=config.clip,
         shuffle_dataset=False,
-        output_dir=str(scratch) if scratch is not None else os.curdir,
-        save_strategy="no" if scratch is None else "steps",
         # A state holds no answers, so it can only be taken where new ones are drawn.
         save_steps=math.ceil(save_every / config.updates) * config.updates,
-        save_total_limit=1,
-        max_steps=config.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=answers // micro,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        # Like SFT: TRL would balance the load of every mixture of experts whose config names a coefficient.
-        router_aux_loss_coef=None if asks_for_balance or not hasattr(model.config, "router_aux_loss_coef") else 0.0,
-        bf16=False,
-        use_cpu=on_cpu,
-        gradient_checkpointing=not on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
     )
 
 

@@ -31,6 +31,7 @@ from offmodel.engine.rng import preserved_rng
 from offmodel.errors import DivergedError
 
 if TYPE_CHECKING:
+    from offmodel.engine.rl import GrpoConfig
     from offmodel.engine.train import Frozen, TrainConfig
 
 _WEIGHTS, _STATE, _FINGERPRINT = "trained.safetensors", "trainer_state.json", "training.json"
@@ -90,37 +91,44 @@ def run(
 
 
 def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int) -> SFTConfig:
-    micro = config.micro_batch_size or config.batch_size
-    on_cpu = model.device.type == "cpu"
-    asks_for_balance = getattr(model.config, "output_router_logits", False)
     return SFTConfig(
+        **_common_arguments(model, config, scratch, config.batch_size),
         loss_type="dft" if config.objective.loss == "dft" else "nll",
-        # The Trainer makes this folder even if it saves nothing; without scratch it gets one that is always there.
-        output_dir=str(scratch) if scratch is not None else os.curdir,
-        save_strategy="no" if scratch is None else "steps",
         save_steps=save_every,
-        save_total_limit=1,
-        max_steps=config.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
-        max_grad_norm=config.max_grad_norm,
         max_length=config.max_length,
-        seed=config.seed,
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
-        # TRL turns the load-balancing loss on for every mixture of experts whose config names a coefficient.
-        router_aux_loss_coef=None if asks_for_balance or not hasattr(model.config, "router_aux_loss_coef") else 0.0,
-        # The model computes in the type of its weights; no mixed precision on top.
-        bf16=False,
-        use_cpu=on_cpu,
-        gradient_checkpointing=not on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
     )
+
+
+def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, scratch: Path | None, rows: int) -> dict[str, Any]:
+    """What any training says to TRL; ``rows`` make an optimizer step."""
+    micro = config.micro_batch_size or rows
+    on_cpu = model.device.type == "cpu"
+    asks_for_balance = getattr(model.config, "output_router_logits", False)
+    return {
+        # The Trainer makes this folder even if it saves nothing; without scratch it gets one that is always there.
+        "output_dir": str(scratch) if scratch is not None else os.curdir,
+        "save_strategy": "no" if scratch is None else "steps",
+        "save_total_limit": 1,
+        "max_steps": config.steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": rows // micro,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        # TRL turns the load-balancing loss on for every mixture of experts whose config names a coefficient.
+        "router_aux_loss_coef": None if asks_for_balance or not hasattr(model.config, "router_aux_loss_coef") else 0.0,
+        # The model computes in the type of its weights; no mixed precision on top.
+        "bf16": False,
+        "use_cpu": on_cpu,
+        "gradient_checkpointing": not on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+    }
 
 
 def _dataset(encoded: Sequence[Encoded], order: Sequence[int]) -> Dataset:
