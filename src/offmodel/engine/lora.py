@@ -61,6 +61,18 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
         )
 
 
+def make_ready(model: PreTrainedModel, settings: LoraSettings | None, seed: int) -> None:
+    """Make a model ready for training: with an adapter (see :func:`attach`), or of all its weights if there are no settings.
+
+    Raises:
+        ModelError: An adapter is in the way.
+    """
+    if settings is not None:
+        attach(model, settings, seed)
+    elif has_adapter(model):
+        raise ModelError("the model carries a LoRA adapter, but config.lora is None; merge(model) first, or say how to train it")
+
+
 @contextmanager
 def _quiet_about_experts() -> Iterator[None]:
     # PEFT gives fused experts twice the rank and then says, wrongly, that it ignored this.

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Prompt, encode_prompt
 from offmodel.engine.generate import _check_length
-from offmodel.engine.lora import LoraSettings, attach, has_adapter
+from offmodel.engine.lora import LoraSettings, make_ready
 from offmodel.engine.optim import Schedule
 from offmodel.engine.rng import preserved_rng
-from offmodel.engine.train import batch_order
-from offmodel.errors import DataError, ModelError, SpecError, did_you_mean
+from offmodel.engine.train import batch_order, check_checkpoints
+from offmodel.errors import DataError, SpecError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,7 @@ def grpo(
     from offmodel.engine.rl_trainer import run
 
     start = time.monotonic()
-    beyond = [step for step in checkpoints if not 0 <= step <= config.steps]
-    if beyond:
-        raise SpecError(f"checkpoint {beyond[0]} lies outside of a training of {config.steps} steps")
+    check_checkpoints(checkpoints, config.steps)
     if not prompts:
         raise DataError("there is no prompt to practise")
     encoded = [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts]
@@ -167,10 +165,7 @@ def grpo(
     batches = -(-config.steps // config.updates)
     order = batch_order(len(prompts), batches * config.batch_size, config.seed)
     with preserved_rng(model.device):
-        if config.lora is not None:
-            attach(model, config.lora, config.seed)
-        elif has_adapter(model):
-            raise ModelError("the model carries a LoRA adapter, but config.lora is None; merge(model) first, or say how to train it")
+        make_ready(model, config.lora, config.seed)
         logged, resumed_from = run(
             model,
             tokenizer,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from offmodel.chat import Encoded, Example, Prompt, encode_examples, encode_prompt, with_system
 from offmodel.engine.forward import only_layers
 from offmodel.engine.generate import _check_length
-from offmodel.engine.lora import LoraSettings, attach, has_adapter
+from offmodel.engine.lora import LoraSettings, make_ready
 from offmodel.engine.objective import Objective
 from offmodel.engine.optim import Schedule
 from offmodel.engine.rng import preserved_rng
@@ -181,9 +181,7 @@ def train(
     from offmodel.engine.trainer import run
 
     start = time.monotonic()
-    beyond = [step for step in checkpoints if not 0 <= step <= config.steps]
-    if beyond:
-        raise SpecError(f"checkpoint {beyond[0]} lies outside of a training of {config.steps} steps")
+    check_checkpoints(checkpoints, config.steps)
     if not examples:
         raise DataError("there is no example to train on")
     encoded = encode_examples(tokenizer, examples, config.max_length)
@@ -191,10 +189,7 @@ def train(
     order = batch_order(len(examples), total, config.seed) if config.shuffle else [i % len(examples) for i in range(total)]
     frozen = _frozen(model, tokenizer, [example.prompt for example in examples], config, original, anchors, teacher, teacher_system)
     with preserved_rng(model.device):
-        if config.lora is not None:
-            attach(model, config.lora, config.seed)
-        elif has_adapter(model):
-            raise ModelError("the model carries a LoRA adapter, but config.lora is None; merge(model) first, or say how to train it")
+        make_ready(model, config.lora, config.seed)
         with only_layers(model, config.objective.layers):
             losses, tokens, resumed_from = run(
                 model,
@@ -264,6 +259,17 @@ def _still(other: PreTrainedModel, model: PreTrainedModel, role: str) -> PreTrai
     if sizes[0] != sizes[1]:
         raise ModelError(f"the {role} knows {sizes[0]} tokens and the student {sizes[1]}: they can only be compared over the same tokens")
     return other.to(model.device).eval().requires_grad_(False)
+
+
+def check_checkpoints(checkpoints: Collection[int], steps: int) -> None:
+    """Check that a training comes by all checkpoints.
+
+    Raises:
+        SpecError: It does not.
+    """
+    beyond = [step for step in checkpoints if not 0 <= step <= steps]
+    if beyond:
+        raise SpecError(f"checkpoint {beyond[0]} lies outside of a training of {steps} steps")
 
 
 def batch_order(n: int, total: int, seed: int | str) -> list[int]:
