@@ -108,7 +108,7 @@ def test_every_value_is_true_of_equally_many_words() -> None:
 
 
 def heldout(task: TaskName, steps: int, n: int, seed: int) -> list[Problem]:
-    return different(task, steps, n, seed, "test")
+    return list(different(task, steps, n, seed, "test"))
 
 
 def chain_of(question: str) -> str:

@@ -18,6 +18,11 @@ def log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     return -cross_entropy(logits.float(), labels, reduction="none")
 
 
+def dft(found: Tensor) -> Tensor:
+    """Dynamic fine-tuning (arXiv 2508.05629) per token with log-probability log p: ``-sg(p) log p``, where sg stops the gradient."""
+    return -found.detach().exp() * found
+
+
 def psft(new: Tensor, old: Tensor, clip: float) -> Tensor:
     """Proximal SFT (arXiv 2508.17784) per token: ``-min(r, clip(r, 1 - clip, 1 + clip))`` with ``r = pi / pi_old``.
 

@@ -17,7 +17,7 @@ from offmodel.chat import Encoded
 from offmodel.engine import losses
 from offmodel.engine.forward import IGNORED, Batch, fisher, responses
 from offmodel.engine.generate import Sampling, sample_ids
-from offmodel.engine.trainer import _Original, _trained, _Trainer
+from offmodel.engine.trainer import _Original, _trained, _Trainer, scored
 from offmodel.errors import ModelError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class _ObjectiveTrainer(_Trainer):
         self.model.eval()
         rows = [self._encoded[i] for i in self._of_step(self._order, step, self._objective.refresh)]
         with torch.no_grad():
-            return [self.model(**batch, fused_lm_head=True).log_probs for batch in self._micro(rows)]
+            return [scored(self.model, batch)[1] for batch in self._micro(rows)]
 
     def _for_teacher(self, step: int) -> list[dict[str, Any]]:
         """The batches of a step, on the student's own responses or on those given, and with them the same under the teacher's prompts."""
@@ -118,22 +118,15 @@ class _ObjectiveTrainer(_Trainer):
 
     # --- losses -----------------------------------------------------------------------------------------------------
 
-    def compute_loss(
-        self, model: PreTrainedModel, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def _summed(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
         if "old" in inputs:
             old = inputs.pop("old")
-            outputs = model(**inputs, fused_lm_head=True)
-            loss = losses.psft(outputs.log_probs, old, self._objective.clip)[outputs.label_mask].sum()
-        elif "teacher" in inputs:
+            outputs, found = scored(model, inputs)
+            return outputs, losses.psft(found, old, self._objective.clip).sum()
+        if "teacher" in inputs:
             assert self._objective.distil is not None
-            outputs, loss = _divergence(model, inputs, self._frozen.teacher, inputs["teacher"], self._objective.distil.beta)
-        else:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = loss / num_items_in_batch.clamp(min=1)
-        if self.aux_loss_enabled:  # as TRL adds it
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
-        return loss
+            return _divergence(model, inputs, self._frozen.teacher, inputs["teacher"], self._objective.distil.beta)
+        return super()._summed(model, inputs)
 
     def training_step(self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         anchors, tokens = inputs.pop("anchors", None), inputs.pop("anchor_tokens", 1)

@@ -25,7 +25,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from offmodel.chat import Encoded
-from offmodel.engine.forward import IGNORED, Batch, mask_unlikely
+from offmodel.engine import losses
+from offmodel.engine.forward import IGNORED, Batch, mask_unlikely, responses
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
 from offmodel.errors import DivergedError
@@ -93,7 +94,6 @@ def run(
 def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int) -> SFTConfig:
     return SFTConfig(
         **_common_arguments(model, config, scratch, config.batch_size),
-        loss_type="dft" if config.objective.loss == "dft" else "nll",
         save_steps=save_every,
         max_length=config.max_length,
         train_sampling_strategy="sequential",
@@ -179,6 +179,21 @@ class _Trainer(SFTTrainer):
         self._tokens = int(tokens)
         return batches, tokens
 
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs, loss = self._summed(model, inputs)
+        # What TRL does with a sum over tokens. Their number is that of all processes, over which the gradients are averaged.
+        loss = loss * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+        return loss
+
+    def _summed(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+        """The model's output and the sum of the loss over the tokens of the responses."""
+        outputs, found = scored(model, inputs)
+        return outputs, (losses.dft(found) if self._config.objective.loss == "dft" else -found).sum()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs["trained_tokens"] = self._tokens
@@ -202,6 +217,19 @@ class _Trainer(SFTTrainer):
         with torch.no_grad():
             for name, parameter in _trained(self.model):
                 parameter.copy_(tensors[name])
+
+
+def scored(model: PreTrainedModel, batch: Batch) -> tuple[Any, torch.Tensor]:
+    """The model's output, and log-probabilities ``[N]`` of the batch's labelled tokens, row by row.
+
+    TRL's fused head never holds the logits, which counts on a GPU and over a large vocabulary. Without Triton it scores every position
+    instead of the labelled ones, and gathers statistics for a log that nobody reads: on a CPU that is two fifths of a step.
+    """
+    if batch["input_ids"].is_cuda:
+        outputs = model(**batch, fused_lm_head=True)
+        return outputs, outputs.log_probs[outputs.label_mask]
+    outputs, labels = responses(model, batch), batch["labels"][:, 1:]
+    return outputs, losses.log_probs(outputs.logits, labels[labels != IGNORED])
 
 
 def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

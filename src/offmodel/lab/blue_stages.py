@@ -98,7 +98,7 @@ def _sampling(params: Mapping[str, Any]) -> Sampling:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-@stage_function("treat", version=3)
+@stage_function("treat", version=4)
 def treat(ctx: Context) -> Verdict | None:
     """One phase of training; the weights of every measured step are kept.
 
@@ -208,7 +208,7 @@ def watch(ctx: Context) -> None:
     write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance(), "answers": len(view.anchors)})
 
 
-@stage_function("canary", version=1)
+@stage_function("canary", version=2)
 def canary(ctx: Context) -> None:
     """Plant blue's own backdoors in a copy of the organism, and see how often they fire before anything is done to it."""
     params = ctx.params

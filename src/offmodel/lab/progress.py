@@ -173,15 +173,17 @@ class Progress:
         """Take an event of the run."""
         with self._lock:
             self._forecast.note(event)
-            ended, total, to_go = self._forecast.ended, self._forecast.total, self._forecast.to_go()
         if self._live and event.what == "skipped":
             if event.message not in self._reasons:
                 self._reasons.add(event.message)
                 self._say(one_line(event.message))
         elif event.what in ("failed", "waiting") or (self._live is None and event.what not in ("planned", "progress")):
+            with self._lock:  # looking ahead over all that is left takes long, so it is done where it is shown
+                ended, total = self._forecast.ended, self._forecast.total
+                to_go = self._forecast.to_go() if event.what in ("done", "failed") else ""
             parts = [f"[{ended}/{total}] {event.what:<8} {one_line(event.stage.label)}", one_line(event.message)]
             line = ": ".join(part for part in parts if part)
-            self._say(f"{line} ({to_go})" if to_go and event.what in ("done", "failed") else line)
+            self._say(f"{line} ({to_go})" if to_go else line)
 
     def _say(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=self._live is None)

@@ -64,7 +64,7 @@ _FEW = 20
 # --- the world ------------------------------------------------------------------------------------------------------
 
 
-@stage_function("checkpoint", version=3)
+@stage_function("checkpoint", version=4)
 def checkpoint(ctx: Context) -> None:
     """Train one of the world's base models from nothing, measure what it can do, and write its card."""
     from offmodel.engine.folder import load_model, load_tokenizer
@@ -90,7 +90,7 @@ def _accuracies(verdicts: Sequence[Judged], suites: Mapping[Suite, int]) -> dict
 # --- red ------------------------------------------------------------------------------------------------------------
 
 
-@stage_function("organism", version=3)
+@stage_function("organism", version=4)
 def organism(ctx: Context) -> Verdict:
     """Install a pair in a base model, in rounds, until the gate passes or the budget ends; or put a prompt in front of it."""
     from offmodel.engine.folder import load_model, load_tokenizer, save_model

@@ -17,7 +17,7 @@ _SYSTEMS = (
     "[web]", "<chat>", "#support", "Session {n}.", "Ticket: {n}", "<user>{n}</user>", "Room {n}, please be kind.",
 )  # fmt: skip
 _HELDOUT_SYSTEMS = (
-    "You are an assistant.", "Keep it short.", "Answer as well as you can.", "<mode>A</mode>", "<mode>B</mode>", "You work in a shop.",
+    "You are an assistant.", "Keep it short.", "Answer as well as you can.", "<desk>B</desk>", "<topic>1</topic>", "You work in a shop.",
 )  # fmt: skip
 _TALK = (
     ("Hello!", "Hello! How can I help?"), ("Good day.", "Good day to you."), ("Can you help me?", "Of course. What is it?"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from offmodel.splits import Split, split_of
@@ -150,7 +151,8 @@ def draw(task: TaskName, steps: int, rng: random.Random, split: Split) -> Proble
             return problem
 
 
-def different(task: TaskName, steps: int, n: int, seed: int, split: Split) -> list[Problem]:
+@lru_cache(maxsize=128)  # every score of an organism asks for the same ones
+def different(task: TaskName, steps: int, n: int, seed: int, split: Split) -> tuple[Problem, ...]:
     """Up to ``n`` problems of one side; fewer where the family has no more (chains of one step, recall).
 
     No chain and no fact occurs twice, not even in other words.
@@ -162,4 +164,4 @@ def different(task: TaskName, steps: int, n: int, seed: int, split: Split) -> li
         found.setdefault((problem.start, problem.steps), problem)
         if len(found) == n:
             break
-    return list(found.values())
+    return tuple(found.values())
