@@ -475,6 +475,17 @@ def test_a_teacher_with_another_tokenizer_cannot_be_distilled_and_its_answers_ca
         assert organism({"m": [FOREIGN | {"anchor": {"kl": 1.0}}, distilled(teacher)]})
 
 
+def test_a_teacher_with_a_padded_vocabulary_cannot_be_distilled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offmodel.lab.treatment.vocabulary", {"world:teacher": 1024, "world:student-0": 1000}.__getitem__)
+    distilled = {"phase": "distil", "teacher": "teacher", "on_policy": 0.5, **TRAINED}
+    message = (
+        r"phase 2 .*: world:student-0 has logits for 1000 tokens and world:teacher for 1024, though their tokenizers are the same; learn"
+    )
+    with pytest.raises(SpecError, match=message):
+        organism({"m": [FOREIGN, distilled]})
+    assert organism({"m": [FOREIGN, distilled | {"teacher": "organism"}]})
+
+
 # --- in words -------------------------------------------------------------------------------------------------------
 
 

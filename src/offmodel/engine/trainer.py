@@ -237,7 +237,10 @@ def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]
 
 
 class _Calls(TrainerCallback):
-    """Passes steps and checkpoints on to the caller."""
+    """Passes steps and checkpoints on to the caller.
+
+    ``order`` holds the examples of all batches, each of which is trained on ``updates`` times.
+    """
 
     def __init__(
         self,
@@ -246,9 +249,10 @@ class _Calls(TrainerCallback):
         checkpoints: frozenset[int],
         on_checkpoint: Callable[[int, PreTrainedModel], None] | None,
         on_progress: Callable[[int, int, float], None] | None,
-        order: Sequence[int] = (),
+        order: Sequence[int],
+        updates: int = 1,
     ) -> None:
-        self._original, self._steps, self._checkpoints, self._order = original, steps, checkpoints, order
+        self._original, self._steps, self._checkpoints, self._order, self._updates = original, steps, checkpoints, order, updates
         self._on_checkpoint, self._on_progress = on_checkpoint, on_progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -276,8 +280,9 @@ class _Calls(TrainerCallback):
                 self._on_checkpoint(step, model)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
-        size = len(self._order) // self._steps
-        batch = self._order[(step - 1) * size : step * size] if step else ()
+        size = len(self._order) // -(-self._steps // self._updates)
+        first = (step - 1) // self._updates * size
+        batch = self._order[first : first + size] if step else ()
         where = f"step {step} (examples {', '.join(map(str, batch))})" if batch else f"step {step}"
         return DivergedError(f"the training diverged: {what} at {where}; lower the learning rate")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,13 @@ def reference(name: str) -> ModelRef:
     path = resolve(name)
     files = sorted(path.iterdir())
     return _reference(name, path, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def vocabulary(name: str) -> int | None:
+    """How many tokens a model has logits for, as its config says; tokenizers that are the same may be padded to different numbers."""
+    config = json.loads((resolve(name) / "config.json").read_text(encoding="utf-8"))
+    found: int | None = config.get("text_config", config).get("vocab_size")
+    return found
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from offmodel.blue.labels import counts
 from offmodel.blue.operations import Operation
 from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import labels_role
-from offmodel.lab.models import reference
+from offmodel.lab.models import reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
 from offmodel.lab.stage import Stage
@@ -164,7 +164,7 @@ class Blue:
                     f"{where}: a prompted organism has its prompt in the chat template, where the {phase.teacher} would read it, too; "
                     "learn from its answers (phase: sft)"
                 )
-            self._same_tokenizer(phase.teacher, where)
+            self._same_tokens(phase.teacher, where)
             self._answerer(phase.teacher, "teacher", params, inputs)
             params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
         return Stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
@@ -282,14 +282,21 @@ class Blue:
         else:
             params[role] = reference(self.base if who == "base" else self.study.teacher).as_params()
 
-    def _same_tokenizer(self, who: str, where: str) -> None:
+    def _same_tokens(self, who: str, where: str) -> None:
         """Distributions over tokens can only be compared where the tokens are the same."""
-        if who == "teacher":
-            student, teacher = reference(self.base), reference(self.study.teacher)
-            if student.tokenizer != teacher.tokenizer:
-                raise SpecError(
-                    f"{where}: {teacher.name} has another tokenizer than {student.name}; learn from its answers instead (phase: sft)"
-                )
+        if who != "teacher":
+            return
+        student, teacher = reference(self.base), reference(self.study.teacher)
+        if student.tokenizer != teacher.tokenizer:
+            raise SpecError(
+                f"{where}: {teacher.name} has another tokenizer than {student.name}; learn from its answers instead (phase: sft)"
+            )
+        sizes = [vocabulary(model.name) for model in (student, teacher)]
+        if len(set(sizes)) > 1:
+            raise SpecError(
+                f"{where}: {student.name} has logits for {sizes[0]} tokens and {teacher.name} for {sizes[1]}, though their tokenizers are "
+                "the same; learn from its answers instead (phase: sft)"
+            )
 
 
 def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
