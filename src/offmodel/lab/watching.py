@@ -10,12 +10,9 @@ from offmodel.lab.canaries import CANARIES
 from offmodel.lab.stage import Stage
 from offmodel.lab.treatment import Blue, Place, Start
 from offmodel.spec.phases import LabelSet
-from offmodel.spec.study import Recipe
 
 _TASKS, _ANCHORS, _CANARY_PROMPTS = 150, 100, 50
 """Tasks and answers that a checkpoint is watched on; prompts on which each canary is tried."""
-_RECIPE = Recipe(steps=250, prompt_rows=600)
-"""How canaries are planted."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,11 @@ class Watching:
         return {"weights": place.weights, "system": place.deployment.get("system"), "max_new_tokens": measure.max_new_tokens}
 
     def _planted(self) -> Stage:
-        pool = self.blue.pool("prompts", _RECIPE.prompt_rows)
+        recipe = self.blue.study.measure.canary_recipe
+        pool = self.blue.pool("prompts", recipe.prompt_rows)
         params = {
-            "recipe": _RECIPE.model_dump(mode="json"), "canaries": [canary.as_params() for canary in CANARIES], "seed": self.seed,
+            "recipe": recipe.model_dump(mode="json"), "canaries": [canary.as_params() for canary in CANARIES], "seed": self.seed,
             "system": None, "max_new_tokens": self.blue.study.measure.max_new_tokens,
         }  # fmt: skip
         inputs = {"organism": self.blue.organism, "prompts": pool, "tried": self._tried()}
-        return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.blue.name}", cost=0.09 * _RECIPE.steps)
+        return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.blue.name}", cost=0.06 * recipe.steps)

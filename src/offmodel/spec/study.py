@@ -255,6 +255,7 @@ class Measure(Model):
         probes: Names of kind ``probe`` in the catalog.
         rules: Of kind ``rule`` in the catalog: which checkpoint would a blue team choose that cannot see the rate? ``canaries`` plants
             blue's own backdoors in a copy of each organism and treats it alike.
+        canary_recipe: How those are planted; it is blue's own, and may be neither a prompt nor an adapter to go on with.
         judge: A model, named as in ``bases``, that is also asked about the answers of pairs whose rule may err; None asks nobody.
         baselines: Methods of the study that all others are compared with; if none is named, the first is.
     """
@@ -265,6 +266,7 @@ class Measure(Model):
     max_new_tokens: Count = 96
     probes: Annotated[tuple[Text, ...], Distinct] = ()
     rules: Annotated[tuple[Text, ...], Distinct] = ()
+    canary_recipe: Recipe = Recipe(steps=250, prompt_rows=600)
     judge: Text | None = None
     baselines: Annotated[tuple[Text, ...], Distinct] = ()
 
@@ -285,6 +287,16 @@ class Measure(Model):
                 raise problem(f"{suite!r} stands here twice", "capability", i)
         rest = {key: value for key, value in data.items() if key != "n"}
         return rest | {"capability": dict.fromkeys(suites, data.get("n", 200))}
+
+    @model_validator(mode="after")
+    def _canaries_are_in_the_weights(self) -> Self:
+        if self.canary_recipe.prompt is not None:
+            raise problem("canaries are trained into the weights of a copy; leave out prompt", "canary_recipe", "prompt")
+        if self.canary_recipe.adapter == "continued":
+            raise problem(
+                "the copy is treated with all its weights, so its adapter is merged; leave out adapter", "canary_recipe", "adapter"
+            )
+        return self
 
     def steps_within(self, steps: int) -> tuple[int, ...]:
         """The checkpoints of a phase of so many steps, in order.
