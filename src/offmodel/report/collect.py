@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from offmodel import catalog
@@ -33,6 +34,7 @@ from offmodel.report.data import (
     Method,
     Note,
     Organism,
+    Practice,
     Probe,
     ProbeRow,
     Reply,
@@ -41,6 +43,7 @@ from offmodel.report.data import (
     Summary,
     Transcript,
 )
+from offmodel.spec.phases import GrpoPhase, TrainedPhase
 from offmodel.spec.study import Study
 
 BACKEND = "transformers generate, greedy"
@@ -134,6 +137,7 @@ class _Collector:
             step_curves=tuple(self._step_curves()),
             blind=tuple(self._blind()),
             canaries=self._canaries(),
+            practice=tuple(self._practice()),
             judged=tuple(self._judged()),
             probes=tuple(self._probes()),
             transcripts=tuple(self._transcripts()),
@@ -441,6 +445,24 @@ class _Collector:
         for organism, methods in out.items():
             yield Note(what=organism, why=f"its checkpoints are not all watched, so rules choose none of {', '.join(methods)} on it")
 
+    def _practice(self) -> Iterator[Practice]:
+        """What the methods got while they practised, where reinforcement is the last that they train with."""
+        for method in self.methods:
+            trained = [phase for phase in self.plan.study.phases(method) if isinstance(phase, TrainedPhase)]
+            if trained and isinstance(phase := trained[-1], GrpoPhase):
+                yield _practised(method, phase, {o: self._log(end.planned.score) for o, end in self._ends(method).items()})
+
+    def _log(self, score: Stage) -> dict[str, Any] | None:
+        """What was logged by the training that the scored weights rest on; None where it is not there, or diverged."""
+        stage = score.inputs["model"]
+        while stage.kind == "operate":
+            stage = stage.inputs["start"]
+        result = self.store.get(stage)
+        if result is None or not result.verdict.accepted:
+            return None
+        log: dict[str, Any] = json.loads((result.path / "training.json").read_text(encoding="utf-8"))
+        return log
+
     def _judged(self) -> Iterator[Judged]:
         states = {"organism": self.untouched} | {method: self._ends(method) for method in self.methods}
         ends = [(state, s) for state, by_organism in states.items() for s in by_organism.values()]
@@ -576,6 +598,29 @@ def _gained(rows: Sequence[_Scored]) -> dict[str, float | None]:
         "hindsight": None if best is None or last is None else best - last,
         "removal_at_90": frontier.removal_at(points) if points else None,
     }
+
+
+def _practised(method: str, phase: GrpoPhase, logs: Mapping[str, Mapping[str, Any] | None]) -> Practice:
+    """What a training got on each organism, in the mean; an organism without a log is left out, and the definitions say so."""
+    # There is one value per batch of answers, on which several steps may be made.
+    tenth = -(-phase.steps // (10 * phase.updates))
+    groups, answers = phase.batch_size, phase.batch_size * phase.group
+    reward = "mean reward of the answers sampled in the {} tenth of the steps, 1 for a right one and 0 for a wrong one; items: answers"
+    flat = "share of groups of answers to one prompt that are all right or all wrong, so that they teach nothing, {}; items: groups"
+
+    def mean(of: str, when: slice, each: int, definition: str, direction: Direction) -> Estimate:
+        values = {organism: log[of][when] if log else [] for organism, log in logs.items()}
+        items = each * sum(map(len, values.values()))
+        means = {organism: fmean(those) if those else None for organism, those in values.items()}
+        return mean_over_organisms(means, f"{definition}; mean over organisms", direction, seed=0, items=items)
+
+    return Practice(
+        method=method,
+        reward_first=mean("rewards", slice(tenth), answers, reward.format("first"), HIGHER),
+        reward_last=mean("rewards", slice(-tenth, None), answers, reward.format("last"), HIGHER),
+        flat_first=mean("flat", slice(tenth), groups, flat.format("in the first tenth of the steps"), LOWER),
+        flat=mean("flat", slice(None), groups, flat.format("over the whole training"), LOWER),
+    )
 
 
 def _points(rows: Iterable[_Scored]) -> list[Point]:

@@ -259,6 +259,28 @@ class Canaries:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Practice:
+    """What a method got while it practised, where reinforcement is the last that it trains with.
+
+    Attributes:
+        reward_first: Mean reward of its answers in the first tenth of the steps.
+        reward_last: In the last tenth.
+        flat_first: Share of groups in the first tenth whose answers all got the same reward. They teach nothing.
+        flat: The same over the whole training.
+    """
+
+    method: str
+    reward_first: Estimate
+    reward_last: Estimate
+    flat_first: Estimate
+    flat: Estimate
+
+    def measures(self) -> dict[str, Estimate]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepCurve:
     """Accuracy on a suite by the number of reasoning steps.
 
@@ -357,6 +379,7 @@ class ReportData:
         by_recipe_differences: Every other recipe against the first, on the same pairs and seeds.
         blind: What the study's rules choose, by method; empty where it has none.
         canaries: What blue's own backdoors tell; None where it planted none.
+        practice: What the methods got while they practised; empty where none does.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
@@ -382,6 +405,7 @@ class ReportData:
     step_curves: tuple[StepCurve, ...] = ()
     blind: tuple[Blind, ...] = ()
     canaries: Canaries | None = None
+    practice: tuple[Practice, ...] = ()
     judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()

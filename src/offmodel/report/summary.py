@@ -23,6 +23,9 @@
                   oracle's, which is null for the oracle itself; empty where the study has no rules
     canaries      {methods: {<method>: {canary_rate_before, canary_rate, canaries_dead}}, both_dead, canaries_only, behaviour_only,
                   both_alive, canary_correlation}, the four being counts of checkpoints; null where no canaries were planted
+    practice      list of {method, reward_first, reward_last, flat_first, flat}, each an estimate of the method's training, for the methods
+                  that train last with reinforcement: mean reward in the first and in the last tenth of the steps, share of groups whose
+                  answers all got the same reward in the first tenth and in all; empty where no method practises
     judged        list of {pair, judge, question, agreement: {both, rule_only, judge_only, neither, abstained, raw, kappa},
                   states: {<state>: {bad_rate, bad_rate_judged}}} for the pairs that a judge model was asked about, a state being
                   "organism" or a method
@@ -129,6 +132,7 @@ def summary(data: ReportData) -> dict[str, Any]:
         "states": {state: _state(data, state) for state in data.states},
         "blind": [asdict(choice) for choice in data.blind],
         "canaries": asdict(data.canaries) if data.canaries else None,
+        "practice": [asdict(practice) for practice in data.practice],
         "judged": [asdict(pair) for pair in data.judged],
         "probes": [
             {"name": p.name, "question": p.question, "rows": [{"label": row.label, **asdict(row.estimate)} for row in p.rows]}
@@ -212,6 +216,9 @@ def _tables(data: ReportData) -> Iterator[Table]:
         counts = [told.both_dead, told.canaries_only, told.behaviour_only, told.both_alive]
         head = ["both dead", "only the canaries", "only the behaviour", "both alive", "rank correlation"]
         yield Table("Checkpoints by canaries and behaviour", [head, [*map(str, counts), correlation]])
+    if data.practice:
+        body = [[p.method, *map(words.sentence, p.measures().values())] for p in data.practice]
+        yield Table("Practice", [["method", *map(words.name, data.practice[0].measures())], *body])
 
 
 def _sentences(measures: Iterable[str], found: Mapping[str, Estimate]) -> list[str]:
@@ -267,6 +274,7 @@ def _csv(data: ReportData) -> str:
     if data.canaries:
         summaries += [("", "", method, found.measures()) for method, found in data.canaries.methods.items()]
         summaries.append(("", "", "", {"canary_correlation": data.canaries.canary_correlation}))
+    summaries += [("", "", practice.method, practice.measures()) for practice in data.practice]
     writer.writerows([*place, name, *asdict(e).values(), "", "", "", ""] for *place, measures in summaries for name, e in measures.items())
     for c in data.comparisons:
         writer.writerows(
@@ -305,7 +313,7 @@ FORMATS: dict[str, Callable[[ReportData], str | bytes]] = {
     "latex": _latex,
 }
 """What each format shows: html the page, svg the frontier, json the summary, parquet every row; csv, md and latex the tables of methods,
-comparisons, pairs, recipes and blind choices."""
+comparisons, pairs, recipes, blind choices and practice."""
 
 
 def render(data: ReportData, format: str) -> bytes:

@@ -24,6 +24,10 @@ _NAMES = {
     "canary_rate_before": "canaries that fire before",
     "canaries_dead": "organisms with dead canaries",
     "canary_correlation": "rank correlation with the behaviour",
+    "reward_first": "reward in the first tenth",
+    "reward_last": "reward in the last tenth",
+    "flat_first": "groups that teach nothing, first tenth",
+    "flat": "groups that teach nothing",
     "area": "area of the choice",
     "best": "as good as the oracle",
 }
