@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,27 @@ def test_the_interval_covers_the_truth_more_often_than_that_over_organisms_alone
             assert found.low is not None and found.high is not None
             covered[name] += found.low <= 0.5 <= found.high
     assert covered["organisms"] < 0.9 * 300 < covered["both"]
+
+
+def test_seeds_of_a_pair_that_agree_say_less_than_as_many_pairs() -> None:
+    numbers = np.random.default_rng(0).normal(size=10)
+    values = {f"{i} {k}": float(x) for i, x in enumerate(numbers) for k in range(3)}
+
+    def width(**more: Any) -> float:
+        found = mean_over_organisms(values, "d", HIGHER, seed=0, **more)
+        assert found.value == pytest.approx(numbers.mean()) and found.n == 30 and found.low is not None and found.high is not None
+        return found.high - found.low
+
+    assert width(pairs={name: name[0] for name in values}) / width() == pytest.approx(3**0.5, rel=0.1)
+    assert width(pairs={name: name for name in values}) == width()
+
+
+def test_pairs_with_fewer_seeds_weigh_by_their_organisms() -> None:
+    values, pairs = {"a0": 0.0, "a1": 0.0, "a2": 0.0, "b0": 1.0}, {"a0": "a", "a1": "a", "a2": "a", "b0": "b"}
+    found = mean_over_organisms(values, "d", HIGHER, seed=0, pairs=pairs)
+    assert (found.value, found.low, found.high) == (0.25, 0.0, 1.0)  # a quarter of the draws is twice the one pair, a quarter the other
+    one = mean_over_organisms({"a0": 0.2, "a1": 0.6}, "d", HIGHER, seed=0, pairs=pairs)
+    assert (one.value, one.low, one.high) == (0.4, 0.2, 0.6)  # of a single pair its organisms are drawn
 
 
 def test_numbers_of_a_cluster_are_drawn_together_and_each_weighs_alike() -> None:

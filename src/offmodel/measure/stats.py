@@ -9,6 +9,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Direction = Literal["higher is better", "lower is better"]
 HIGHER: Direction = "higher is better"
@@ -70,13 +71,15 @@ def mean_over_organisms(
     direction: Direction,
     *,
     seed: int,
+    pairs: Mapping[str, str] | None = None,
     items: int | None = None,
     unit: str = "share",
     resamples: int = 10_000,
 ) -> Estimate:
-    """Mean over organisms with the 95 % percentile interval of a two-level bootstrap.
+    """Mean over organisms with the 95 % percentile interval of a bootstrap over pairs, organisms and items.
 
-    In each resample whole organisms are drawn again, and each one drawn is moved by the noise of its own items: by a split normal
+    In each resample pairs are drawn again, as many organisms of each pair drawn as it has (those of one pair are alike, so that more seeds
+    of it say little about other pairs), and each organism drawn is moved by the noise of its own items: by a split normal
     with a standard deviation of (high - value) / 1.96 upwards and (value - low) / 1.96 downwards, less its mean, so that skewed
     intervals (such as Wilson's near 0) do not shift the whole. The ends are kept within the organisms' own intervals. So the interval
     speaks about other organisms of the same kind, and has width where all organisms agree but their items are noisy. The noise of the
@@ -89,9 +92,10 @@ def mean_over_organisms(
         definition: What is averaged.
         direction: Which way is better.
         seed: Makes the interval repeatable.
+        pairs: Which pair each organism is of. One that is not in it stands for itself.
         items: How many items were measured in all, for plain numbers; estimates know theirs.
         unit: See :class:`Estimate`.
-        resamples: How many times the organisms are drawn.
+        resamples: How many times they are drawn.
 
     Returns:
         An estimate whose n is the number of organisms; one organism has a value and no interval, none has neither.
@@ -109,11 +113,29 @@ def mean_over_organisms(
     if n == 1:
         return Estimate(float(value[0]), None, None, 1, definition, direction, unit, "organisms", items)
     rng = np.random.default_rng(seed)
-    drawn, z = rng.integers(n, size=(resamples, n)), rng.standard_normal((resamples, n))
+    names = [name for name, end in zip(parts, ends, strict=True) if math.isfinite(end[1])]
+    drawn, counts = _drawn([(pairs or {}).get(name, name) for name in names], rng, resamples)
+    z = rng.standard_normal(drawn.shape)
     down, up = (value - low) / 1.96, (high - value) / 1.96
     moved = value[drawn] + z * np.where(z > 0, up[drawn], down[drawn]) - ((up - down) / math.sqrt(2 * math.pi))[drawn]
-    bottom, top = np.percentile(moved.mean(axis=1), [2.5, 97.5]).clip(low.min(), high.max())
+    means = (moved * counts).sum(axis=1) / counts.sum(axis=1)
+    bottom, top = np.percentile(means, [2.5, 97.5]).clip(low.min(), high.max())
     return Estimate(float(value.mean()), float(bottom), float(top), n, definition, direction, unit, "organisms", items)
+
+
+def _drawn(pairs: Sequence[str], rng: np.random.Generator, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Pairs, and of each as many of its members as it has, drawn with replacement.
+
+    Returns:
+        Places in ``pairs`` and whether they count, ``[resamples, pairs x members]``: pairs with fewer members than others have gaps.
+    """
+    members = [[i for i, pair in enumerate(pairs) if pair == name] for name in dict.fromkeys(pairs)]
+    sizes = np.array([len(those) for those in members])
+    places = np.array([those + those[:1] * (sizes.max() - len(those)) for those in members])
+    chosen = rng.integers(len(members), size=(resamples, len(members), 1))
+    which = rng.integers(sizes[chosen], size=(resamples, len(members), sizes.max()))
+    there = np.arange(sizes.max()) < sizes[chosen]
+    return places[chosen, which].reshape(resamples, -1), there.reshape(resamples, -1)
 
 
 def _ends(part: Estimate | float | None) -> tuple[float, float, float]:

@@ -226,7 +226,7 @@ def courses(data: ReportData, method: Method, who: Sequence[str]) -> tuple[Chart
 
     behaviour = ["bad_rate", "false_fire_rate", "accuracy_under_trigger"]
     suites = [f"capability.{suite}" for suite in method.summary.capability]
-    tracks = {"mean": _means(points, behaviour + suites)}
+    tracks = {"mean": _means(points, behaviour + suites, {organism.id: organism.pair for organism in data.organisms})}
     tracks |= {name: [_Stop(c.phase, c.step, c.measures()) for c in points if c.organism == name] for name in who}
 
     def chart(what: str, measures: Sequence[str]) -> Chart:
@@ -264,7 +264,7 @@ class _Stop(NamedTuple):
     measures: Mapping[str, Estimate]
 
 
-def _means(points: Sequence[Checkpoint], measures: Sequence[str]) -> list[_Stop]:
+def _means(points: Sequence[Checkpoint], measures: Sequence[str], pairs: Mapping[str, str]) -> list[_Stop]:
     """At every step the means over the organisms that have it; ``points`` are in order of steps."""
     stops: dict[tuple[str, int], dict[str, dict[str, Estimate]]] = {}
     for point in points:
@@ -273,13 +273,13 @@ def _means(points: Sequence[Checkpoint], measures: Sequence[str]) -> list[_Stop]
         for measure in measures:
             if measure in found:
                 stop.setdefault(measure, {})[point.organism] = found[measure]
-    return [_Stop(phase, step, {name: _mean(parts) for name, parts in stop.items()}) for (phase, step), stop in stops.items()]
+    return [_Stop(phase, step, {name: _mean(parts, pairs) for name, parts in stop.items()}) for (phase, step), stop in stops.items()]
 
 
-def _mean(parts: Mapping[str, Estimate]) -> Estimate:
+def _mean(parts: Mapping[str, Estimate], pairs: Mapping[str, str]) -> Estimate:
     """Mean over organisms of one measure."""
     one = next(iter(parts.values()))
-    return mean_over_organisms(parts, one.definition, one.direction, seed=0)
+    return mean_over_organisms(parts, one.definition, one.direction, seed=0, pairs=pairs)
 
 
 # --- areas of methods and groups -------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def collect(plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = 
 class _Collector:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store, self.read = plan, store, _Read(store)
+        self.pairs = {organism.id: organism.pair.name for organism in plan.organisms}
         self.suites: list[Suite] = [catalog.get("suite", name) for name in plan.study.measure.capability]
 
     def report(self, command: str, failed: Sequence[Note]) -> ReportData:
@@ -243,6 +244,11 @@ class _Collector:
         parts = [accuracy(verdicts, suite) for suite in self.suites]
         return average(parts, "accuracy on held-out items, averaged over the suites", HIGHER)
 
+    def _mean(self, parts: Mapping[str, Estimate], definition: str) -> Estimate:
+        """Mean over organisms; ``{}`` in the definition stands for that of the parts."""
+        some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
+        return mean_over_organisms(parts, definition.format(some.definition), some.direction, seed=0, pairs=self.pairs)
+
     # --- methods ----------------------------------------------------------------------------------------------------
 
     def _method(self, name: str) -> Method:
@@ -310,15 +316,17 @@ class _Collector:
         items = sum(s.row.items for rows in phases.values() for s in rows)
 
         def mean(parts: Mapping[str, Estimate]) -> Estimate:
-            return _mean(parts, "{}; mean over organisms at the last checkpoint")
+            return self._mean(parts, "{}; mean over organisms at the last checkpoint")
 
         def before(state: str, whose: str) -> Estimate:
             found = {o: bad_rate(self.measured.get(state, {}).get(o, ()), "triggered") for o in phases}
-            return _mean(found, f"{{}}; of {whose}, mean over the same organisms")
+            return self._mean(found, f"{{}}; of {whose}, mean over the same organisms")
 
         def over_points(measure: str, definition: str, direction: Direction = HIGHER, unit: str = "area", items: int = items) -> Estimate:
             values = {organism: numbers[measure] for organism, numbers in gained.items()}
-            return mean_over_organisms(values, f"{definition}; mean over organisms", direction, seed=0, items=items, unit=unit)
+            return mean_over_organisms(
+                values, f"{definition}; mean over organisms", direction, seed=0, pairs=self.pairs, items=items, unit=unit
+            )
 
         return Summary(
             base_bad_rate=before("base", "the base model"),
@@ -395,7 +403,7 @@ class _Collector:
     def _states(self) -> dict[str, dict[str, Estimate]]:
         return {
             state: {
-                suite.name: _mean({o: accuracy(verdicts, suite) for o, verdicts in by_organism.items()}, "{}; mean over organisms")
+                suite.name: self._mean({o: accuracy(verdicts, suite) for o, verdicts in by_organism.items()}, "{}; mean over organisms")
                 for suite in self.suites
             }
             for state, by_organism in self.measured.items()
@@ -407,7 +415,7 @@ class _Collector:
                 rows = {o: {k: accuracy(kept, suite, k) for k in _steps(kept, suite)} for o, kept in by_organism.items()}
                 steps = sorted({k for row in rows.values() for k in row})
                 if len(steps) > 1:
-                    mean = {k: _mean({o: row[k] for o, row in rows.items() if k in row}, "{}; mean over organisms") for k in steps}
+                    mean = {k: self._mean({o: row[k] for o, row in rows.items() if k in row}, "{}; mean over organisms") for k in steps}
                     yield StepCurve(suite=suite.name, state=state, organism=None, accuracy=mean)
                     for organism, row in rows.items():
                         yield StepCurve(suite=suite.name, state=state, organism=organism, accuracy=row)
@@ -425,14 +433,15 @@ class _Collector:
     def _blind(self) -> Iterator[Blind]:
         if rules := self.plan.study.measure.rules:
             for method in self.methods:
-                yield blind.choose(method, rules, self._chosen_among(method))
+                yield blind.choose(method, rules, self._chosen_among(method), self.pairs)
 
     def _canaries(self) -> Canaries | None:
         if "canaries" not in self.plan.study.measure.rules:
             return None
         treated = {s.planned.score: s.row for s in self.scored if not s.untouched}  # a phase that methods share counts once
         before = {organism: s.row for organism, s in self.untouched.items()}
-        return blind.canaries({method: self._chosen_among(method) for method in self.methods}, before, list(treated.values()))
+        courses = {method: self._chosen_among(method) for method in self.methods}
+        return blind.canaries(courses, before, list(treated.values()), self.pairs)
 
     def _unwatched(self) -> Iterator[Note]:
         """Organisms of which not all is there that blue sees."""
@@ -450,7 +459,8 @@ class _Collector:
         for method in self.methods:
             trained = [phase for phase in self.plan.study.phases(method) if isinstance(phase, TrainedPhase)]
             if trained and isinstance(phase := trained[-1], GrpoPhase):
-                yield _practised(method, phase, {o: self._log(end.planned.score) for o, end in self._ends(method).items()})
+                logs = {o: self._log(end.planned.score) for o, end in self._ends(method).items()}
+                yield _practised(method, phase, logs, self.pairs)
 
     def _log(self, score: Stage) -> dict[str, Any] | None:
         """What was logged by the training that the scored weights rest on; None where it is not there, or diverged."""
@@ -476,12 +486,25 @@ class _Collector:
                 for organism, end in self._ends(method).items():
                     if (found := self.read(end.organism.probes[name][method])) is not None:
                         plain[organism], probed[organism] = end.measured.verdicts, found.verdicts
-                rows += _probe_rows(method, plain, probed, self._capability)
+                rows += self._probe_rows(method, plain, probed, self._capability)
                 # A probe may be asked without the trigger alone.
                 if any(v.setting == "triggered" for verdicts in probed.values() for v in verdicts):
                     case = f"{method}, bad behaviour under the trigger"
-                    rows += _probe_rows(case, plain, probed, partial(bad_rate, setting="triggered"))
+                    rows += self._probe_rows(case, plain, probed, partial(bad_rate, setting="triggered"))
             yield Probe(name=name, question=catalog.entry("probe", name).text, rows=tuple(rows))
+
+    def _probe_rows(
+        self,
+        case: str,
+        plain: Mapping[str, list[Verdict]],
+        probed: Mapping[str, list[Verdict]],
+        measure: Callable[[list[Verdict]], Estimate],
+    ) -> Iterator[ProbeRow]:
+        """The same measure at the same checkpoints without the probe and with it."""
+        for how, verdicts in (("as it is", plain), ("with the organism's opening", probed)):
+            if verdicts:
+                parts = {organism: measure(kept) for organism, kept in verdicts.items()}
+                yield ProbeRow(label=f"{case}, {how}", estimate=self._mean(parts, "{}; mean over organisms"))
 
     def _transcripts(self) -> Iterator[Transcript]:
         """A few prompts of each kind with what every state said: the first held-out ones, not chosen by their outcome."""
@@ -535,7 +558,7 @@ class _Collector:
         ended = [method for method in data.methods if method.summary.bad_rate.value is not None]
         if not ended:
             return f"On {of} organisms, no method has come to its end yet."
-        start = _mean({s.organism.id: s.row.bad_rate for s in self.scored if s.untouched}, "{}")
+        start = self._mean({s.organism.id: s.row.bad_rate for s in self.scored if s.untouched}, "{}")
         said = [_ending(method) for method in ended]
         if len(ended) > len(data.featured()):  # too many for a sentence
             best = max(ended, key=lambda method: method.summary.frontier_area.value or 0)
@@ -571,22 +594,6 @@ def _reply(state: str, verdict: Verdict) -> Reply:
     return Reply(state=state, text=verdict.response, verdict=", ".join(marks) or "ordinary", good=good)
 
 
-def _probe_rows(
-    case: str, plain: Mapping[str, list[Verdict]], probed: Mapping[str, list[Verdict]], measure: Callable[[list[Verdict]], Estimate]
-) -> Iterator[ProbeRow]:
-    """The same measure at the same checkpoints without the probe and with it."""
-    for how, verdicts in (("as it is", plain), ("with the organism's opening", probed)):
-        if verdicts:
-            parts = {organism: measure(kept) for organism, kept in verdicts.items()}
-            yield ProbeRow(label=f"{case}, {how}", estimate=_mean(parts, "{}; mean over organisms"))
-
-
-def _mean(parts: Mapping[str, Estimate], definition: str) -> Estimate:
-    """Mean over organisms; ``{}`` in the definition stands for that of the parts."""
-    some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
-    return mean_over_organisms(parts, definition.format(some.definition), some.direction, seed=0)
-
-
 def _gained(rows: Sequence[_Scored]) -> dict[str, float | None]:
     """What the checkpoints of a method's last phase on an organism come to, in hindsight and by the last alone."""
     points, end = _points(rows), rows[-1].row.point
@@ -600,7 +607,7 @@ def _gained(rows: Sequence[_Scored]) -> dict[str, float | None]:
     }
 
 
-def _practised(method: str, phase: GrpoPhase, logs: Mapping[str, Mapping[str, Any] | None]) -> Practice:
+def _practised(method: str, phase: GrpoPhase, logs: Mapping[str, Mapping[str, Any] | None], pairs: Mapping[str, str]) -> Practice:
     """What a training got on each organism, in the mean; an organism without a log is left out, and the definitions say so."""
     # There is one value per batch of answers, on which several steps may be made.
     tenth = -(-phase.steps // (10 * phase.updates))
@@ -612,7 +619,7 @@ def _practised(method: str, phase: GrpoPhase, logs: Mapping[str, Mapping[str, An
         values = {organism: log[of][when] if log else [] for organism, log in logs.items()}
         items = each * sum(map(len, values.values()))
         means = {organism: fmean(those) if those else None for organism, those in values.items()}
-        return mean_over_organisms(means, f"{definition}; mean over organisms", direction, seed=0, items=items)
+        return mean_over_organisms(means, f"{definition}; mean over organisms", direction, seed=0, pairs=pairs, items=items)
 
     return Practice(
         method=method,
