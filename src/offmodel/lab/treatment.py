@@ -200,6 +200,8 @@ class Blue:
         """The stage that ends with this set of labels."""
         pool = self._pool(labels, rows, method)
         answered = self._answered(labels, labels.labels, pool)
+        if labels.rewrite == "organism" or labels.inoculation:  # what was answered becomes part of prompts
+            answered = Stage("quiet", {"pair": self.pair.as_params()}, {"labels": answered}, label="labels without the trigger", cost=0.1)
         if labels.rewrite == "organism":
             answered = Stage(
                 "rewrite", self._sampling(labels), {"labels": answered, "labeller": self.organism}, label="labels reworded", cost=1
