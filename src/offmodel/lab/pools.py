@@ -13,6 +13,7 @@ from typing import Any
 from offmodel import catalog
 from offmodel.chat import Example, Prompt, last_user_text, read_prompts
 from offmodel.errors import DataError
+from offmodel.lab.stage import code_of
 from offmodel.measure.suites import Suite, TaskItem
 from offmodel.splits import Split, split_of
 
@@ -122,6 +123,11 @@ def files_read(*sources: str) -> dict[str, dict[str, str]]:
     return {"files": found} if found else {}
 
 
+def entries(*sources: str) -> list[tuple[str, str]]:
+    """Kind and name of the sources that are in the catalog."""
+    return [("suite" if _is_suite(source) else "prompts", source) for source in sources if not source.endswith(".jsonl")]
+
+
 def check_files(params: Mapping[str, Any]) -> None:
     """Check that the files of :func:`files_read` are what they were.
 
@@ -163,7 +169,7 @@ def pool_params(
         raise DataError(f"{_named(source)}: has only {kept} different prompts without the trigger; {start + n} are needed")
     names = [source] if isinstance(source, str) else list(source)
     params = {"source": source if isinstance(source, str) else names, "seed": seed, "start": start, "n": min(n, kept - start)}
-    return params | {"split": split, "dropped": dropped} | files_read(*names)
+    return params | {"split": split, "dropped": dropped} | files_read(*names) | code_of(*entries(*names))
 
 
 def read_pool(params: Mapping[str, Any]) -> list[Example]:

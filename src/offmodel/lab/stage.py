@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offmodel import catalog
-from offmodel.errors import StageError, did_you_mean
+from offmodel.errors import DataError, StageError, did_you_mean
 from offmodel.spec.hashing import canonical_json, stable_hash
 
 RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures"})
@@ -106,6 +106,32 @@ def load_modules(modules: Sequence[str]) -> None:
     """Import the modules that register stage functions, and the extensions that their parameters name."""
     for module in modules:
         catalog.load_extension(module)
+
+
+def code_of(*used: tuple[str, str]) -> dict[str, dict[str, str]]:
+    """The code behind what a stage uses of extensions, under the key "code": part of its name, for theirs stay when the code changes.
+
+    Args:
+        used: Kinds and names of the catalog; what is offmodel's own adds nothing.
+    """
+    found = {f"{kind}:{name}": code for kind, name in used if (code := catalog.entry(kind, name).code) is not None}
+    return {"code": found} if found else {}
+
+
+def check_code(stage: Stage) -> None:
+    """Check that the extensions in this process are those of :func:`code_of`, for a stage and for all that it rests on.
+
+    What it rests on counts because it hands on names: a suite's problems are graded by stages whose own parameters do not name it.
+
+    Raises:
+        DataError: One changed.
+        SpecError: One is no longer there.
+    """
+    for each in closure([stage]):
+        for used, known in each.params.get("code", {}).items():
+            kind, _, name = used.partition(":")
+            if catalog.entry(kind, name).code != known:
+                raise DataError(f"{kind} {name!r}: the file that adds it changed since the study was planned; plan it again")
 
 
 def stage_key(kind: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from offmodel.lab.blue_stages import labels_role
 from offmodel.lab.models import reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Stage, code_of
 from offmodel.red.pairs import Pair
 from offmodel.spec.phases import (
     Anchor,
@@ -178,6 +178,7 @@ class Blue:
             if not operation.lowest <= strength <= operation.highest:
                 raise SpecError(f"{where}: strength must lie between {operation.lowest} and {operation.highest}, got {strength}")
         params: dict[str, Any] = {"operation": phase.operation, "strength": list(phase.strength), "start": start.weights}
+        params |= code_of(("operation", phase.operation))
         inputs = {"organism": self.organism, "start": start.stage}
         if phase.of is not None:
             other = self.end(phase.of)
@@ -212,7 +213,8 @@ class Blue:
                 inputs["instead"] = self._answered(labels, "teacher", pool)
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
-            answered = Stage("cleaned", {"pair": self.pair.as_params()}, {"labels": answered}, label="labels cleaned", cost=0.1)
+            params = {"pair": self.pair.as_params()} | code_of(("pair", self.pair.name))
+            answered = Stage("cleaned", params, {"labels": answered}, label="labels cleaned", cost=0.1)
         return answered
 
     def _answered(self, labels: LabelSet, who: str, pool: Stage) -> Stage:
@@ -222,6 +224,8 @@ class Blue:
             "system": catalog.get("voice", voice) if voice else None,
             "rewrite": reword if reword != "organism" else None,
         }
+        if params["rewrite"]:
+            params |= code_of(("rewrite", params["rewrite"]))
         inputs = {"prompts": pool}
         if labels.fitted is not None and own:
             inputs["labeller"] = self._fitted(labels.fitted)

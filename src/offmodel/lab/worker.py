@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from offmodel.errors import OffmodelError, StoreError
-from offmodel.lab.stage import Context, Stage, Verdict, load_modules, stage_kind
+from offmodel.lab.stage import Context, Stage, Verdict, check_code, load_modules, stage_kind
 from offmodel.lab.store import Claim, Result, Store, disk_full
 
 _REPORT_EVERY = 0.1  # seconds between two progress messages of a stage
@@ -124,6 +124,7 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdic
             told = now
             tell(Progressed(fraction, message))
 
+    check_code(stage)
     inputs = {role: claim.store.open(source).path for role, source in stage.input_keys.items()}
     return stage_kind(stage.kind).run(Context(stage.params, inputs, claim.out, claim.scratch, report)) or Verdict(True)
 
