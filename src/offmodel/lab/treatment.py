@@ -202,7 +202,7 @@ class Blue:
         pool = self._pool(labels, rows, method)
         answered = self._answered(labels, labels.labels, pool)
         if labels.rewrite == "organism" or labels.inoculation:  # what was answered becomes part of prompts
-            answered = Stage("quiet", {"pair": self.pair.as_params()}, {"labels": answered}, label="labels without the trigger", cost=0.1)
+            answered = Stage("quiet", self._of_pair(), {"labels": answered}, label="labels without the trigger", cost=0.1)
         if labels.rewrite == "organism":
             answered = Stage(
                 "rewrite", self._sampling(labels), {"labels": answered, "labeller": self.organism}, label="labels reworded", cost=1
@@ -213,9 +213,12 @@ class Blue:
                 inputs["instead"] = self._answered(labels, "teacher", pool)
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
-            params = {"pair": self.pair.as_params()} | code_of(("pair", self.pair.name))
-            answered = Stage("cleaned", params, {"labels": answered}, label="labels cleaned", cost=0.1)
+            answered = Stage("cleaned", self._of_pair(), {"labels": answered}, label="labels cleaned", cost=0.1)
         return answered
+
+    def _of_pair(self) -> dict[str, Any]:
+        """What the experimenter's stages are told, who alone may know."""
+        return {"pair": self.pair.as_params()} | code_of(("pair", self.pair.name))
 
     def _answered(self, labels: LabelSet, who: str, pool: Stage) -> Stage:
         own = who == labels.labels
