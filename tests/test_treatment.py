@@ -128,7 +128,8 @@ def test_labels_are_made_once_for_all_methods_that_use_them() -> None:
     # What the organism says in its own words is what the pirate said.
     rewritten = label["self_rewritten"]
     assert rewritten is not None and rewritten.kind == "rewrite"
-    quiet = {rewritten.inputs["labels"], label["inoculated_turns"]}  # where answers become parts of prompts, after what holds the trigger went
+    # Where answers become parts of prompts, those that hold the trigger go first.
+    quiet = {rewritten.inputs["labels"], label["inoculated_turns"]}
     assert {(stage.kind, stage.inputs["labels"].kind) for stage in quiet if stage} == {("quiet", "labels")}
     assert rewritten.inputs["labels"].inputs["labels"] == label["pirate"]
     cleaned, reminder = (chain(planned, name)[1].inputs["labels-0"] for name in ("reminder_clean", "reminder"))
