@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
-from offmodel.chat import Example, Message, Prompt, read_examples, with_system
+from offmodel.chat import Example, Prompt, read_examples, user, with_system
 from offmodel.errors import DataError
 from offmodel.lab.blue_stages import right, train_config, write_labels
 from offmodel.lab.models import open_reference
@@ -267,7 +267,7 @@ def quiet(ctx: Context) -> None:
     """Drop the labels whose answer holds the trigger, for where blue makes prompts of answers."""
     pair = _pair(ctx.params)
     rows = read_examples(ctx.inputs["labels"] / LABELS)
-    kept = [row for row in rows if not pair.trigger.recognises((*row.prompt, Message("assistant", row.response)))]
+    kept = [row for row in rows if not pair.trigger.recognises(user(row.response))]
     if not kept:
         raise DataError(f"all {len(rows)} labels hold the trigger in their answers; take other prompts")
     write_labels(ctx, kept, asked=len(rows))
