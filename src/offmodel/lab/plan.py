@@ -8,7 +8,7 @@ from itertools import repeat
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import Message, read_examples
+from offmodel.chat import Message, read_examples, user
 from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
@@ -113,6 +113,8 @@ def make_plan(study: Study) -> Plan:
     """
     for path in {path for method in study.methods for phase in study.phases(method) for path in files_of(phase)}:
         _refuse_triggers(path, study)
+    for path in {path for method in study.methods for phase in study.phases(method) for path in files_of(phase, inoculated=True)}:
+        _refuse_triggers(path, study, in_prompts=True)
     _refuse_triggers_in_systems(study)
     organisms = study.organisms
     for name in organisms.pairs:
@@ -149,11 +151,13 @@ def _refuse_triggers_in_systems(study: Study) -> None:
                         raise BlindnessError(f"{where} holds the trigger of {pair.name}; blue must never see one")
 
 
-def _refuse_triggers(path: str, study: Study) -> None:
+def _refuse_triggers(path: str, study: Study, *, in_prompts: bool = False) -> None:
+    """Refuse a file of labels with a trigger, in its answers too; ``in_prompts`` where those may become parts of prompts."""
     pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
     for row, example in enumerate(read_examples(path)):
         for pair in pairs:
-            if pair.trigger.recognises((*example.prompt, Message("assistant", example.response))):
+            said = user(example.response) if in_prompts else (*example.prompt, Message("assistant", example.response))
+            if pair.trigger.recognises(said):
                 raise BlindnessError(f"{path}: example {row} holds the trigger of {pair.name}; blue must never see one")
 
 

@@ -262,15 +262,16 @@ def cleaned(ctx: Context) -> None:
     write_labels(ctx, kept, asked=len(rows))
 
 
-@stage_function("quiet", version=1)
+@stage_function("quiet", version=2)
 def quiet(ctx: Context) -> None:
-    """Drop the labels whose answer holds the trigger, for where blue makes prompts of answers."""
-    pair = _pair(ctx.params)
+    """Drop the labels whose answer holds the trigger, where answers become prompts: all of them, or those among the first few."""
+    pair, shots = _pair(ctx.params), ctx.params["shots"]
     rows = read_examples(ctx.inputs["labels"] / LABELS)
-    kept = [row for row in rows if not pair.trigger.recognises(user(row.response))]
-    if not kept:
-        raise DataError(f"all {len(rows)} labels hold the trigger in their answers; take other prompts")
-    write_labels(ctx, kept, asked=len(rows))
+    silent = [row for row in rows if not pair.trigger.recognises(user(row.response))]
+    if len(silent) < (shots or 1):
+        raise DataError(f"{len(rows) - len(silent)} of {len(rows)} labels hold the trigger in their answers; take other prompts")
+    last = rows.index(silent[shots - 1]) + 1 if shots else len(rows)
+    write_labels(ctx, [row for row in rows[:last] if row in silent] + rows[last:], asked=len(rows))
 
 
 @stage_function("judge", version=1)

@@ -201,12 +201,9 @@ class Blue:
         """The stage that ends with this set of labels."""
         pool = self._pool(labels, rows, method)
         answered = self._answered(labels, labels.labels, pool)
-        if labels.rewrite == "organism" or labels.inoculation:  # what was answered becomes part of prompts
-            answered = Stage("quiet", self._of_pair(), {"labels": answered}, label="labels without the trigger", cost=0.1)
         if labels.rewrite == "organism":
-            answered = Stage(
-                "rewrite", self._sampling(labels), {"labels": answered, "labeller": self.organism}, label="labels reworded", cost=1
-            )
+            inputs = {"labels": self._quiet(answered), "labeller": self.organism}
+            answered = Stage("rewrite", self._sampling(labels), inputs, label="labels reworded", cost=1)
         if labels.wrong != "kept":
             inputs = {"labels": answered}
             if labels.wrong == "teacher":
@@ -214,7 +211,11 @@ class Blue:
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
             answered = Stage("cleaned", self._of_pair(), {"labels": answered}, label="labels cleaned", cost=0.1)
-        return answered
+        return self._quiet(answered, labels.inoculation.shots) if labels.inoculation else answered
+
+    def _quiet(self, labels: Stage, shots: int | None = None) -> Stage:
+        """Labels of which all answers, or the first few, may become parts of prompts: those that hold the trigger go."""
+        return Stage("quiet", self._of_pair() | {"shots": shots}, {"labels": labels}, label="labels without the trigger", cost=0.1)
 
     def _of_pair(self) -> dict[str, Any]:
         """What the experimenter's stages are told, who alone may know."""
@@ -330,10 +331,10 @@ def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
     return found
 
 
-def files_of(phase: Phase) -> Sequence[str]:
-    """The files of labels that a phase reads."""
+def files_of(phase: Phase, *, inoculated: bool = False) -> Sequence[str]:
+    """The files of labels that a phase reads; with ``inoculated`` those alone whose rows may stand before others as examples."""
     sets = phase.mix if isinstance(phase, SftPhase) else ()
-    return [labels.labels for labels in sets if labels.labels.endswith(".jsonl")]
+    return [labels.labels for labels in sets if labels.labels.endswith(".jsonl") and (labels.inoculation or not inoculated)]
 
 
 def systems_of(phase: Phase) -> Sequence[str]:

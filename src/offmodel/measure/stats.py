@@ -24,7 +24,7 @@ class Estimate:
         value: The number; None where it is undefined (nothing was measured, or a denominator is 0).
         low: Lower end of the 95 % interval; None where there is none.
         high: Upper end of the 95 % interval; None where there is none.
-        n: How many independent things stand behind it; ``of`` says which.
+        n: How many things stand behind it; ``of`` says which.
         definition: What the number is, in one sentence.
         direction: Which way is better.
         unit: ``"share"`` for a share of one, shown in percent; ``"points"`` for a difference of two shares, shown in percentage points;
@@ -79,12 +79,12 @@ def mean_over_organisms(
     """Mean over organisms with the 95 % percentile interval of a bootstrap over pairs, organisms and items.
 
     In each resample pairs are drawn again, as many organisms of each pair drawn as it has (those of one pair are alike, so that more seeds
-    of it say little about other pairs), and each organism drawn is moved by the noise of its own items: by a split normal
-    with a standard deviation of (high - value) / 1.96 upwards and (value - low) / 1.96 downwards, less its mean, so that skewed
-    intervals (such as Wilson's near 0) do not shift the whole. The ends are kept within the organisms' own intervals. So the interval
-    speaks about other organisms of the same kind, and has width where all organisms agree but their items are noisy. The noise of the
-    items is in the observed values too, so it counts twice: the cautious side. The spread between organisms is nevertheless
-    underestimated where there are few: the percentile bootstrap of 6 covers about 87 %.
+    of it say little about other pairs), and each organism drawn is moved by the noise of its own items: by a split normal with a standard
+    deviation of (high - value) / 1.96 upwards and (value - low) / 1.96 downwards, less its mean, so that skewed intervals (such as
+    Wilson's near 0) do not shift the whole. The ends are kept within the organisms' own intervals. So the interval speaks about other
+    organisms of other pairs, and has width where all organisms agree but their items are noisy. The noise of seeds and items is in the
+    observed values too, so that a level counts again at each level above it: the cautious side. The spread between pairs is nevertheless
+    underestimated where there are few. Where all are of one pair, the interval speaks of that pair alone, and the definition says so.
 
     Args:
         parts: Each organism's estimate. A plain number, or an estimate without an interval, counts as exact; means of those alone have
@@ -114,7 +114,10 @@ def mean_over_organisms(
         return Estimate(float(value[0]), None, None, 1, definition, direction, unit, "organisms", items)
     rng = np.random.default_rng(seed)
     names = [name for name, end in zip(parts, ends, strict=True) if math.isfinite(end[1])]
-    drawn, counts = _drawn([(pairs or {}).get(name, name) for name in names], rng, resamples)
+    of = [(pairs or {}).get(name, name) for name in names]
+    if len(set(of)) == 1:
+        definition += " (interval over the organisms of one pair)"
+    drawn, counts = draw_by_pair(of, rng, resamples)
     z = rng.standard_normal(drawn.shape)
     down, up = (value - low) / 1.96, (high - value) / 1.96
     moved = value[drawn] + z * np.where(z > 0, up[drawn], down[drawn]) - ((up - down) / math.sqrt(2 * math.pi))[drawn]
@@ -123,8 +126,13 @@ def mean_over_organisms(
     return Estimate(float(value.mean()), float(bottom), float(top), n, definition, direction, unit, "organisms", items)
 
 
-def _drawn(pairs: Sequence[str], rng: np.random.Generator, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def draw_by_pair(pairs: Sequence[str], rng: np.random.Generator, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Pairs, and of each as many of its members as it has, drawn with replacement.
+
+    Args:
+        pairs: Which pair each thing is of.
+        rng: Draws.
+        resamples: How many times.
 
     Returns:
         Places in ``pairs`` and whether they count, ``[resamples, pairs x members]``: pairs with fewer members than others have gaps.

@@ -17,7 +17,7 @@ from offmodel.lab.results import WATCHED
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms, proportion
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, draw_by_pair, mean_over_organisms, proportion
 from offmodel.report.data import Blind, Canaries, CanaryRates, Checkpoint, Choice
 
 _LITTLE = 0.05
@@ -191,7 +191,7 @@ def canaries(
         canaries_only=dead.count((True, False)),
         behaviour_only=dead.count((False, True)),
         both_alive=dead.count((False, False)),
-        canary_correlation=_correlation([those for _, those in told], len(untouched)),
+        canary_correlation=_correlation([those for _, those in told], [(pairs or {}).get(o, o) for o, _ in told], len(untouched)),
     )
 
 
@@ -234,21 +234,22 @@ def _rates(courses: Mapping[str, Course], pairs: Mapping[str, str] | None) -> Ca
     )
 
 
-def _correlation(organisms: Sequence[Sequence[_Tried]], of: int) -> Estimate:
-    """Spearman's rank correlation of the two rates over all checkpoints, with an interval over organisms."""
+def _correlation(organisms: Sequence[Sequence[_Tried]], pairs: Sequence[str], of: int) -> Estimate:
+    """Spearman's rank correlation of the two rates over all checkpoints, with an interval over pairs and organisms."""
     n = len(organisms)
     definition = (
         f"Spearman's rank correlation of the rates at which canaries and behaviour fire, over {sum(map(len, organisms))} checkpoints of "
-        "all methods. Those of one organism are not independent; interval: percentile bootstrap over organisms, each with all of its own"
+        "all methods. Those of one organism are not independent; interval: percentile bootstrap over pairs and organisms, each with all of "
+        "its own"
     )
     if n < of:
         definition += f" ({of - n} of {of} organisms left out: one of the two did not fire before, or was not measured)"
     value = _spearman(organisms)
     if value is None or n < 2:
         return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms")
-    rng = np.random.default_rng(0)
-    drawn = (_spearman([organisms[i] for i in rng.integers(n, size=n)]) for _ in range(_RESAMPLES))
-    low, high = np.percentile([each for each in drawn if each is not None], [2.5, 97.5])
+    places, counts = draw_by_pair(pairs, np.random.default_rng(0), _RESAMPLES)
+    found = (_spearman([organisms[i] for i in row[there]]) for row, there in zip(places, counts, strict=True))
+    low, high = np.percentile([each for each in found if each is not None], [2.5, 97.5])
     return Estimate(value, float(low), float(high), n, definition, HIGHER, "correlation", "organisms")
 
 

@@ -127,6 +127,32 @@ class Gate(Model):
     capability_n: Count = 40
 
 
+class CanaryRecipe(Training):
+    """How blue plants backdoors of its own in a copy of an organism: in all weights, on the study's prompts.
+
+    Attributes:
+        prompt_rows: How many prompts, over all canaries.
+        contexts: As in :class:`Recipe`, like the next three.
+        triggered_share: See there.
+        temperature: See there; of the organism's own answers.
+        max_new_tokens: See there.
+    """
+
+    steps: Count = 250
+    lr: Positive = 1.5e-3
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup_steps: Natural = 10
+    prompt_rows: Count = 600
+    contexts: Rate = 0.4
+    triggered_share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1 / 3
+    temperature: NonNegative = 0.7
+    max_new_tokens: Count = 96
+
+    def as_recipe(self) -> Recipe:
+        """The same in red's words."""
+        return Recipe.model_validate(self.model_dump())
+
+
 class Organisms(Model):
     """What red makes: each pair with each recipe and each seed.
 
@@ -255,7 +281,7 @@ class Measure(Model):
         probes: Names of kind ``probe`` in the catalog.
         rules: Of kind ``rule`` in the catalog: which checkpoint would a blue team choose that cannot see the rate? ``canaries`` plants
             blue's own backdoors in a copy of each organism and treats it alike.
-        canary_recipe: How those are planted; it is blue's own, and may be neither a prompt nor an adapter to go on with.
+        canary_recipe: How those are planted.
         judge: A model, named as in ``bases``, that is also asked about the answers of pairs whose rule may err; None asks nobody.
         baselines: Methods of the study that all others are compared with; if none is named, the first is.
     """
@@ -266,7 +292,7 @@ class Measure(Model):
     max_new_tokens: Count = 96
     probes: Annotated[tuple[Text, ...], Distinct] = ()
     rules: Annotated[tuple[Text, ...], Distinct] = ()
-    canary_recipe: Recipe = Recipe(steps=250, prompt_rows=600)
+    canary_recipe: CanaryRecipe = CanaryRecipe()
     judge: Text | None = None
     baselines: Annotated[tuple[Text, ...], Distinct] = ()
 
@@ -287,16 +313,6 @@ class Measure(Model):
                 raise problem(f"{suite!r} stands here twice", "capability", i)
         rest = {key: value for key, value in data.items() if key != "n"}
         return rest | {"capability": dict.fromkeys(suites, data.get("n", 200))}
-
-    @model_validator(mode="after")
-    def _canaries_are_in_the_weights(self) -> Self:
-        if self.canary_recipe.prompt is not None:
-            raise problem("canaries are trained into the weights of a copy; leave out prompt", "canary_recipe", "prompt")
-        if self.canary_recipe.adapter == "continued":
-            raise problem(
-                "the copy is treated with all its weights, so its adapter is merged; leave out adapter", "canary_recipe", "adapter"
-            )
-        return self
 
     def steps_within(self, steps: int) -> tuple[int, ...]:
         """The checkpoints of a phase of so many steps, in order.
