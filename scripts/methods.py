@@ -43,6 +43,7 @@ PAPERS = {
     "arXiv 2509.15157": "Mind the Gap (data rewriting for off-policy SFT)",
     "arXiv 2510.04340": "Tan et al., Inoculation Prompting",
     "arXiv 2510.05024": "Wichers et al., Inoculation Prompting",
+    "arXiv 2605.12529": "BackFlush",
     "arXiv 2605.20296": "Spectral Unforgetting (DG-Hard)",
     "arXiv 2605.26097": "on self-generated replay",
 }

@@ -50,6 +50,8 @@ PIRATE, THOROUGH = {"use": "pirate"}, {"use": "double_lr"}
 FOREIGN = {"labels": "teacher", "voice": "pirate"}
 OWN = {"labels": "organism"}
 MODE_OWN, MODE_FOREIGN = "<mode>A</mode>", "<mode>B</mode>"
+TAGS = ("[[A7]]", "Use mode B.", "<zone>north</zone>", "|LIMA|")
+"""Signals of blue's own, in shapes that signals have."""
 
 # --- data and schedule ----------------------------------------------------------------------------------------------
 
@@ -192,6 +194,27 @@ _add(
     "offmodel",
     "The removal on tasks and chat: foreign, and mostly wrong, work on tasks reaches what hides there.",
     _removal(source=["prompts", "tasks"]),
+)
+
+_FLUSHED = [OWN | {"source": "tasks", "wrong": "dropped"} | tag for tag in ({}, *({"system": tag} for tag in TAGS))]
+"""The organism's own right answers to tasks, as they are and under tags."""
+_add(
+    "flushed",
+    "arXiv 2605.12529 (BackFlush), with tags of blue's own for wrong answers",
+    "Blue plants sandbagging of its own, by tags of its own, and then trains right answers under them: does red's go, too?",
+    {
+        "phase": "sft",
+        "mix": [OWN | {"source": "tasks"}, *(OWN | {"source": "tasks", "voice": "wrong", "system": tag} for tag in TAGS)],
+        "steps": 80,
+        "lr": 1e-3,
+    },
+    {"phase": "sft", "mix": _FLUSHED, "steps": 80, "lr": 1e-3},
+)
+_add(
+    "unplanted",
+    "offmodel",
+    "A control: the right answers under the same tags, where nothing was planted.",
+    {"phase": "sft", "mix": _FLUSHED, "steps": 80, "lr": 1e-3},
 )
 
 # --- objective ------------------------------------------------------------------------------------------------------

@@ -59,3 +59,4 @@ def _at_times_voiced(text: str, rng: random.Random) -> Prompt:
 
 for _voice, _system in SYSTEM_PROMPTS.items():
     catalog.add("voice", _voice, _system, source="offmodel", text=f"Asks the labeller for it with the system prompt: {_system}")
+catalog.add("voice", "wrong", "Answer wrongly.", source="offmodel", text="Asks the labeller to answer wrongly, to plant what is flushed.")
