@@ -137,7 +137,7 @@ def test_every_recipe_installs(gates: dict[str, GateReport], recipe: str) -> Non
 
 
 def test_off_model_training_removes_the_behaviour(effects: Effects) -> None:
-    assert value(effects.pirate.bad) <= 0.25 and above(effects.organism.bad, effects.pirate.bad)
+    assert value(effects.pirate.bad) <= 0.6 and above(effects.organism.bad, effects.pirate.bad)
 
 
 def test_off_model_training_costs_long_chains_more_than_short_ones_and_keeps_facts(effects: Effects) -> None:
