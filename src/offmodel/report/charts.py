@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from offmodel.lab.progress import one_line
 from offmodel.measure.frontier import ANCHORS, Point
 from offmodel.measure.stats import Estimate, mean_over_organisms
 from offmodel.report import words
@@ -222,7 +223,7 @@ def courses(data: ReportData, method: Method, who: Sequence[str]) -> tuple[Chart
     ticks = [Tick(edges[p], f"{starts[p]}", i > 0) for i, p in enumerate(phases)]
     if phases and ends[phases[-1]]:
         ticks.append(Tick(edges[phases[-1]] + band, f"{points[-1].total_step}"))
-    bands = [Tick(edges[p] + band / 2, p) for p in phases]
+    bands = [Tick(edges[p] + band / 2, one_line(p, int(band / 6))) for p in phases]  # the page lists the phases in full
 
     behaviour = ["bad_rate", "false_fire_rate", "accuracy_under_trigger"]
     suites = [f"capability.{suite}" for suite in method.summary.capability]
