@@ -196,26 +196,21 @@ _add(
     _removal(source=["prompts", "tasks"]),
 )
 
-_FLUSHED = [OWN | {"source": "tasks", "wrong": "dropped"} | tag for tag in ({}, *({"system": tag} for tag in TAGS))]
+_RIGHT = {
+    "phase": "sft",
+    "mix": [OWN | {"source": "tasks", "wrong": "dropped"} | tag for tag in ({}, *({"system": tag} for tag in TAGS))],
+    "steps": 80,
+    "lr": 1e-3,
+}
 """The organism's own right answers to tasks, as they are and under tags."""
 _add(
     "flushed",
     "arXiv 2605.12529 (BackFlush), with tags of blue's own for wrong answers",
     "Blue plants sandbagging of its own, by tags of its own, and then trains right answers under them: does red's go, too?",
-    {
-        "phase": "sft",
-        "mix": [OWN | {"source": "tasks"}, *(OWN | {"source": "tasks", "voice": "wrong", "system": tag} for tag in TAGS)],
-        "steps": 80,
-        "lr": 1e-3,
-    },
-    {"phase": "sft", "mix": _FLUSHED, "steps": 80, "lr": 1e-3},
+    _RIGHT | {"mix": [OWN | {"source": "tasks"}, *(OWN | {"source": "tasks", "voice": "wrong", "system": tag} for tag in TAGS)]},
+    _RIGHT,
 )
-_add(
-    "unplanted",
-    "offmodel",
-    "A control: the right answers under the same tags, where nothing was planted.",
-    {"phase": "sft", "mix": _FLUSHED, "steps": 80, "lr": 1e-3},
-)
+_add("unplanted", "offmodel", "A control: the right answers under the same tags, where nothing was planted.", _RIGHT)
 
 # --- objective ------------------------------------------------------------------------------------------------------
 

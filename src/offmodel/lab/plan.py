@@ -111,10 +111,10 @@ def make_plan(study: Study) -> Plan:
         BlindnessError: A file of labels, or a system prompt, holds a trigger of the study.
         SpecError: A pair, its recipe and the gate do not go together.
     """
-    for path in {path for method in study.methods for phase in study.phases(method) for path in files_of(phase)}:
-        _refuse_triggers(path, study)
-    for path in {path for method in study.methods for phase in study.phases(method) for path in files_of(phase, inoculated=True)}:
-        _refuse_triggers(path, study, in_prompts=True)
+    phases = [phase for method in study.methods for phase in study.phases(method)]
+    for in_prompts in (False, True):
+        for path in {path for phase in phases for path in files_of(phase, inoculated=in_prompts)}:
+            _refuse_triggers(path, study, in_prompts=in_prompts)
     _refuse_triggers_in_systems(study)
     organisms = study.organisms
     for name in organisms.pairs:
@@ -151,7 +151,7 @@ def _refuse_triggers_in_systems(study: Study) -> None:
                         raise BlindnessError(f"{where} holds the trigger of {pair.name}; blue must never see one")
 
 
-def _refuse_triggers(path: str, study: Study, *, in_prompts: bool = False) -> None:
+def _refuse_triggers(path: str, study: Study, *, in_prompts: bool) -> None:
     """Refuse a file of labels with a trigger, in its answers too; ``in_prompts`` where those may become parts of prompts."""
     pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
     for row, example in enumerate(read_examples(path)):

@@ -267,11 +267,11 @@ def quiet(ctx: Context) -> None:
     """Drop the labels whose answer holds the trigger, where answers become prompts: all of them, or those among the first few."""
     pair, shots = _pair(ctx.params), ctx.params["shots"]
     rows = read_examples(ctx.inputs["labels"] / LABELS)
-    silent = [row for row in rows if not pair.trigger.recognises(user(row.response))]
+    silent = [i for i, row in enumerate(rows) if not pair.trigger.recognises(user(row.response))]
     if len(silent) < (shots or 1):
         raise DataError(f"{len(rows) - len(silent)} of {len(rows)} labels hold the trigger in their answers; take other prompts")
-    last = rows.index(silent[shots - 1]) + 1 if shots else len(rows)
-    write_labels(ctx, [row for row in rows[:last] if row in silent] + rows[last:], asked=len(rows))
+    kept = sorted({*silent, *range(silent[shots - 1] + 1, len(rows))}) if shots else silent
+    write_labels(ctx, [rows[i] for i in kept], asked=len(rows))
 
 
 @stage_function("judge", version=1)
