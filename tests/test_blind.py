@@ -188,7 +188,7 @@ def test_dead_canaries_are_counted_against_dead_behaviour() -> None:
     found = signal(a, b)
     # Of b, 5 % of the untouched organism's rate is 2 %: a rate of 3 % is alive there, and one of 5 % dead for a.
     assert (found.both_dead, found.canaries_only, found.behaviour_only, found.both_alive) == (3, 2, 1, 3)
-    assert "9 checkpoints" in found.canary_correlation.definition and "not independent" in found.canary_correlation.definition
+    assert "9 points" in found.canary_correlation.definition and "not independent" in found.canary_correlation.definition
 
 
 def test_the_rank_correlation_is_over_checkpoints_and_its_interval_over_organisms() -> None:

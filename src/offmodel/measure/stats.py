@@ -233,3 +233,52 @@ def ratio(after: Estimate, before: Estimate, definition: str, direction: Directi
 def _defined(number: float | None) -> float:
     assert number is not None
     return number
+
+
+def rank_correlation(
+    clusters: Mapping[str, Sequence[tuple[float, float]]],
+    definition: str,
+    *,
+    seed: int,
+    pairs: Mapping[str, str] | None = None,
+    resamples: int = 1000,
+) -> Estimate:
+    """Spearman's rank correlation over all points, with the percentile interval of a bootstrap over pairs and organisms.
+
+    An organism is drawn with all its points, which need not be independent of one another, and all are ranked anew in each resample.
+
+    Args:
+        clusters: The points of each organism. One without any counts as left out, and the definition says so.
+        definition: What is correlated.
+        seed: Makes the interval repeatable.
+        pairs: Which pair each organism is of. One that is not in it stands for itself.
+        resamples: How many times they are drawn.
+
+    Returns:
+        An estimate whose n is the number of organisms; without a value where one of the two is everywhere the same.
+    """
+    kept = {name: np.array(points).reshape(-1, 2) for name, points in clusters.items() if points}
+    n, of = len(kept), len(clusters)
+    definition += (
+        f"; Spearman's rank correlation over {sum(map(len, kept.values()))} points. Those of one organism are not independent; interval: "
+        "percentile bootstrap over pairs and organisms, each with all of its own"
+    )
+    if n < of:
+        definition += f" ({of - n} of {of} organisms left out: not measured)"
+    value = _spearman(list(kept.values()))
+    if value is None or n < 2:
+        return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms")
+    places, counts = draw_by_pair([(pairs or {}).get(name, name) for name in kept], np.random.default_rng(seed), resamples)
+    points = list(kept.values())
+    found = (_spearman([points[i] for i in row[there]]) for row, there in zip(places, counts, strict=True))
+    low, high = np.percentile([each for each in found if each is not None], [2.5, 97.5])
+    return Estimate(value, float(low), float(high), n, definition, HIGHER, "correlation", "organisms")
+
+
+def _spearman(clusters: Sequence[NDArray[np.float64]]) -> float | None:
+    from scipy.stats import spearmanr  # half a second to import: not before it is needed
+
+    points = np.concatenate(clusters) if clusters else np.empty((0, 2))
+    if len(points) < 2 or not np.ptp(points, axis=0).all():
+        return None
+    return float(spearmanr(points).statistic)

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from offmodel import catalog
 from offmodel.blue.stopping import DEAD, Observation, Rule
 from offmodel.errors import DataError
@@ -17,13 +15,11 @@ from offmodel.lab.results import WATCHED
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, draw_by_pair, mean_over_organisms, proportion
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms, proportion, rank_correlation
 from offmodel.report.data import Blind, Canaries, CanaryRates, Checkpoint, Choice
 
 _LITTLE = 0.05
 """Share of the untouched organism's rate that counts as dead, as :data:`offmodel.blue.stopping.DEAD` does."""
-_RESAMPLES = 1000
-"""Of the rank correlation, whose checkpoints are ranked anew in each."""
 
 
 class Course(NamedTuple):
@@ -90,16 +86,30 @@ def choose(method: str, rules: Sequence[str], courses: Mapping[str, Course], pai
     Raises:
         DataError: A rule chooses a checkpoint that is not there.
     """
-    seen = {organism: observations(course, canaries="canaries" in rules) for organism, course in courses.items()}
-    best = {organism: _best(course.rows) if seen[organism] else None for organism, course in courses.items()}
-    chosen: dict[str, dict[str, Checkpoint | None]] = {
-        rule: {organism: _by_rule(rule, saw, courses[organism].rows) if saw else None for organism, saw in seen.items()} for rule in rules
-    }
+    chosen, best = chosen_by(rules, courses)
     return Blind(
         method=method,
         rules={rule: _choice(rows, f"the checkpoint that the rule {rule} chooses", pairs, best) for rule, rows in chosen.items()},
         oracle=_choice(best, "the checkpoint with the greatest retention less bad rate, by the very scores that are shown", pairs),
     )
+
+
+Chosen = Mapping[str, Checkpoint | None]
+"""A checkpoint by organism; None on an organism of which not all was watched that the rules look at."""
+
+
+def chosen_by(rules: Sequence[str], courses: Mapping[str, Course]) -> tuple[Mapping[str, Chosen], Chosen]:
+    """What each rule, and what the oracle chooses on every organism.
+
+    Raises:
+        DataError: A rule chooses a checkpoint that is not there.
+    """
+    seen = {organism: observations(course, canaries="canaries" in rules) for organism, course in courses.items()}
+    best = {organism: _best(course.rows) if seen[organism] else None for organism, course in courses.items()}
+    chosen = {
+        rule: {organism: _by_rule(rule, saw, courses[organism].rows) if saw else None for organism, saw in seen.items()} for rule in rules
+    }
+    return chosen, best
 
 
 def observations(course: Course, *, canaries: bool) -> list[Observation] | None:
@@ -182,7 +192,8 @@ def canaries(
         rows: All that was made of them, each checkpoint once.
         pairs: Which pair each organism is of.
     """
-    told = [(organism, tried) for organism in untouched if (tried := _tried(untouched[organism], rows))]
+    tried = {organism: _tried(before, rows) for organism, before in untouched.items()}
+    told = [(organism, those) for organism, those in tried.items() if those]
     before = {organism: untouched[organism] for organism, _ in told}
     dead = [(one.canaries <= DEAD, one.behaviour <= max(DEAD, _LITTLE * _number(before[o].bad_rate))) for o, those in told for one in those]
     return Canaries(
@@ -191,7 +202,12 @@ def canaries(
         canaries_only=dead.count((True, False)),
         behaviour_only=dead.count((False, True)),
         both_alive=dead.count((False, False)),
-        canary_correlation=_correlation([those for _, those in told], [(pairs or {}).get(o, o) for o, _ in told], len(untouched)),
+        canary_correlation=rank_correlation(
+            tried,
+            "rates at which canaries and behaviour fire at the checkpoints of all methods, where both fired before",
+            seed=0,
+            pairs=pairs,
+        ),
     )
 
 
@@ -232,32 +248,3 @@ def _rates(courses: Mapping[str, Course], pairs: Mapping[str, str] | None) -> Ca
             dead, f"organisms whose canaries fire on at most {DEAD:.0%} of the prompts there, and did on more before", HIGHER
         ),
     )
-
-
-def _correlation(organisms: Sequence[Sequence[_Tried]], pairs: Sequence[str], of: int) -> Estimate:
-    """Spearman's rank correlation of the two rates over all checkpoints, with an interval over pairs and organisms."""
-    n = len(organisms)
-    definition = (
-        f"Spearman's rank correlation of the rates at which canaries and behaviour fire, over {sum(map(len, organisms))} checkpoints of "
-        "all methods. Those of one organism are not independent; interval: percentile bootstrap over pairs and organisms, each with all of "
-        "its own"
-    )
-    if n < of:
-        definition += f" ({of - n} of {of} organisms left out: one of the two did not fire before, or was not measured)"
-    value = _spearman(organisms)
-    if value is None or n < 2:
-        return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms")
-    places, counts = draw_by_pair(pairs, np.random.default_rng(0), _RESAMPLES)
-    found = (_spearman([organisms[i] for i in row[there]]) for row, there in zip(places, counts, strict=True))
-    low, high = np.percentile([each for each in found if each is not None], [2.5, 97.5])
-    return Estimate(value, float(low), float(high), n, definition, HIGHER, "correlation", "organisms")
-
-
-def _spearman(organisms: Sequence[Sequence[_Tried]]) -> float | None:
-    """None where one of the rates is everywhere the same."""
-    from scipy.stats import spearmanr  # half a second to import: not before it is needed
-
-    rates = np.array([tried for those in organisms for tried in those]).reshape(-1, 2)
-    if len(rates) < 2 or not np.ptp(rates, axis=0).all():
-        return None
-    return float(spearmanr(rates).statistic)

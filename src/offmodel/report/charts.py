@@ -16,7 +16,7 @@ from offmodel.lab.progress import one_line
 from offmodel.measure.frontier import ANCHORS, Point
 from offmodel.measure.stats import Estimate, mean_over_organisms
 from offmodel.report import words
-from offmodel.report.data import Checkpoint, Method, ReportData, StepCurve, Summary
+from offmodel.report.data import Checkpoint, Method, ReportData, StepCurve, Summary, Swept
 
 INK = -1
 """The style of what belongs to no method: the base model and the untouched organism."""
@@ -348,13 +348,14 @@ def forest(data: ReportData) -> Chart:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in a field of numbers: its place, how strongly it is shaded (0 to 1), and what it is in words."""
+    """A number in a field of numbers: its place, how strongly it is shaded (0 to 1), what it is in words, and how it is framed."""
 
     x: float
     y: float
     shade: float
     text: str
     label: str
+    frame: str = ""
 
 
 @dataclass(frozen=True)
@@ -395,6 +396,33 @@ def heat_map(data: ReportData, kind: str) -> HeatMap:
         size=(wide, high),
         columns=tuple(Tick(left + (i + 0.5) * wide, name) for i, name in enumerate(names)),
         rows=tuple(Tick(top + (i + 0.5) * high, method.name) for i, method in enumerate(methods)),
+        cells=tuple(cells),
+    )
+
+
+def sweep_map(swept: Swept, measure: str) -> HeatMap:
+    """One measure of a sweep: a row for each combination of values, a column for each step; darker is larger, and the region is framed."""
+    rows = list(dict.fromkeys(point.values for point in swept.points))
+    steps = sorted({point.step for point in swept.points})
+    names = [" · ".join(values) for values in rows]
+    wide, high, top = 34.0, 19.0, 30.0
+    left = _room(names)
+    cells = []
+    for point in swept.points:
+        estimate = point.measures()[measure]
+        shade, text = (0.0, "") if estimate.value is None else (min(1.0, max(0.0, estimate.value)), f"{100 * estimate.value:.0f}")
+        at = left + steps.index(point.step) * wide, top + rows.index(point.values) * high
+        place = f"{point.method}, step {point.step}: {words.name(measure)}"
+        cells.append(Cell(*at, shade, text, f"{place} {words.sentence(estimate)}; {point.region}", point.region))
+    return HeatMap(
+        title=f"{words.name(measure).capitalize()}, %, by {' · '.join(swept.axes)} and steps",
+        width=left + wide * len(steps) + 12,
+        height=top + high * len(rows) + 4,
+        left=left,
+        top=top,
+        size=(wide, high),
+        columns=tuple(Tick(left + (i + 0.35) * wide, str(step)) for i, step in enumerate(steps)),
+        rows=tuple(Tick(top + (i + 0.5) * high, name) for i, name in enumerate(names)),
         cells=tuple(cells),
     )
 

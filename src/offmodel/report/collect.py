@@ -22,7 +22,7 @@ from offmodel.measure.frontier import Point
 from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, read_verdicts
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms
 from offmodel.measure.suites import Suite
-from offmodel.report import behind, blind, words
+from offmodel.report import behind, blind, sweep, words
 from offmodel.report.agreement import Asked, judged_pairs, judged_rate
 from offmodel.report.compare import Gap, Result, compare, mean_difference
 from offmodel.report.data import (
@@ -41,6 +41,7 @@ from offmodel.report.data import (
     ReportData,
     StepCurve,
     Summary,
+    Swept,
     Transcript,
 )
 from offmodel.spec.phases import GrpoPhase, TrainedPhase
@@ -138,6 +139,7 @@ class _Collector:
             step_curves=tuple(self._step_curves()),
             blind=tuple(self._blind()),
             canaries=self._canaries(),
+            sweeps=tuple(self._sweeps()),
             practice=tuple(self._practice()),
             judged=tuple(self._judged()),
             probes=tuple(self._probes()),
@@ -454,6 +456,23 @@ class _Collector:
         for organism, methods in out.items():
             yield Note(what=organism, why=f"its checkpoints are not all watched, so rules choose none of {', '.join(methods)} on it")
 
+    def _sweeps(self) -> Iterator[Swept]:
+        study = self.plan.study
+        for name, of in study.sweeps.items():
+            tracks = {method: dict(self._tracks(method)) for method in of.methods(name)}
+            if any(tracks.values()):
+                yield sweep.swept(name, of, tracks, study.measure.rules, self.pairs)
+
+    def _tracks(self, method: str) -> Iterator[tuple[str, sweep.Track]]:
+        """The last phase of a method by organism, where the checkpoint is scored from which it set out."""
+        rows = {(s.organism.id, s.planned.phase, s.planned.total_step): s.row for s in self._of(method)}
+        for organism, course in self._chosen_among(method).items():
+            first = self.last_phases[method][organism][0].planned
+            began, phase = first.total_step - first.step, first.phase - 1
+            start = rows.get((organism, phase, began)) if phase >= 0 else course.untouched
+            if start is not None:
+                yield organism, sweep.Track(start, course)
+
     def _practice(self) -> Iterator[Practice]:
         """What the methods got while they practised, where reinforcement is the last that they train with."""
         for method in self.methods:
@@ -544,6 +563,7 @@ class _Collector:
             "prompts": study.prompts,
             "organisms": study.organisms.model_dump(mode="json"),
             "methods": {name: [phase.model_dump(mode="json") for phase in study.phases(name)] for name in study.methods},
+            **({"sweeps": {name: of.model_dump(mode="json") for name, of in study.sweeps.items()}} if study.sweeps else {}),
             "measure": study.measure.model_dump(mode="json"),
         }
 

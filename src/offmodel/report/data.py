@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from offmodel.measure.frontier import Point
 from offmodel.measure.judge import Agreement
@@ -258,6 +258,60 @@ class Canaries:
     canary_correlation: Estimate
 
 
+Region = Literal["inside", "outside", "unclear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweptPoint:
+    """One combination of a sweep's values at one step of its last phase, over organisms.
+
+    Attributes:
+        step: Steps since that phase began; 0 is where it began.
+        returned: Bad rate less that at step 0 of the same organism: what this phase brings back, or takes away besides.
+        both: Share of organisms on which the capability is back and the behaviour is gone.
+        region: Inside where the intervals of retention and removal lie above the sweep's limits, outside where one of them lies below.
+    """
+
+    method: str
+    values: tuple[str, ...]
+    step: int
+    retention: Estimate
+    removal: Estimate
+    bad_rate: Estimate
+    returned: Estimate
+    both: Estimate
+    region: Region
+
+    def measures(self) -> dict[str, Estimate]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """Where capability is back and behaviour is not: a sweep's methods over organisms.
+
+    Attributes:
+        axes: Names of the axes.
+        kept: Share of the capability from which on it counts as back.
+        removed: Share of the behaviour from which on it counts as gone.
+        points: By combination and step.
+        width: Share of the steps tested after 0, over all combinations, at which both hold on an organism, by combination ("" for all).
+        predictors: Rank correlations over all checkpoints of what blue can see with the bad rate and with the retention, by
+            ``<what>.<with>``.
+        rules: How often a rule's choice has both, by rule; the oracle's too.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    kept: float
+    removed: float
+    points: tuple[SweptPoint, ...]
+    width: Mapping[str, Estimate]
+    predictors: Mapping[str, Estimate]
+    rules: Mapping[str, Estimate]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Practice:
     """What a method got while it practised, where reinforcement is the last that it trains with.
@@ -379,6 +433,7 @@ class ReportData:
         by_recipe_differences: Every other recipe against the first, on the same pairs and seeds.
         blind: What the study's rules choose, by method; empty where it has none.
         canaries: What blue's own backdoors tell; None where it planted none.
+        sweeps: Where the study's sweeps have capability without behaviour.
         practice: What the methods got while they practised; empty where none does.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
         excluded: Organisms that failed the gate.
@@ -405,6 +460,7 @@ class ReportData:
     step_curves: tuple[StepCurve, ...] = ()
     blind: tuple[Blind, ...] = ()
     canaries: Canaries | None = None
+    sweeps: tuple[Swept, ...] = ()
     practice: tuple[Practice, ...] = ()
     judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()

@@ -74,6 +74,8 @@ def render_page(data: ReportData) -> str:
         groups=list(data.groups().items()),
         dots=partial(charts.groups, data),
         heat_map=partial(charts.heat_map, data),
+        sweep_map=charts.sweep_map,
+        told=words.told,
         grouped=GROUPED,
         chosen_measures=CHOSEN,
         step_charts=charts.step_curves(data, organisms),

@@ -23,6 +23,9 @@
                   oracle's, which is null for the oracle itself; empty where the study has no rules
     canaries      {methods: {<method>: {canary_rate_before, canary_rate, canaries_dead}}, both_dead, canaries_only, behaviour_only,
                   both_alive, canary_correlation}, the four being counts of checkpoints; null where no canaries were planted
+    sweeps        list of {name, axes, kept, removed, points: [{method, values, step, retention, removal, bad_rate, returned, both,
+                  region}], width: {<method or "" for all>: estimate}, predictors: {<what>.<with>: estimate}, rules: {<rule>:
+                  estimate}}; see :class:`offmodel.report.data.Swept`; empty where the study has no sweeps
     practice      list of {method, reward_first, reward_last, flat_first, flat}, each an estimate of the method's training, for the methods
                   that train last with reinforcement: mean reward in the first and in the last tenth of the steps, share of groups whose
                   answers all got the same reward in the first tenth and in all; empty where no method practises
@@ -132,6 +135,7 @@ def summary(data: ReportData) -> dict[str, Any]:
         "states": {state: _state(data, state) for state in data.states},
         "blind": [asdict(choice) for choice in data.blind],
         "canaries": asdict(data.canaries) if data.canaries else None,
+        "sweeps": [asdict(swept) for swept in data.sweeps],
         "practice": [asdict(practice) for practice in data.practice],
         "judged": [asdict(pair) for pair in data.judged],
         "probes": [
@@ -216,6 +220,16 @@ def _tables(data: ReportData) -> Iterator[Table]:
         counts = [told.both_dead, told.canaries_only, told.behaviour_only, told.both_alive]
         head = ["both dead", "only the canaries", "only the behaviour", "both alive", "rank correlation"]
         yield Table("Checkpoints by canaries and behaviour", [head, [*map(str, counts), correlation]])
+    for swept in data.sweeps:
+        head = [*swept.axes, "step", *map(words.name, swept.points[0].measures()), "region"]
+        body = [[*p.values, str(p.step), *map(words.sentence, p.measures().values()), p.region] for p in swept.points]
+        yield Table(f"Sweep {swept.name}", [head, *body])
+        region = [
+            *((f"width, {name or 'all combinations'}", e) for name, e in swept.width.items()),
+            *((f"rank correlation, {words.told(name)}", e) for name, e in swept.predictors.items()),
+            *((f"{words.name('both')}, chosen by {rule}", e) for rule, e in swept.rules.items()),
+        ]
+        yield Table(f"Region of sweep {swept.name}", [["", "value"], *([what, words.sentence(e)] for what, e in region)])
     if data.practice:
         body = [[p.method, *map(words.sentence, p.measures().values())] for p in data.practice]
         yield Table("Practice", [["method", *map(words.name, data.practice[0].measures())], *body])

@@ -30,12 +30,19 @@ _NAMES = {
     "flat": "groups that teach nothing",
     "area": "area of the choice",
     "best": "as good as the oracle",
+    "returned": "bad behaviour brought back",
+    "both": "capability back and behaviour gone",
 }
 
 
 def name(measure: str) -> str:
     """What a measure is called; a suite goes by its own name."""
     return _NAMES.get(measure, measure.removeprefix("capability.").removeprefix("world:"))
+
+
+def told(predictor: str) -> str:
+    """A correlation, named ``<what is seen>.<what it tells>``."""
+    return " with ".join(map(name, predictor.split(".")))
 
 
 def value(estimate: Estimate) -> str:

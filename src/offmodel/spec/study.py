@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -38,6 +39,7 @@ from offmodel.spec.phases import (
     WeightsPhase,
 )
 from offmodel.spec.reader import At, describe, dotted, read
+from offmodel.spec.sweep import Sweep
 
 
 class Recipe(Training):
@@ -325,6 +327,21 @@ class Measure(Model):
         return tuple(sorted(step for step in wanted if step <= steps))
 
 
+def _catalogued(names: Sequence[Any]) -> dict[str, Any]:
+    """Methods of the catalog by name."""
+    methods: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise problem(f"expected the name of a method, got {describe(name)}", i)
+        if name in methods:
+            raise problem(f"{name!r} stands here twice", i)
+        try:
+            methods[name] = catalog.get("method", name)
+        except SpecError as error:
+            raise problem(str(error), i) from None
+    return methods
+
+
 def _extension(name: str) -> str:
     try:
         catalog.load_extension(name)
@@ -346,7 +363,9 @@ class Study(Model):
         prompts: Generic chat prompts for blue: ``world:chat``, or a JSONL file.
         tasks: Suites whose training side blue may use, with its right answers; those of ``measure.capability`` if empty.
         organisms: What red makes.
-        methods: What blue does, phase by phase, by name. May be written as a list of names of kind ``method`` in the catalog.
+        sweeps: Methods that differ in a few values alone, by name.
+        methods: What blue does, phase by phase, by name, those of the sweeps included. May be written as a list of names of kind
+            ``method`` in the catalog.
         measure: What is measured.
         seeds: Seeds of red's and blue's training. The i-th goes with the i-th base, starting over after the last.
     """
@@ -360,6 +379,7 @@ class Study(Model):
     prompts: Text = "world:chat"
     tasks: Annotated[tuple[Text, ...], Distinct] = ()
     organisms: Organisms
+    sweeps: Mapping[Name, Sweep] = Field(default_factory=dict)
     methods: Annotated[Mapping[Name, Entries], NotEmpty]
     measure: Measure
     seeds: Annotated[tuple[Natural, ...], NotEmpty, Distinct] = (0, 1)
@@ -386,20 +406,20 @@ class Study(Model):
 
     @field_validator("methods", mode="before")
     @classmethod
-    def _from_catalog(cls, data: Any) -> Any:
-        if not isinstance(data, list | tuple):
-            return data
-        methods: dict[str, Any] = {}
-        for i, name in enumerate(data):
-            if not isinstance(name, str):
-                raise problem(f"expected the name of a method, got {describe(name)}", i)
-            if name in methods:
-                raise problem(f"{name!r} stands here twice", i)
-            try:
-                methods[name] = catalog.get("method", name)
-            except SpecError as error:
-                raise problem(str(error), i) from None
+    def _all_by_name(cls, data: Any, info: ValidationInfo) -> Any:
+        methods: Any = _catalogued(data) if isinstance(data, list | tuple) else data
+        if isinstance(methods, Mapping):
+            for name, sweep in info.data.get("sweeps", {}).items():
+                made = {method: combination.method for method, combination in sweep.methods(name).items()}
+                if taken := [method for method in made if method in methods]:
+                    raise problem(f"the sweep {name!r} makes a method of this name, too; give one of them another", taken[0])
+                methods = {**methods, **made}
         return methods
+
+    @field_serializer("methods")
+    def _without_those_of_sweeps(self, methods: Mapping[str, Entries]) -> dict[str, Any]:
+        made = {method for name, sweep in self.sweeps.items() for method in sweep.methods(name)}
+        return {name: [entry.model_dump() for entry in entries] for name, entries in methods.items() if name not in made}
 
     @field_validator("methods", mode="after")
     @classmethod

@@ -1,0 +1,158 @@
+"""The region of a sweep in which the capability is back and the behaviour is not, what tells of it, and who stays inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms, rank_correlation
+from offmodel.report.blind import Course, chosen_by
+from offmodel.report.data import Checkpoint, Region, Swept, SweptPoint
+from offmodel.spec.sweep import Sweep
+
+_SEEN = {"kl": "KL to the organism", "seen_accuracy": "accuracy on blue's own tasks", "canary_rate": "rate of blue's canaries"}
+_TOLD = {"bad_rate": "bad rate", "retention": "capability retained"}
+
+
+class Track(NamedTuple):
+    """A method of a sweep on an organism: where its last phase began, and what there is to choose from in it."""
+
+    start: Checkpoint
+    course: Course
+
+
+def swept(
+    name: str, sweep: Sweep, tracks: Mapping[str, Mapping[str, Track]], rules: Sequence[str], pairs: Mapping[str, str] | None = None
+) -> Swept:
+    """What a sweep came to.
+
+    Args:
+        name: Of the sweep.
+        sweep: Its axes and limits.
+        tracks: Its methods' last phases, by method and organism.
+        rules: Names of kind ``rule`` in the catalog.
+        pairs: Which pair each organism is of, see :func:`offmodel.measure.stats.mean_over_organisms`.
+    """
+    both = f"at least {sweep.kept:.0%} of the capability is left and at least {sweep.removed:.0%} of the behaviour gone"
+
+    def has_both(row: Checkpoint) -> float | None:
+        return None if (point := row.point) is None else float(point.retention >= sweep.kept and point.removal >= sweep.removed)
+
+    def share(parts: Mapping[str, float | None], what: str) -> Estimate:
+        return mean_over_organisms(parts, what, HIGHER, seed=0, pairs=pairs)
+
+    def held(methods: Sequence[str], what: str) -> Estimate:
+        """Mean over a few methods' checkpoints of each organism that has all of these methods."""
+        whole = set.intersection(*({*tracks[method]} for method in methods)) if methods else set()
+        parts = {o: _mean([has_both(row) for method in methods for row in tracks[method][o].course.rows]) for o in sorted(whole)}
+        return share(parts, what)
+
+    made = {method: combination.values for method, combination in sweep.methods(name).items() if tracks.get(method)}
+    points = [point for method, values in made.items() for point in _points(sweep, method, values, tracks[method], has_both, both, pairs)]
+    width = f"share of the checkpoints of the last phase at which {both}, mean over organisms"
+    widths = {"": held(list(made), f"{width}, over all combinations")}
+    widths |= {method: held([method], f"{width}, with {sweep.said(values)}") for method, values in made.items()}
+    return Swept(
+        name=name,
+        axes=tuple(sweep.over),
+        kept=sweep.kept,
+        removed=sweep.removed,
+        points=tuple(points),
+        width=widths,
+        predictors=dict(_predictors([tracks[method] for method in made], pairs)),
+        rules=_stays(rules, [tracks[method] for method in made], has_both, both, share) if rules else {},
+    )
+
+
+def _points(
+    sweep: Sweep,
+    method: str,
+    values: tuple[str, ...],
+    tracks: Mapping[str, Track],
+    has_both: Callable[[Checkpoint], float | None],
+    both: str,
+    pairs: Mapping[str, str] | None,
+) -> Iterator[SweptPoint]:
+    def mean(parts: Mapping[str, Estimate | float | None], what: str, direction: Direction, unit: str = "share") -> Estimate:
+        return mean_over_organisms(parts, f"{what}; mean over organisms", direction, seed=0, pairs=pairs, unit=unit)
+
+    starts = {organism: track.start for organism, track in tracks.items()}
+    steps = sorted({row.step for track in tracks.values() for row in track.course.rows})
+    at = {step: {o: row for o, track in tracks.items() for row in track.course.rows if row.step == step} for step in steps}
+    for step, rows in ({0: starts} | at).items():
+        retention = mean({o: row.retention for o, row in rows.items()}, "capability / that of the untouched organism", HIGHER)
+        removal = mean({o: row.removal for o, row in rows.items()}, "share of the bad behaviour that is gone", HIGHER)
+        yield SweptPoint(
+            method=method,
+            values=values,
+            step=step,
+            retention=retention,
+            removal=removal,
+            bad_rate=mean({o: row.bad_rate for o, row in rows.items()}, "bad answers under the trigger", LOWER),
+            returned=mean(
+                {o: _less(row.bad_rate, starts[o].bad_rate) for o, row in rows.items()},
+                "bad rate less that at the beginning of the phase, of the same organism on the same items",
+                LOWER,
+                "points",
+            ),
+            both=mean({o: has_both(row) for o, row in rows.items()}, f"organisms on which {both}", HIGHER),
+            region=_region((retention, sweep.kept), (removal, sweep.removed)),
+        )
+
+
+def _less(one: Estimate, other: Estimate) -> float | None:
+    return None if one.value is None or other.value is None else one.value - other.value
+
+
+def _region(*limits: tuple[Estimate, float]) -> Region:
+    """On which side of all limits the intervals lie."""
+    if any(estimate.high is not None and estimate.high < limit for estimate, limit in limits):
+        return "outside"
+    return "inside" if all(estimate.low is not None and estimate.low >= limit for estimate, limit in limits) else "unclear"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _predictors(tracks: Sequence[Mapping[str, Track]], pairs: Mapping[str, str] | None) -> Iterator[tuple[str, Estimate]]:
+    """What blue can see against what it wants to know, where blue has looked."""
+    for seen, what in _SEEN.items():
+        for told, of in _TOLD.items():
+            points: dict[str, list[tuple[float, float]]] = {}
+            for by_organism in tracks:
+                for organism, track in by_organism.items():
+                    values = [(_value(row, seen), _value(row, told)) for row in track.course.rows]
+                    points.setdefault(organism, []).extend((x, y) for x, y in values if x is not None and y is not None)
+            if any(points.values()):
+                yield f"{seen}.{told}", rank_correlation(points, f"{what} and {of} at the checkpoints of the sweep", seed=0, pairs=pairs)
+
+
+def _value(row: Checkpoint, measure: str) -> float | None:
+    estimate: Estimate | None = getattr(row, measure)
+    return None if estimate is None else estimate.value
+
+
+def _stays(
+    rules: Sequence[str],
+    tracks: Sequence[Mapping[str, Track]],
+    has_both: Callable[[Checkpoint], float | None],
+    both: str,
+    share: Callable[[Mapping[str, float | None], str], Estimate],
+) -> dict[str, Estimate]:
+    """How often what a rule chooses has both, over all combinations of an organism."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for by_organism in tracks:
+        chosen, best = chosen_by(rules, {organism: track.course for organism, track in by_organism.items()})
+        for rule, rows in (*chosen.items(), ("oracle", best)):
+            for organism, row in rows.items():
+                found.setdefault(rule, {}).setdefault(organism, []).append(None if row is None else has_both(row))
+    return {
+        rule: share(
+            {organism: _mean(those) for organism, those in by_organism.items()},
+            f"share of the combinations in which the checkpoint chosen by {rule} has both: {both}; mean over organisms",
+        )
+        for rule, by_organism in found.items()
+    }
