@@ -419,7 +419,7 @@ class Study(Model):
     @field_serializer("methods")
     def _without_those_of_sweeps(self, methods: Mapping[str, Entries]) -> dict[str, Any]:
         made = {method for name, sweep in self.sweeps.items() for method in sweep.methods(name)}
-        return {name: [entry.model_dump() for entry in entries] for name, entries in methods.items() if name not in made}
+        return {name: [entry.model_dump(mode="json") for entry in entries] for name, entries in methods.items() if name not in made}
 
     @field_validator("methods", mode="after")
     @classmethod
