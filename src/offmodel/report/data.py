@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from offmodel.measure.frontier import Point
 from offmodel.measure.judge import Agreement
 from offmodel.measure.stats import Estimate
 from offmodel.red.gate import GateReport
+from offmodel.spec.claim import Claim, Condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +296,40 @@ class StepCurve:
     accuracy: Mapping[int, Estimate]
 
 
+ClaimVerdict = Literal["holds", "does not hold", "cannot tell"]
+HOLDS: ClaimVerdict = "holds"
+FAILS: ClaimVerdict = "does not hold"
+CANNOT_TELL: ClaimVerdict = "cannot tell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A condition of a claim against its number.
+
+    Attributes:
+        pairs: How many pairs stand behind the number.
+    """
+
+    condition: Condition
+    estimate: Estimate
+    pairs: int
+    verdict: ClaimVerdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestedClaim:
+    """A published statement against the results of its study."""
+
+    claim: Claim
+    conditions: tuple[Tested, ...]
+
+    @property
+    def verdict(self) -> ClaimVerdict:
+        """It holds where all conditions do, and fails where one does."""
+        verdicts = {tested.verdict for tested in self.conditions}
+        return FAILS if FAILS in verdicts else CANNOT_TELL if CANNOT_TELL in verdicts else HOLDS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """A pair whose rule may err: how far a judge model agrees with it.
@@ -381,6 +416,7 @@ class ReportData:
         canaries: What blue's own backdoors tell; None where it planted none.
         practice: What the methods got while they practised; empty where none does.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
+        claim: The published statement that the study tests; None where it tests none.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
         settings: Seeds, n, sampling, versions and the like; values are texts, numbers, lists or mappings of those.
@@ -409,6 +445,7 @@ class ReportData:
     judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
+    claim: TestedClaim | None = None
     excluded: tuple[Note, ...] = ()
     failed: tuple[Note, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,112 @@
+"""The ledger: every claim with its source, its test, our figure and the verdict, as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from offmodel.report import words
+from offmodel.report.claims import FEWEST_PAIRS, describe, threshold
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, ReportData, Tested
+from offmodel.report.summary import Table, markdown
+from offmodel.spec.claim import Claim
+
+_HEAD = f"""\
+# Published claims, tested
+
+Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published statement and
+were written down before any result: the 95 % interval decides. *Holds*: it lies wholly where the statement puts it, for all conditions.
+*Does not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs. Intervals of
+differences are bootstraps over pairs; with few pairs they are too narrow. {{count}} claims are tested one by one, without an adjustment for
+their number, so expect one verdict in some twenty or thirty to be chance.
+
+The offline world models the claimed mechanism ([world.md](world.md)), so a claim that holds in it is no independent evidence about real models,
+and one that does not is a finding about what the claim needs. Published figures are marked *verified* where they were read in the source or its code,
+and *secondary* where others read them off a figure.
+
+```
+{{command}}
+```
+
+{{date}}.
+"""
+
+
+class Entry(NamedTuple):
+    """A claim and what its study has come to.
+
+    Attributes:
+        name: Of the study.
+        file: Of the study.
+        claim: The statement and its test.
+        data: The results; None where there are none yet.
+        unfinished: Stages that have still to run, or failed.
+    """
+
+    name: str
+    file: str
+    claim: Claim
+    data: ReportData | None
+    unfinished: int
+
+    @property
+    def verdict(self) -> str:
+        """In words, with what it is worth."""
+        if self.data is None or self.data.claim is None:
+            return f"{CANNOT_TELL} (not run)"
+        return self.data.claim.verdict + (" (unfinished)" if self.unfinished else "")
+
+
+def overview(entries: Sequence[Entry]) -> list[list[str]]:
+    """A row per claim, after a head."""
+    return [["claim", "verdict", "ours", "published"], *([e.name, e.verdict, _ours(e), e.claim.published] for e in entries)]
+
+
+def _ours(entry: Entry) -> str:
+    """The number that the verdict rests on: of the first condition that decides it, or of the first."""
+    if entry.data is None or entry.data.claim is None:
+        return "–"  # noqa: RUF001
+    tested = entry.data.claim
+    decisive = next((each for each in tested.conditions if each.verdict == tested.verdict), tested.conditions[0])
+    return f"{describe(decisive.condition)}: {_figure(decisive)}"
+
+
+def _figure(tested: Tested) -> str:
+    return f"{words.value(tested.estimate)} {words.interval(tested.estimate)}".strip()
+
+
+def ledger(entries: Sequence[Entry], *, command: str, date: str) -> str:
+    """The page. It shows numbers and the words of the claims, and no model's words.
+
+    Args:
+        entries: The claims, in their order.
+        command: What was typed.
+        date: When.
+    """
+    counts = [f"{n} {verdict}" for verdict in (HOLDS, FAILS, CANNOT_TELL) if (n := sum(e.verdict.startswith(verdict) for e in entries))]
+    head = _HEAD.format(count=len(entries), command=command, date=f"{date}: {', '.join(counts)}")
+    return "\n".join([head, markdown([Table("", overview(entries))]), *(line for entry in entries for line in _section(entry))])
+
+
+def _section(entry: Entry) -> Iterator[str]:
+    claim = entry.claim
+    yield f"## {entry.name}: {entry.verdict}\n"
+    yield f"**{claim.statement}**\n"
+    yield f"- Source: {claim.source}."
+    yield f"- Published ({claim.sure}): {claim.published}."
+    yield f"- Why this test: {claim.why}"
+    yield f"- What it needs, or what the world lacks: {claim.needs}"
+    if entry.data is None or entry.data.claim is None:
+        yield f"- Not run yet: `{entry.file}`.\n"
+        return
+    data = entry.data
+    passed = sum(organism.gate.passed for organism in data.organisms)
+    unfinished = f" {entry.unfinished} stages are still to run, or failed." if entry.unfinished else ""
+    yield f"- `{entry.file}`: {passed} of {len(data.organisms)} organisms passed the gate.{unfinished} Code: {data.commit}.\n"
+    rows = [[describe(t.condition), threshold(t), _figure(t), *_behind(t), t.verdict] for t in data.claim.conditions]
+    yield markdown([Table("", [["holds if", "lies", "ours", "n", "pairs", "what it is", "verdict"], *rows])])
+
+
+def _behind(tested: Tested) -> list[str]:
+    estimate = tested.estimate
+    return [words.count(estimate), str(tested.pairs), f"{estimate.definition}; {estimate.direction}"]
