@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 from offmodel.report import words
 from offmodel.report.claims import FEWEST_PAIRS, describe, threshold
-from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, ReportData, Tested
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, ReportData, Tested, TestedClaim
 from offmodel.report.summary import Table, markdown
 from offmodel.spec.claim import Claim
 
 _HEAD = f"""\
 # Published claims, tested
 
-Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published statement and
-were written down before any result: the 95 % interval decides. *Holds*: it lies wholly where the statement puts it, for all conditions.
-*Does not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs. Intervals of
-differences are bootstraps over pairs; with few pairs they are too narrow. {{count}} claims are tested one by one, without an adjustment for
-their number, so expect one verdict in some twenty or thirty to be chance.
+Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published
+statement, not from our figures: the 95 % interval decides. *Holds*: for every condition it lies wholly where the statement puts it. *Does
+not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs. Intervals of
+differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims are tested one by one, without an
+adjustment for their number.
 
-The offline world models the claimed mechanism ([world.md](world.md)), so a claim that holds in it is no independent evidence about real models,
-and one that does not is a finding about what the claim needs. Published figures are marked *verified* where they were read in the source or its code,
-and *secondary* where others read them off a figure.
+The offline world models the claimed mechanism ([world.md](world.md)): a claim that holds in it is no independent evidence about real
+models, and one that does not is a finding about what the claim needs. Published figures are *verified* where they were read in the source
+or its code, and *secondary* where others read them for us.
 
 ```
 {{command}}
@@ -50,11 +50,16 @@ class Entry(NamedTuple):
     unfinished: int
 
     @property
+    def tested(self) -> TestedClaim | None:
+        """The claim against the results; None where there are none yet."""
+        return self.data.claim if self.data else None
+
+    @property
     def verdict(self) -> str:
         """In words, with what it is worth."""
-        if self.data is None or self.data.claim is None:
+        if self.tested is None:
             return f"{CANNOT_TELL} (not run)"
-        return self.data.claim.verdict + (" (unfinished)" if self.unfinished else "")
+        return self.tested.verdict + (" (unfinished)" if self.unfinished else "")
 
 
 def overview(entries: Sequence[Entry]) -> list[list[str]]:
@@ -64,9 +69,8 @@ def overview(entries: Sequence[Entry]) -> list[list[str]]:
 
 def _ours(entry: Entry) -> str:
     """The number that the verdict rests on: of the first condition that decides it, or of the first."""
-    if entry.data is None or entry.data.claim is None:
+    if (tested := entry.tested) is None:
         return "–"  # noqa: RUF001
-    tested = entry.data.claim
     decisive = next((each for each in tested.conditions if each.verdict == tested.verdict), tested.conditions[0])
     return f"{describe(decisive.condition)}: {_figure(decisive)}"
 
@@ -96,14 +100,13 @@ def _section(entry: Entry) -> Iterator[str]:
     yield f"- Published ({claim.sure}): {claim.published}."
     yield f"- Why this test: {claim.why}"
     yield f"- What it needs, or what the world lacks: {claim.needs}"
-    if entry.data is None or entry.data.claim is None:
+    if (data := entry.data) is None or (tested := entry.tested) is None:
         yield f"- Not run yet: `{entry.file}`.\n"
         return
-    data = entry.data
     passed = sum(organism.gate.passed for organism in data.organisms)
     unfinished = f" {entry.unfinished} stages are still to run, or failed." if entry.unfinished else ""
     yield f"- `{entry.file}`: {passed} of {len(data.organisms)} organisms passed the gate.{unfinished} Code: {data.commit}.\n"
-    rows = [[describe(t.condition), threshold(t), _figure(t), *_behind(t), t.verdict] for t in data.claim.conditions]
+    rows = [[describe(t.condition), threshold(t), _figure(t), *_behind(t), t.verdict] for t in tested.conditions]
     yield markdown([Table("", [["holds if", "lies", "ours", "n", "pairs", "what it is", "verdict"], *rows])])
 
 
