@@ -44,13 +44,13 @@ def run(study: Study, runs: Path | str = "runs", workers: int | None = None, com
     return collect(plan, store, command=command, failed=failed)
 
 
-def try_claims(
+def check_claims(
     files: Iterable[Path | str],
     runs: Path | str = "runs",
     workers: int | None = None,
     *,
     run_them: bool = True,
-    command: str = "try_claims",
+    command: str = "check_claims",
 ) -> Iterator[Entry]:
     """Run the studies of claims, one after the other, and hold each claim against its results.
 

@@ -150,14 +150,14 @@ def claims(
     """Test published statements: run their studies, judge, and write the ledger; continues after a stop."""
     from datetime import UTC, datetime
 
-    from offmodel.api import try_claims
+    from offmodel.api import check_claims
     from offmodel.report.ledger import ledger, overview
 
     files = [Path(name) if name.endswith(".yaml") else CLAIMS / f"{name}.yaml" for name in names or ()]
     if not files and not (files := sorted(CLAIMS.glob("*.yaml"))):
         raise SpecError(f"{CLAIMS}: there are no studies here; run in the folder of offmodel's sources, or name YAML files")
     ledger_file = ledger_file or (None if names else LEDGER)
-    entries = list(try_claims(files, runs, workers, run_them=not no_run, command=_command()))
+    entries = list(check_claims(files, runs, workers, run_them=not no_run, command=_command()))
     head, *rows = overview(entries)
     table = _table(*head)
     for row in rows:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.report import words
 from offmodel.report.compare import Result, find_gaps, mean_difference, mean_level
-from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, ClaimVerdict, Tested, TestedClaim
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ClaimVerdict
 from offmodel.spec.claim import Claim, Condition
 
 FEWEST_PAIRS = 3
@@ -18,15 +18,15 @@ Results = Mapping[str, Mapping[str, Result]]
 """What each method, and "organism", came to by organism."""
 
 
-def try_claim(claim: Claim, results: Results) -> TestedClaim:
+def check_claim(claim: Claim, results: Results) -> CheckedClaim:
     """Hold the conditions of a claim against results."""
-    return TestedClaim(claim=claim, conditions=tuple(_try(condition, results) for condition in claim.holds_if))
+    return CheckedClaim(claim=claim, conditions=tuple(_check(condition, results) for condition in claim.holds_if))
 
 
-def _try(condition: Condition, results: Results) -> Tested:
+def _check(condition: Condition, results: Results) -> CheckedCondition:
     estimate, pairs = _measure(condition, results)
     verdict = judge(condition, estimate) if pairs >= FEWEST_PAIRS else CANNOT_TELL
-    return Tested(condition=condition, estimate=estimate, pairs=pairs, verdict=verdict)
+    return CheckedCondition(condition=condition, estimate=estimate, pairs=pairs, verdict=verdict)
 
 
 def judge(condition: Condition, estimate: Estimate) -> ClaimVerdict:
@@ -57,10 +57,11 @@ def _measure(condition: Condition, results: Results) -> tuple[Estimate, int]:
     against = condition.minus.pairs or {result.pair: result.pair for result in one.values()}
     couples = [(result, other[cell]) for result in one.values() if (cell := (against.get(result.pair, ""), result.seed)) in other]
     gaps = list(find_gaps(measure, less.measure, couples))
+    alike = "seeds" if condition.minus.pairs else "pairs and seeds"
     lost = f" ({len(couples) - len(gaps)} of {len(couples)} left out: no value)" if len(gaps) < len(couples) else ""
-    some = next(iter(parts.values()), Estimate(None, None, None, 0, "", HIGHER))
+    some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
     unit = "points" if some.unit == "share" else some.unit
-    definition = f"{describe(condition)}, at the same seed, mean over {len(gaps)} such differences{lost}"
+    definition = f"difference of: {some.definition}; within {alike}, mean over {len(gaps)} of them{lost}"
     return mean_difference(gaps, definition, some.direction, unit), len({gap.pair for gap in gaps})
 
 
@@ -76,13 +77,13 @@ def describe(condition: Condition) -> str:
     return ", ".join(one if one == other else f"{one} less {other}" for one, other in named if one)
 
 
-def threshold(tested: Tested) -> str:
+def threshold(checked: CheckedCondition) -> str:
     """Where the interval must lie, in the unit of the number."""
 
     def written(number: float) -> str:
-        return words.value(replace(tested.estimate, value=number))
+        return words.value(replace(checked.estimate, value=number))
 
-    condition = tested.condition
+    condition = checked.condition
     for word in ("above", "below"):
         if (number := getattr(condition, word)) is not None:
             return f"{word} {written(number)}"

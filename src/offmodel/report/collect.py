@@ -24,11 +24,12 @@ from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, 
 from offmodel.measure.suites import Suite
 from offmodel.report import behind, blind, words
 from offmodel.report.agreement import Asked, judged_pairs, judged_rate
-from offmodel.report.claims import try_claim
+from offmodel.report.claims import check_claim
 from offmodel.report.compare import Gap, Result, compare, mean_difference, mean_level
 from offmodel.report.data import (
     Blind,
     Canaries,
+    CheckedClaim,
     Checkpoint,
     Difference,
     Judged,
@@ -42,7 +43,6 @@ from offmodel.report.data import (
     ReportData,
     StepCurve,
     Summary,
-    TestedClaim,
     Transcript,
 )
 from offmodel.spec.claim import UNTOUCHED
@@ -462,10 +462,10 @@ class _Collector:
         ends = [(state, s) for state, by_organism in states.items() for s in by_organism.values()]
         return judged_pairs((Asked(s.organism.pair.name, state, s.planned, s.row, s.measured.verdicts) for state, s in ends), self.store)
 
-    def _claim(self) -> TestedClaim | None:
+    def _claim(self) -> CheckedClaim | None:
         if (claim := self.plan.study.claim) is None:
             return None
-        return try_claim(claim, {UNTOUCHED: {o: self._result(s, {}) for o, s in self.untouched.items()}, **self.results})
+        return check_claim(claim, {UNTOUCHED: {o: self._result(s, {}) for o, s in self.untouched.items()}, **self.results})
 
     def _probes(self) -> Iterator[Probe]:
         for name in self.plan.study.measure.probes:

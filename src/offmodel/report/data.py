@@ -303,7 +303,7 @@ CANNOT_TELL: ClaimVerdict = "cannot tell"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
+class CheckedCondition:
     """A condition of a claim against its number.
 
     Attributes:
@@ -317,16 +317,16 @@ class Tested:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestedClaim:
+class CheckedClaim:
     """A published statement against the results of its study."""
 
     claim: Claim
-    conditions: tuple[Tested, ...]
+    conditions: tuple[CheckedCondition, ...]
 
     @property
     def verdict(self) -> ClaimVerdict:
         """It holds where all conditions do, and fails where one does."""
-        verdicts = {tested.verdict for tested in self.conditions}
+        verdicts = {checked.verdict for checked in self.conditions}
         return FAILS if FAILS in verdicts else CANNOT_TELL if CANNOT_TELL in verdicts else HOLDS
 
 
@@ -445,7 +445,7 @@ class ReportData:
     judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
-    claim: TestedClaim | None = None
+    claim: CheckedClaim | None = None
     excluded: tuple[Note, ...] = ()
     failed: tuple[Note, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -56,7 +56,7 @@ from typing import Any, NamedTuple
 from offmodel.errors import SpecError, did_you_mean
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import CHOSEN, GROUPED, Contrast, ReportData, TestedClaim
+from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData
 from offmodel.report.page import render_frontier, render_page
 
 COLUMNS = {
@@ -155,10 +155,10 @@ def _state(data: ReportData, state: str) -> dict[str, Any]:
     }
 
 
-def _claim(tested: TestedClaim) -> dict[str, Any]:
+def _claim(checked: CheckedClaim) -> dict[str, Any]:
     return {
-        **tested.claim.model_dump(mode="json", include={"statement", "source", "published", "sure"}),
-        "verdict": tested.verdict,
+        **checked.claim.model_dump(mode="json", include={"statement", "source", "published", "sure"}),
+        "verdict": checked.verdict,
         "conditions": [
             {
                 "condition": each.condition.model_dump(mode="json", exclude_unset=True),
@@ -166,7 +166,7 @@ def _claim(tested: TestedClaim) -> dict[str, Any]:
                 "verdict": each.verdict,
                 **asdict(each.estimate),
             }
-            for each in tested.conditions
+            for each in checked.conditions
         ],
     }
 
