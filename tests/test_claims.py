@@ -395,6 +395,7 @@ def test_what_is_compared_and_where_it_must_lie_in_words() -> None:
     area = replace(number(0.1), unit="area")
     assert threshold(CheckedCondition(condition=pairs, estimate=area, pairs=3, verdict=HOLDS)) == "from -0.080 to 0.080"
     assert threshold(CheckedCondition(condition=steps, estimate=number(0.1), pairs=3, verdict=HOLDS)) == "below 50.0 %"
+    assert threshold(CheckedCondition(condition=pairs, estimate=number(None), pairs=0, verdict=CANNOT_TELL)) == "from -0.08 to 0.08"
 
 
 # --- from the command line ------------------------------------------------------------------------------------------

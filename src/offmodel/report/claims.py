@@ -78,12 +78,12 @@ def describe(condition: Condition) -> str:
 
 
 def threshold(checked: CheckedCondition) -> str:
-    """Where the interval must lie, in the unit of the number."""
+    """Where the interval must lie, in the unit of the number where there is one."""
+    condition, estimate = checked.condition, checked.estimate
 
     def written(number: float) -> str:
-        return words.value(replace(checked.estimate, value=number))
+        return f"{number:g}" if estimate.value is None else words.value(replace(estimate, value=number))
 
-    condition = checked.condition
     for word in ("above", "below"):
         if (number := getattr(condition, word)) is not None:
             return f"{word} {written(number)}"
