@@ -187,7 +187,8 @@ def sample(
             cloud, end = clouds_of(method, {organism.id})[organism.id], last[organism.id]
             numbers = {"frontier_area": frontier.area(cloud), "end_area": frontier.area(cloud[-1:])}
             numbers |= {"removal_at_90": frontier.removal_at(cloud), "bad_rate": end.bad_rate.value, "retention": end.retention.value}
-            found[organism.id] = Result(organism.pair, organism.seed, numbers)
+            exact = {name: Estimate(number, None, None, 1, "", HIGHER) for name, number in numbers.items()}
+            found[organism.id] = Result(organism.pair, organism.recipe, organism.seed, exact)
         return found
 
     def described(method: str) -> Method:

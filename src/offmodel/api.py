@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from offmodel.errors import SpecError
@@ -15,8 +15,10 @@ from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.report.collect import collect
 from offmodel.report.data import Note, ReportData
+from offmodel.report.ledger import Entry
 from offmodel.report.summary import write_report
 from offmodel.spec import Study, check_names
+from offmodel.spec.claim import Claim
 
 STORE = "store"
 """Folder of the store beside the reports."""
@@ -40,6 +42,44 @@ def run(study: Study, runs: Path | str = "runs", workers: int | None = None, com
     done = execute(plan.targets, store, workers, study.extensions)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
     return collect(plan, store, command=command, failed=failed)
+
+
+def check_claims(
+    files: Iterable[Path | str],
+    runs: Path | str = "runs",
+    workers: int | None = None,
+    *,
+    run_them: bool = True,
+    command: str = "check_claims",
+) -> Iterator[Entry]:
+    """Run the studies of claims, one after the other, and hold each claim against its results.
+
+    Args:
+        files: Studies with a ``claim``. All are read before the first is run.
+        runs: As in :func:`run`.
+        workers: As in :func:`run`.
+        run_them: Whether to run what is missing; else what is there is judged.
+        command: As in :func:`run`.
+
+    Raises:
+        SpecError: A study tests no claim, or two have one name; or what :func:`run` raises.
+    """
+    studies: dict[str, tuple[Path, Study, Claim]] = {}
+    for path in map(Path, files):
+        study = Study.from_yaml(path)
+        if study.claim is None:
+            raise SpecError(f"{path}: tests no claim; give it a block 'claim', or use offmodel run")
+        if study.study in studies:
+            raise SpecError(f"{path}: study: {study.study!r} is the name of {studies[study.study][0]}, too; give it another one")
+        studies[study.study] = path, study, study.claim
+    for name, (path, study, claim) in studies.items():
+        plan, store = open_study(study, runs)
+        if run_them:
+            execute(plan.targets, store, workers, study.extensions)
+        there = any(store.get(organism.stage) for organism in plan.organisms)
+        data = collect(plan, store, command=command) if there else None
+        unfinished = sum(row.state == "run" for row in lab.plan_rows(plan.targets, store))
+        yield Entry(name, str(path), claim, data, unfinished)
 
 
 def open_study(study: Study, runs: Path | str = "runs") -> tuple[Plan, Store]:

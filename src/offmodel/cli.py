@@ -42,6 +42,8 @@ Extensions = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
 
+CLAIMS, LEDGER = Path("studies/claims"), Path("docs/claims.md")
+
 FAILED = 1
 REFUSED = 2
 
@@ -133,6 +135,40 @@ def report(
         _write(data, runs)
     else:
         sys.stdout.buffer.write(render(data, format))
+
+
+@app.command()
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(help="Of studies in studies/claims, or YAML files; all if left out.")] = None,
+    runs: Runs = Path("runs"),
+    workers: Workers = None,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Judge what is in the store; run nothing.")] = False,
+    ledger_file: Annotated[
+        Path | None, typer.Option("--out", help="Where the ledger goes; docs/claims.md for all claims, nowhere for some.")
+    ] = None,
+) -> None:
+    """Test published statements: run their studies, judge, and write the ledger; continues after a stop."""
+    from datetime import UTC, datetime
+
+    from offmodel.api import check_claims
+    from offmodel.report.ledger import ledger, overview
+
+    files = [Path(name) if name.endswith(".yaml") else CLAIMS / f"{name}.yaml" for name in names or ()]
+    if not files and not (files := sorted(CLAIMS.glob("*.yaml"))):
+        raise SpecError(f"{CLAIMS}: there are no studies here; run in the folder of offmodel's sources, or name YAML files")
+    ledger_file = ledger_file or (None if names else LEDGER)
+    entries = list(check_claims(files, runs, workers, run_them=not no_run, command=_command()))
+    head, *rows = overview(entries)
+    table = _table(*head)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    if ledger_file is not None:
+        with _writing(ledger_file):
+            ledger_file.write_text(ledger(entries, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}"), encoding="utf-8")
+        out.print(f"ledger: {ledger_file}")
+    if not no_run and (unfinished := [entry.file for entry in entries if entry.unfinished]):
+        _stop("\n  ".join(["some stages failed; the same command tries them again (offmodel status names them)", *unfinished]), FAILED)
 
 
 @app.command()

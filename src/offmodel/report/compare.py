@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from offmodel.measure.compare import holm, sign_flip
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_clusters
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_clusters, mean_over_organisms
 from offmodel.report import words
 from offmodel.report.data import Comparison, Contrast
 
@@ -31,11 +31,12 @@ class Gap(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a method came to on an organism, by measure; None where it is undefined."""
+    """What a method came to on an organism, by measure."""
 
     pair: str
+    recipe: str
     seed: int
-    numbers: Mapping[str, float | None]
+    numbers: Mapping[str, Estimate]
 
 
 def compare(results: Mapping[str, Mapping[str, Result]], baselines: Sequence[str]) -> Iterator[Comparison]:
@@ -50,7 +51,7 @@ def compare(results: Mapping[str, Mapping[str, Result]], baselines: Sequence[str
         shared = {method: [organism for organism in results[method] if organism in results[baseline]] for method in others}
         contrasts: dict[str, dict[str, Contrast]] = {method: {} for method in others}
         for measure, (direction, unit) in _COMPARED.items():
-            gaps = {m: list(_gaps(measure, [(results[m][o], results[baseline][o]) for o in shared[m]])) for m in others}
+            gaps = {m: list(find_gaps(measure, measure, [(results[m][o], results[baseline][o]) for o in shared[m]])) for m in others}
             p_values = {m: p for m in others if measure in _TESTED and (p := sign_flip(clusters(gaps[m]).numbers, seed=0)) is not None}
             adjusted = holm(p_values)
             for method in others:
@@ -63,11 +64,18 @@ def compare(results: Mapping[str, Mapping[str, Result]], baselines: Sequence[str
             yield Comparison(method=method, baseline=baseline, organisms=len(shared[method]), contrasts=contrasts[method])
 
 
-def _gaps(measure: str, pairs: Sequence[tuple[Result, Result]]) -> Iterator[Gap]:
-    for one, other in pairs:
-        a, b = one.numbers[measure], other.numbers[measure]
+def find_gaps(measure: str, less: str, couples: Iterable[tuple[Result, Result]]) -> Iterator[Gap]:
+    """One result's measure less the other's, under the pair and seed of the first; those without a value are left out."""
+    for one, other in couples:
+        a, b = (side.numbers[name].value if name in side.numbers else None for side, name in ((one, measure), (other, less)))
         if a is not None and b is not None:
             yield Gap(one.pair, one.seed, a - b)
+
+
+def mean_level(parts: Mapping[str, Estimate], definition: str, pairs: Mapping[str, str]) -> Estimate:
+    """Mean over organisms; ``{}`` in the definition stands for that of the parts, and the pair of each organism is given."""
+    some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
+    return mean_over_organisms(parts, definition.format(some.definition), some.direction, seed=0, pairs=pairs, unit=some.unit)
 
 
 class Clusters(NamedTuple):

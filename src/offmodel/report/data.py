@@ -14,6 +14,7 @@ from offmodel.measure.frontier import Point
 from offmodel.measure.judge import Agreement
 from offmodel.measure.stats import Estimate
 from offmodel.red.gate import GateReport
+from offmodel.spec.claim import Claim, Condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +350,40 @@ class StepCurve:
     accuracy: Mapping[int, Estimate]
 
 
+ClaimVerdict = Literal["holds", "does not hold", "cannot tell"]
+HOLDS: ClaimVerdict = "holds"
+FAILS: ClaimVerdict = "does not hold"
+CANNOT_TELL: ClaimVerdict = "cannot tell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedCondition:
+    """A condition of a claim against its number.
+
+    Attributes:
+        pairs: How many pairs stand behind the number.
+    """
+
+    condition: Condition
+    estimate: Estimate
+    pairs: int
+    verdict: ClaimVerdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedClaim:
+    """A published statement against the results of its study."""
+
+    claim: Claim
+    conditions: tuple[CheckedCondition, ...]
+
+    @property
+    def verdict(self) -> ClaimVerdict:
+        """It holds where all conditions do, and fails where one does."""
+        verdicts = {checked.verdict for checked in self.conditions}
+        return FAILS if FAILS in verdicts else CANNOT_TELL if CANNOT_TELL in verdicts else HOLDS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """A pair whose rule may err: how far a judge model agrees with it.
@@ -436,6 +471,7 @@ class ReportData:
         sweeps: Where the study's sweeps have capability without behaviour.
         practice: What the methods got while they practised; empty where none does.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
+        claim: The published statement that the study tests; None where it tests none.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
         settings: Seeds, n, sampling, versions and the like; values are texts, numbers, lists or mappings of those.
@@ -465,6 +501,7 @@ class ReportData:
     judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
+    claim: CheckedClaim | None = None
     excluded: tuple[Note, ...] = ()
     failed: tuple[Note, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -33,6 +33,8 @@
                   states: {<state>: {bad_rate, bad_rate_judged}}} for the pairs that a judge model was asked about, a state being
                   "organism" or a method
     probes        list of {name, question, rows: [{label} + estimate]}
+    claim         {statement, source, published, sure, verdict, conditions: list of {condition, pairs, verdict} + estimate}: the published
+                  statement that the study tests, and the conditions as the study has them; null where it tests none
     excluded, failed   lists of {what, why}
     settings      as the study had them
 
@@ -57,7 +59,7 @@ from typing import Any, NamedTuple
 from offmodel.errors import SpecError, did_you_mean
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import CHOSEN, GROUPED, Contrast, ReportData
+from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData
 from offmodel.report.page import render_frontier, render_page
 
 COLUMNS = {
@@ -142,6 +144,7 @@ def summary(data: ReportData) -> dict[str, Any]:
             {"name": p.name, "question": p.question, "rows": [{"label": row.label, **asdict(row.estimate)} for row in p.rows]}
             for p in data.probes
         ],
+        "claim": _claim(data.claim) if data.claim else None,
         "excluded": [asdict(note) for note in data.excluded],
         "failed": [asdict(note) for note in data.failed],
         "settings": data.settings,
@@ -153,6 +156,22 @@ def _state(data: ReportData, state: str) -> dict[str, Any]:
     return {
         "capability": {suite: asdict(estimate) for suite, estimate in data.states[state].items()},
         "by_steps": {curve.suite: {str(k): asdict(estimate) for k, estimate in curve.accuracy.items()} for curve in curves},
+    }
+
+
+def _claim(checked: CheckedClaim) -> dict[str, Any]:
+    return {
+        **checked.claim.model_dump(mode="json", include={"statement", "source", "published", "sure"}),
+        "verdict": checked.verdict,
+        "conditions": [
+            {
+                "condition": each.condition.model_dump(mode="json", exclude_unset=True),
+                "pairs": each.pairs,
+                "verdict": each.verdict,
+                **asdict(each.estimate),
+            }
+            for each in checked.conditions
+        ],
     }
 
 
@@ -244,6 +263,12 @@ def _contrast(contrast: Contrast) -> str:
 
 
 def _markdown(data: ReportData) -> str:
+    return markdown(_tables(data))
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """Tables in Markdown, each under its title."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -251,7 +276,7 @@ def _markdown(data: ReportData) -> str:
         heading = [f"## {title}", ""] if title else []
         return "\n".join([*heading, line(rows[0]), "|---" * len(rows[0]) + "|", *map(line, rows[1:]), ""])
 
-    return "\n".join(table(*each) for each in _tables(data))
+    return "\n".join(table(*each) for each in tables)
 
 
 def _latex(data: ReportData) -> str:

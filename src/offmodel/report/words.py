@@ -37,7 +37,7 @@ _NAMES = {
 
 def name(measure: str) -> str:
     """What a measure is called; a suite goes by its own name."""
-    return _NAMES.get(measure, measure.removeprefix("capability.").removeprefix("world:"))
+    return _NAMES.get(measure, measure.removeprefix("capability.").removeprefix("world:").replace(".steps=", " at steps="))
 
 
 def told(predictor: str) -> str:

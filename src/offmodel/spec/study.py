@@ -23,6 +23,7 @@ from pydantic import (
 
 from offmodel import catalog
 from offmodel.errors import SpecError, did_you_mean, nearest_file
+from offmodel.spec.claim import UNTOUCHED, Claim
 from offmodel.spec.model import Count, Distinct, Model, Name, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
 from offmodel.spec.phases import (
     DeployPhase,
@@ -368,6 +369,7 @@ class Study(Model):
             ``method`` in the catalog.
         measure: What is measured.
         seeds: Seeds of red's and blue's training. The i-th goes with the i-th base, starting over after the last.
+        claim: A published statement that the study tests; no stage depends on it.
     """
 
     study: Name
@@ -383,6 +385,7 @@ class Study(Model):
     methods: Annotated[Mapping[Name, Entries], NotEmpty]
     measure: Measure
     seeds: Annotated[tuple[Natural, ...], NotEmpty, Distinct] = (0, 1)
+    claim: Claim | None = None
 
     @classmethod
     def from_yaml(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
@@ -425,7 +428,7 @@ class Study(Model):
     @classmethod
     def _uses_resolved(cls, methods: Mapping[str, Entries]) -> Mapping[str, Entries]:
         """Put the phases of the catalog's methods in place, so that the study holds all it depends on, and refuse circles."""
-        for taken in ("base", "organism"):
+        for taken in ("base", UNTOUCHED):
             if taken in methods:
                 raise problem(f"{taken!r} is what reports call a model before any method; give the method another name", taken)
         methods = {name: _resolved(methods, name, (name,)) for name in methods}
@@ -438,6 +441,13 @@ class Study(Model):
         for i, name in enumerate(self.measure.baselines):
             if name not in self.methods:
                 raise problem(f"{name!r} is none of the study's methods; {did_you_mean(name, self.methods)}", "measure", "baselines", i)
+        return self
+
+    @model_validator(mode="after")
+    def _claim_is_about_this_study(self) -> Self:
+        if self.claim is not None:
+            pairs, recipes = self.organisms.pairs, self.organisms.recipes
+            self.claim.check(methods=self.methods, recipes=recipes, pairs=pairs, suites=self.measure.capability)
         return self
 
     def phases(self, method: str) -> tuple[Phase, ...]:

@@ -1,0 +1,121 @@
+"""The ledger: every claim with its source, its test, our figure and the verdict, as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from offmodel.report import words
+from offmodel.report.claims import FEWEST_PAIRS, describe, threshold
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ReportData
+from offmodel.report.summary import Table, markdown
+from offmodel.spec.claim import Claim
+
+_HEAD = f"""\
+# Published claims, tested
+
+Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published
+statement, not from our figures: the 95 % interval decides. *Holds*: for every condition it lies wholly where the statement puts it. *Does
+not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs. Intervals of
+differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims are tested one by one, without an
+adjustment for their number. Much of what they are about had been measured before the tests were written ([results.md](results.md),
+[red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was blind; no threshold comes from those figures.
+
+The offline world models the claimed mechanism ([world.md](world.md)): a claim that holds in it is no independent evidence about real
+models, and one that does not is a finding about what the claim needs. Published figures are *verified* where they were read in the source
+or its code, and *secondary* where others read them for us.
+
+```
+{{command}}
+```
+
+{{date}}.
+"""
+
+
+class Entry(NamedTuple):
+    """A claim and what its study has come to.
+
+    Attributes:
+        name: Of the study.
+        file: Of the study.
+        claim: The statement and its test.
+        data: The results; None where there are none yet.
+        unfinished: Stages that have still to run, or failed.
+    """
+
+    name: str
+    file: str
+    claim: Claim
+    data: ReportData | None
+    unfinished: int
+
+    @property
+    def checked(self) -> CheckedClaim | None:
+        """The claim against the results; None where there are none yet."""
+        return self.data.claim if self.data else None
+
+    @property
+    def verdict(self) -> str:
+        """In words, with what it is worth."""
+        if self.checked is None:
+            return f"{CANNOT_TELL} (not run)"
+        return self.checked.verdict + (" (unfinished)" if self.unfinished else "")
+
+
+def overview(entries: Sequence[Entry]) -> list[list[str]]:
+    """A row per claim, after a head."""
+    return [["claim", "verdict", "ours", "published"], *([e.name, e.verdict, _ours(e), e.claim.published] for e in entries)]
+
+
+def _ours(entry: Entry) -> str:
+    """The number that the verdict rests on: of the first condition that decides it, or of the first."""
+    if (checked := entry.checked) is None:
+        return "–"  # noqa: RUF001
+    decisive = next((each for each in checked.conditions if each.verdict == checked.verdict), checked.conditions[0])
+    return f"{describe(decisive.condition)}: {_figure(decisive)}"
+
+
+def _figure(checked: CheckedCondition) -> str:
+    return f"{words.value(checked.estimate)} {words.interval(checked.estimate)}".strip()
+
+
+def ledger(entries: Sequence[Entry], *, command: str, date: str) -> str:
+    """The page. It shows numbers and the words of the claims, and no model's words.
+
+    Args:
+        entries: The claims, in their order.
+        command: What was typed.
+        date: When.
+    """
+    holds, fails, open_ = (sum(entry.verdict.startswith(verdict) for entry in entries) for verdict in (HOLDS, FAILS, CANNOT_TELL))
+    outcome = f"{holds} hold, {fails} do not, and of {open_} one cannot tell"
+    head = _HEAD.format(count=len(entries), command=command, date=f"{date}: {outcome}")
+    return "\n".join([head, markdown([Table("", overview(entries))]), *(line for entry in entries for line in _section(entry))])
+
+
+def _section(entry: Entry) -> Iterator[str]:
+    claim = entry.claim
+    yield f"## {entry.name}: {entry.verdict}\n"
+    yield f"**{claim.statement}**\n"
+    yield f"- Source: {claim.source}."
+    yield f"- Published ({claim.sure}): {claim.published}."
+    yield f"- Why this test: {claim.why}"
+    yield f"- What it needs, or what the world lacks: {claim.needs}"
+    if (data := entry.data) is None or (checked := entry.checked) is None:
+        yield f"- Not run yet: `{entry.file}`.\n"
+        return
+    passed = sum(organism.gate.passed for organism in data.organisms)
+    unfinished = f" {entry.unfinished} stages are still to run, or failed." if entry.unfinished else ""
+    yield f"- `{entry.file}`: {passed} of {len(data.organisms)} organisms passed the gate.{unfinished} Code: {data.commit}.\n"
+    rows = [[describe(t.condition), threshold(t), _figure(t), _behind(t), _meaning(t), t.verdict] for t in checked.conditions]
+    yield markdown([Table("", [["holds if", "lies", "ours", "behind it", "what it is", "verdict"], *rows])])
+
+
+def _behind(checked: CheckedCondition) -> str:
+    count = words.count(checked.estimate)
+    return count if checked.estimate.of == "pairs" else f"{count}, {checked.pairs} pairs"
+
+
+def _meaning(checked: CheckedCondition) -> str:
+    return f"{checked.estimate.definition}; {checked.estimate.direction}"
