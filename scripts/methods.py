@@ -127,12 +127,16 @@ def page(summary: Mapping[str, Any]) -> Iterator[str]:
     command = re.sub(r" --(runs|workers) \S+", "", summary["command"])
     yield f"Made from the catalog by `scripts/methods.py runs/{summary['study']}/summary.json > docs/methods.md`. The figures are of\n"
     yield f"```\n{command}\n```\n"
+    organisms = [organism for organism in summary["organisms"] if organism["gate"]["passed"]]
+    pairs = {organism["pair"] for organism in organisms}
+    of = f"{len(organisms)} organisms of {len(pairs)} pairs, seeds {', '.join(map(str, summary['settings']['seeds']))}"
+    yield f"on the offline world ({summary['created'][:10]}; {of}; commits {summary['commit']}).\n"
     yield (
-        f"on the offline world (commit {summary['commit']}): means over organisms with 95 % intervals. The area is that of the frontier "
-        "(0.5: removal costs capability in proportion, 1: it is free): over all checkpoints of the last phase, as an oracle would choose, "
-        "and at the end alone, as a blue team has to. Removal at 90 % is the largest among the checkpoints that keep 90 % of the "
-        "capability, chosen in hindsight. Differences are of the area at the end, on the same organisms, with an interval over pairs and "
-        "Holm-adjusted p. [blue-team.md](blue-team.md) says what the phases are, and what to make of the figures.\n"
+        "Means over organisms with 95 % intervals over pairs, organisms and items. The area is that of the frontier (0.5: removal costs "
+        "capability in proportion, 1: it is free): over all checkpoints of the last phase, as an oracle would choose, and at the end "
+        "alone, as a blue team has to. Removal at 90 % is the largest among the checkpoints that keep 90 % of the capability, chosen in "
+        "hindsight. Differences are of the area at the end, on the same organisms, with an interval over pairs and Holm-adjusted p. "
+        "[blue-team.md](blue-team.md) says what the phases are, and what to make of the figures.\n"
     )
     yield from table(summary)
     yield ""
