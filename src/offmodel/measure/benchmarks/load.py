@@ -107,7 +107,7 @@ def suite(benchmark: Benchmark, path: str | None = None, sha256: str | None = No
     """The suite of a benchmark, on the hub's rows or on those of a file."""
     b = benchmark
     where = f"{b.hub}{f' ({b.config})' if b.config else ''}, split {b.split}, revision {b.revision[:10]}"
-    source = where if path is None else f"{path} (SHA-256 {(sha256 or '')[:10]})"
+    source = where if path is None else f"{b.name} from {path} (SHA-256 {(sha256 or '')[:10]})"
     rows = Items(b, None if path is None else Path(path), sha256)
     return Published(
         name=b.name if path is None else f"{b.name}:{path}",
