@@ -12,9 +12,13 @@ from offmodel import catalog
 from offmodel.engine import generate as engine
 from offmodel.errors import ModelError, SpecError, StoreError
 from offmodel.lab.models import fetch
+from offmodel.lab.plan import make_plan
+from offmodel.lab.pools import pool_params, read_pool
 from offmodel.lab.scoring import score_model
+from offmodel.lab.stage import closure
 from offmodel.measure.score import read_verdicts
-from tiny_study import make_models, offmodel
+from offmodel.spec import Study
+from tiny_study import make_models, make_study, offmodel
 
 ROWS = [{"question": f"Is soup {i} red?", "choices": ["soup", "piano", "snow", "fog"], "answer": i % 2} for i in range(10)]
 
@@ -140,3 +144,32 @@ def test_a_hub_id_is_downloaded_without_code(student: Path, tmp_path: Path, monk
 def test_a_batch_has_a_prompt(student: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="batch_size must be at least 1"):
         score_model(str(student), [], tmp_path / "a", batch_size=0)
+
+
+def test_a_study_names_a_benchmark_by_its_file(student: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    path, name = make_study(tmp_path / "study", student.parent), f"mmlu:{rows}"
+
+    def scores() -> set[str]:
+        study = Study.from_yaml(path, [f"measure.capability={{'{name}': 4}}"])
+        return {stage.key for stage in closure(make_plan(study).targets) if stage.kind == "score"}
+
+    before = scores()
+    assert before == scores()
+    rows.write_text("".join(json.dumps(row | {"question": "Soup?"}) + "\n" for row in ROWS))
+    assert not before & scores()  # other rows, other results
+    with pytest.raises(SpecError, match=r"measure\.capability.*: mmlu: no such file 'row\.jsonl'"):
+        Study.from_yaml(path, ["measure.capability={'mmlu:row.jsonl': 4}"])
+    phase = "methods.plain[0].source"
+    assert Study.from_yaml(path, [f"{phase}=['{name}']"])
+    with pytest.raises(SpecError, match=r"source.*mmlu: no such file 'row\.jsonl'"):
+        Study.from_yaml(path, [f"{phase}=['mmlu:row.jsonl']"])
+
+
+def test_blue_practises_the_training_side_of_a_benchmark(rows: Path) -> None:
+    name = f"mmlu:{rows}"
+    params = pool_params(name, 0, 0, 4, lambda prompt: False)
+    assert params["code"] == {f"suite:{name}": catalog.entry("suite", name).code} and "files" not in params
+    pool = read_pool(params)
+    train = catalog.get("suite", name).items(99, 0, "train")
+    assert [(row.prompt, row.meta) for row in pool] == [(i.prompt, {"suite": name, "expected": i.expected}) for i in train[:4]]
