@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -171,12 +173,15 @@ def score(
     batch: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; what the suite says if left out.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    inspect: Annotated[bool, typer.Option("--inspect", help="Write Inspect logs too, for inspect view.")] = False,
     extensions: Extensions = None,
 ) -> None:
     """Score any causal model on capability suites; the same command continues after a stop."""
     from offmodel.lab.scoring import SCORES, score_model
     from offmodel.report import words
 
+    if inspect and find_spec("inspect_ai") is None:
+        raise SpecError("--inspect: Inspect is not installed; install it with: pip install 'offmodel[inspect]'")
     _extend(extensions)
     files = dict(_assignment(each, suites) for each in data or ())
     chosen = [catalog.get("suite", f"{name}:{files[name]}" if name in files else name) for name in dict.fromkeys(suites)]
@@ -190,6 +195,12 @@ def score(
             model, chosen, folder, limit=limit, seed=seed, batch_size=batch, max_new_tokens=max_new_tokens, dtype=dtype,
             command=_command(), on_progress=show,
         )  # fmt: skip
+        if inspect:
+            from offmodel.report.inspect_log import write_log
+
+            known = json.loads((folder / SCORES).read_text(encoding="utf-8"))["model"]
+            for each in scores:
+                write_log(each.folder / f"{each.folder.name}.eval", each, known)
     table = _table("suite", "measure", "value", "95 % interval", "n")
     definitions = []
     for each in scores:

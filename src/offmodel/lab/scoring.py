@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offmodel.chat import to_dicts
 from offmodel.errors import SpecError, StoreError
@@ -25,7 +25,7 @@ from offmodel.lab.results import VERDICTS, write_json
 from offmodel.measure.benchmarks import Published
 from offmodel.measure.score import Item, Verdict, accuracy, judge, read_verdicts, write_verdicts
 from offmodel.measure.stats import HIGHER, Estimate, proportion
-from offmodel.measure.suites import Suite, TaskItem
+from offmodel.measure.suites import Suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 SCHEMA = "offmodel-score/1"
 _DEFAULT_TOKENS = 96
+_PER_LENGTH = 200
 _BATCHES_KEPT_AT_ONCE = 4
 """More make better batches, as prompts of similar length go together; fewer lose less to a stop."""
 
@@ -105,7 +106,7 @@ def score_model(
     made_with = {name: provenance()[name] for name in ("torch", "transformers")}
     settings = {"model": ref.as_params(), "device": device, "dtype": dtype} | made_with
     _claim(out / "model.json", settings, f"the scores of {model}")
-    asked = {suite: _items(suite, limit, seed) for suite in suites}  # an unreadable file is found before the first answer
+    asked = {suite: asked_of(suite, limit, seed) for suite in suites}  # an unreadable file is found before the first answer
     loaded: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]] = []
 
     def answer(items: Sequence[Item], tokens: int) -> list[tuple[str, bool]]:
@@ -117,10 +118,10 @@ def score_model(
         return [(reply.text, reply.finished) for reply in replies]
 
     scores = []
-    for suite, (items, of) in asked.items():
-        published = suite.rows.benchmark if isinstance(suite, Published) else None
-        tokens = max_new_tokens or (published.max_new_tokens if published else _DEFAULT_TOKENS)
-        where = out / re.sub(r"[^\w.-]+", "_", published.name if published else suite.name)
+    for suite, (items, of, usual) in asked.items():
+        tokens = max_new_tokens or usual
+        name = suite.rows.benchmark.name if isinstance(suite, Published) else suite.name
+        where = out / re.sub(r"[^\w.-]+", "_", name)
         settings = {
             "suite": suite.name, "definition": suite.definition, "items": len(items), "of": of, "seed": seed, "max_new_tokens": tokens,
             "items_sha256": _sha256(items),
@@ -142,13 +143,32 @@ def score_model(
     return scores
 
 
-def _items(suite: Suite, limit: int | None, seed: int) -> tuple[list[Item], int]:
-    """What is asked of a suite, and how many items there are to ask."""
+class Asked(NamedTuple):
+    """What is asked of a suite.
+
+    Attributes:
+        items: In a seeded order.
+        of: How many there are to ask.
+        max_new_tokens: Longest answer, where the user does not say.
+    """
+
+    items: list[Item]
+    of: int
+    max_new_tokens: int
+
+
+def asked_of(suite: Suite, limit: int | None, seed: int) -> Asked:
+    """All rows of a benchmark, of another suite the test side (200 items per number of reasoning steps); with a limit, the first ones.
+
+    Raises:
+        DataError: They cannot be read.
+    """
     if isinstance(suite, Published):
-        found: list[TaskItem] = suite.rows.whole(seed)
+        found, tokens = suite.rows.whole(seed), suite.rows.benchmark.max_new_tokens
     else:
-        found = suite.items(limit or 200, seed, "test")
-    return [Item("capability", item.prompt, suite.name, item.steps, item.expected) for item in found[:limit]], len(found)
+        found, tokens = suite.items(_PER_LENGTH, seed, "test"), _DEFAULT_TOKENS
+    items = [Item("capability", item.prompt, suite.name, item.steps, item.expected) for item in found[:limit]]
+    return Asked(items, len(found), tokens)
 
 
 def _sha256(items: Sequence[Item]) -> str:
