@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_ai.log import read_eval_log
 
 from offmodel import catalog
 from offmodel.engine import generate as engine
@@ -54,8 +55,9 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_command_scores_a_model_and_writes_all(student: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores"
     arguments = ("score", "--model", student, "--suite", "mmlu", "--data", f"mmlu={rows}", "--suite", "world:recall", "--limit", 6)
-    done = offmodel(*arguments, "--max-new-tokens", 24, "--out", out)
+    done = offmodel(*arguments, "--max-new-tokens", 24, "--out", out, "--inspect")
     assert done.code == 0, done.err
+    log = read_eval_log(str(out / "mmlu" / "mmlu.eval"))
     verdicts = read_verdicts(out / "mmlu" / "verdicts.jsonl")
     assert [verdict.correct for verdict in verdicts] == [verdict.response.endswith(f" {verdict.expected}.") for verdict in verdicts]
     right = sum(bool(verdict.correct) for verdict in verdicts)
@@ -65,6 +67,7 @@ def test_the_command_scores_a_model_and_writes_all(student: Path, rows: Path, tm
     assert (accuracy["value"], accuracy["n"]) == (right / 6, 6)
     assert accuracy["definition"].endswith("6 of 10 items in the order of seed 0; greedy, at most 24 new tokens")
     assert scores["suites"]["mmlu"]["chance"] == 0.25 and scores["suites"]["mmlu"]["details"]["finished"]["value"] == 1
+    assert log.results is not None and log.results.scores[0].metrics["accuracy"].value == right / 6
     assert scores["suites"]["world_recall"]["accuracy"]["n"] == 6
     assert scores["model"]["name"] == str(student) and len(scores["model"]["weights"]) == 16
     assert scores["made_with"]["dtype"] == "float32" and scores["command"].startswith("offmodel score --model")
