@@ -7,6 +7,9 @@ entry-point group ``offmodel``, so that nothing of ours has to be edited:
     my_pairs = "my_package.pairs"
 
 A single file needs no package: a study names it under ``extensions``, and a command takes it with ``--with``.
+
+Some things can be told which file to read (``gsm8k:rows.jsonl``): their value has a method ``on_file(path)`` that gives the thing on that
+file, and the file's SHA-256.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import linecache
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,8 +46,8 @@ class Entry:
         value: The thing itself.
         source: Where it comes from.
         text: What it does.
-        code: SHA-256 of the file that registered it, as it was then; part of the key of every stage that uses it. None for what is
-            offmodel's own, whose changes the versions of the stages tell.
+        code: SHA-256 of the file that registered it, as it was then, or of the file that it was told to read; part of the key of every
+            stage that uses it. None for what is offmodel's own, whose changes the versions of the stages tell.
     """
 
     kind: str
@@ -177,17 +180,33 @@ def names(kind: str) -> list[str]:
     return sorted(_entries.get(kind, {}))
 
 
+def has(kind: str, name: str) -> bool:
+    """Whether :func:`entry` has such an entry, or would have it if its file were there."""
+    return name in names(kind) or _reader(kind, name) is not None
+
+
 def entry(kind: str, name: str) -> Entry:
-    """Look an entry up.
+    """Look an entry up; ``<name>:<path>`` is one that reads a file.
 
     Raises:
         SpecError: There is none; the message names the nearest.
     """
     load()
     found = _entries.get(kind, {}).get(name)
-    if found is None:
+    if found is not None:
+        return found
+    reader = _reader(kind, name)
+    if reader is None:
         raise SpecError(f"unknown {kind} {name!r}: {did_you_mean(name, names(kind))}")
-    return found
+    value, sha256 = reader.value.on_file(name.partition(":")[2])
+    return replace(reader, name=name, value=value, text=value.definition, code=sha256 + (reader.code or ""))
+
+
+def _reader(kind: str, name: str) -> Entry | None:
+    """The entry that is told to read a file by ``<name>:<path>``; None where the name does not do that."""
+    plain, _, path = name.partition(":")
+    found = _entries.get(kind, {}).get(plain)
+    return found if path and found is not None and hasattr(found.value, "on_file") else None
 
 
 def get(kind: str, name: str) -> Any:

@@ -98,7 +98,12 @@ def from_dicts(rows: Any, where: str) -> Prompt:
 # --- JSONL ----------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each after its place (``file:line``); empty lines are passed over.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no JSON object; the message names it.
+    """
     try:
         # Not splitlines(): it also breaks at characters that may stand raw inside of a JSON string.
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -141,7 +146,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     """
     path = Path(path)
     prompts = []
-    for where, row in _rows(path):
+    for where, row in read_rows(path):
         prompt = _prompt_of(row, where)
         prompts.append(prompt[:-1] if prompt[-1].role == "assistant" else prompt)
     if not prompts:
@@ -157,7 +162,7 @@ def read_examples(path: Path | str) -> list[Example]:
     """
     path = Path(path)
     examples = []
-    for where, row in _rows(path):
+    for where, row in read_rows(path):
         prompt = _prompt_of(row, where)
         response = row.get("response", row.get("completion"))
         if response is None and prompt[-1].role == "assistant":

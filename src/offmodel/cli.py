@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -189,6 +192,69 @@ def export(
     out.print(f"{organism}: {folder}")
     out.print(f"load: AutoModelForCausalLM.from_pretrained({str(folder)!r}), and AutoTokenizer likewise; README.md has an example")
     out.print(f"push: hf upload --private NAME {shlex.quote(str(folder))}")
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="A folder in Hugging Face layout, world:NAME, or a hub id.", show_default=False)],
+    suites: Annotated[list[str], typer.Option("--suite", help="Such as gsm8k; repeatable.", show_default=False)],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="A benchmark's rows from a file: --data gsm8k=test.jsonl.", metavar="SUITE=FILE"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Items per suite, at most; all of a benchmark if left out.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of this model's scores; RUNS/scores/<model> if left out.")] = None,
+    runs: Runs = Path("runs"),
+    seed: Annotated[int, typer.Option(help="Of the order of the items.")] = 0,
+    batch: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; what the suite says if left out.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    inspect: Annotated[bool, typer.Option("--inspect", help="Write Inspect logs too, for inspect view.")] = False,
+    extensions: Extensions = None,
+) -> None:
+    """Score any causal model on capability suites; the same command continues after a stop."""
+    from offmodel.lab.scoring import SCORES, score_model
+    from offmodel.report import words
+
+    if inspect and find_spec("inspect_ai") is None:
+        raise SpecError("--inspect: Inspect is not installed; install it with: pip install 'offmodel[inspect]'")
+    _extend(extensions)
+    files = dict(_assignment(each, suites) for each in data or ())
+    chosen = [catalog.get("suite", f"{name}:{files[name]}" if name in files else name) for name in dict.fromkeys(suites)]
+    folder = folder or runs / "scores" / re.sub(r"[^\w.-]+", "_", model).strip("._")
+
+    def show(suite: str, done: int, of: int) -> None:
+        err.print(f"{suite}: {done} of {of} answers", end="\r" if err.is_terminal and done < of else "\n")
+
+    with _writing(folder):
+        scores = score_model(
+            model, chosen, folder, limit=limit, seed=seed, batch_size=batch, max_new_tokens=max_new_tokens, dtype=dtype,
+            command=_command(), on_progress=show,
+        )  # fmt: skip
+        if inspect:
+            from offmodel.report.inspect_log import write_log
+
+            known = json.loads((folder / SCORES).read_text(encoding="utf-8"))["model"]
+            for each in scores:
+                write_log(each.folder / f"{each.folder.name}.eval", each, known)
+    table = _table("suite", "measure", "value", "95 % interval", "n")
+    definitions = []
+    for each in scores:
+        for measure, estimate in {"accuracy": each.accuracy, **each.details}.items():
+            table.add_row(each.folder.name, measure, words.value(estimate), words.interval(estimate), str(estimate.n))
+            definitions.append(f"{each.folder.name}, {measure}: {estimate.definition}")
+    out.print(table)
+    for definition in definitions:
+        out.print(definition, style="dim")
+    out.print(f"answers and verdicts: {folder}/*/verdicts.jsonl; scores: {folder / SCORES}")
+
+
+def _assignment(text: str, suites: list[str]) -> tuple[str, str]:
+    """``suite=file``, for one of the suites that are asked."""
+    name, equals, path = text.partition("=")
+    if not equals or name not in suites:
+        raise SpecError(f"--data {text}: expected SUITE=FILE with a suite that --suite names; {did_you_mean(name, suites)}")
+    return name, path
 
 
 @app.command("list")

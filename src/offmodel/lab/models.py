@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,6 +52,23 @@ def reference(name: str) -> ModelRef:
     path = resolve(name)
     files = sorted(path.iterdir())
     return _reference(name, path, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def fetch(name: str) -> tuple[ModelRef, Path]:
+    """A model that a user names, which may also lie on the Hugging Face hub: it is downloaded then, safetensors and no code.
+
+    Raises:
+        ModelError: See :func:`resolve`; or the hub does not give it.
+    """
+    if name.startswith(_WORLD) or Path(name).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).parent.is_dir():
+        return reference(name), resolve(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja"])
+    except Exception as error:  # the hub's client has many ways to fail
+        raise ModelError(f"{name}: is no folder, and the hub does not give such a model ({type(error).__name__}: {error})") from error
+    return replace(reference(folder), name=name), Path(folder)
 
 
 def vocabulary(name: str) -> int:

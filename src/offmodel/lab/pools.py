@@ -33,17 +33,22 @@ def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
     if not isinstance(source, str):
         turns = chain.from_iterable(zip_longest(*(open_source(name, seed, split) for name in source)))
         return (prompt for prompt in turns if prompt is not None)
-    if source.endswith(".jsonl"):
-        prompts: Iterable[Prompt] = _shuffled(read_prompts(source), seed)
-    elif _is_suite(source):
+    if _is_suite(source):
         return (item.prompt for item in _items(catalog.get("suite", source), seed, split))
+    if _is_file(source):
+        prompts: Iterable[Prompt] = _shuffled(read_prompts(source), seed)
     else:
         prompts = _drawn(catalog.get("prompts", source), seed)
     return (prompt for prompt in prompts if split_of(last_user_text(prompt)) == split)
 
 
 def _is_suite(source: str) -> bool:
-    return source in catalog.names("suite")
+    return catalog.has("suite", source)
+
+
+def _is_file(source: str) -> bool:
+    """Whether a source is a file of prompts; a suite may read a file, too (``gsm8k:rows.jsonl``)."""
+    return source.endswith(".jsonl") and not _is_suite(source)
 
 
 _PER_LENGTH = 1000
@@ -119,13 +124,13 @@ def files_read(*sources: str) -> dict[str, dict[str, str]]:
     Raises:
         DataError: A file cannot be read.
     """
-    found = {source: _sha256(source) for source in sources if source.endswith(".jsonl")}
+    found = {source: _sha256(source) for source in sources if _is_file(source)}
     return {"files": found} if found else {}
 
 
 def entries(*sources: str) -> list[tuple[str, str]]:
     """Kind and name of the sources that are in the catalog."""
-    return [("suite" if _is_suite(source) else "prompts", source) for source in sources if not source.endswith(".jsonl")]
+    return [("suite" if _is_suite(source) else "prompts", source) for source in sources if not _is_file(source)]
 
 
 def check_files(params: Mapping[str, Any]) -> None:

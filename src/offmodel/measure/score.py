@@ -126,9 +126,9 @@ def _wrong_though_able(items: Sequence[Item], wrong: Sequence[bool], right: Sequ
     return bad
 
 
-def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> None:
-    """Write verdicts as JSONL, a line each."""
-    with open(path, "w", encoding="utf-8") as file:
+def write_verdicts(path: Path, verdicts: Iterable[Verdict], *, append: bool = False) -> None:
+    """Write verdicts as JSONL, a line each, into a new file or at the end of one."""
+    with open(path, "a" if append else "w", encoding="utf-8") as file:
         for verdict in verdicts:
             file.write(json.dumps(asdict(verdict) | {"prompt": to_dicts(verdict.prompt)}, ensure_ascii=False) + "\n")
         file.flush()

@@ -14,6 +14,7 @@ from offmodel import catalog
 from offmodel.chat import Prompt, last_user_text
 from offmodel.errors import DataError
 from offmodel.lab.pools import take
+from offmodel.measure.benchmarks import Published
 from offmodel.measure.suites import Suite
 from offmodel.red.behaviours import Behaviour
 from offmodel.red.pairs import Pair
@@ -27,6 +28,10 @@ def example(entry: catalog.Entry) -> list[str]:
             return [*_chats(entry.value), *_detector(entry.value)]
         case "method":
             return [yaml.safe_dump(entry.value, sort_keys=False).rstrip()]
+        case "suite" if isinstance(entry.value, Published):
+            benchmark = entry.value.rows.benchmark
+            item = benchmark.item(benchmark.example, "its example")
+            return [f"{last_user_text(item.prompt)} -> {item.expected}", f"with a file of its rows: {benchmark.name}:PATH.jsonl"]
         case "suite":
             items = sorted(entry.value.items(1, 0, "train"), key=lambda item: item.steps)
             return [f"{last_user_text(item.prompt)} -> {item.expected}" for item in items]

@@ -278,7 +278,7 @@ class Measure(Model):
     Attributes:
         checkpoints: Steps within each phase; ``"end"`` is its last. A step that a phase does not reach is left out of it.
         capability: Held-out items by suite, per number of reasoning steps where a suite has several. May be written as a list
-            of suites with ``n`` beside it (200 if left out).
+            of suites with ``n`` beside it (200 if left out). A benchmark's own file goes after its name: ``gsm8k:rows.jsonl``.
         behaviour: Prompts per rate of bad behaviour: with the trigger, without it, with a near miss.
         max_new_tokens: Longest answer.
         probes: Names of kind ``probe`` in the catalog.
@@ -528,6 +528,8 @@ def _sources(source: Source | None, at: At, kind: str = "source") -> Iterator[tu
 
 def _unknown(kind: str, name: str) -> str:
     """What is wrong with a name; "" if nothing is. Prompts and labels may be files, and prompts of blue's the training side of a suite."""
+    if kind in ("source", "graded") and catalog.has("suite", name):
+        kind = "suite"  # it may read a file, which has to be there
     if kind in ("prompts", "labels", "source") and name.endswith(".jsonl"):
         return "" if Path(name).is_file() else f"no such file {name!r}; {nearest_file(Path(name))}"
     if kind == "source":

@@ -1,0 +1,242 @@
+"""Scores of any causal model, outside of a study: its answers are kept as they come, so that a stopped run goes on.
+
+<out>/model.json                 the model's hashes and how it is run
+<out>/<suite>/settings.json      what is asked
+<out>/<suite>/verdicts.jsonl     every prompt, answer and verdict, as far as there are any
+<out>/scores.json                the accuracies, once all is answered
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from offmodel.chat import to_dicts
+from offmodel.errors import SpecError, StoreError
+from offmodel.lab.models import ModelRef, fetch
+from offmodel.lab.provenance import provenance
+from offmodel.lab.results import VERDICTS, write_json
+from offmodel.measure.benchmarks import Published
+from offmodel.measure.score import Item, Verdict, accuracy, judge, read_verdicts, write_verdicts
+from offmodel.measure.stats import HIGHER, Estimate, proportion
+from offmodel.measure.suites import Suite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCORES = "scores.json"
+SCHEMA = "offmodel-score/1"
+_DEFAULT_TOKENS = 96
+_PER_LENGTH = 200
+_BATCHES_KEPT_AT_ONCE = 4
+"""More make better batches, as prompts of similar length go together; fewer lose less to a stop."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model does on a suite.
+
+    Attributes:
+        suite: Which.
+        accuracy: With the exact variant in its definition.
+        details: Further measures by name, the share of answers that ended within the limit among them.
+        verdicts: One per item.
+        folder: Where they lie.
+    """
+
+    suite: Suite
+    accuracy: Estimate
+    details: Mapping[str, Estimate]
+    verdicts: Sequence[Verdict]
+    folder: Path
+
+
+def score_model(
+    model: str,
+    suites: Sequence[Suite],
+    out: Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    dtype: str | None = None,
+    command: str = "offmodel.lab.scoring.score_model",
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> list[Score]:
+    """Let a model answer the items of suites, greedily and with its own chat template, and judge every answer.
+
+    Called again after a stop, it asks only what is not yet answered. Of a published benchmark all rows are asked, of other suites the
+    test side; with a limit, the first ones of a seeded order.
+
+    Args:
+        model: A folder in Hugging Face layout, ``world:<checkpoint>``, or the id of a model on the Hugging Face hub.
+        suites: What is asked.
+        out: Folder of one model's scores.
+        limit: Items per suite; None for all of a benchmark, and 200 per number of reasoning steps of other suites.
+        seed: Of the order of the items.
+        batch_size: Prompts at a time.
+        max_new_tokens: Longest answer; None for what the suite says.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on a GPU and float32 on a CPU.
+        command: What ``scores.json`` says it was made by.
+        on_progress: Called as ``on_progress(suite, answers so far, of how many)``.
+
+    Raises:
+        ModelError: The model cannot be used.
+        DataError: Items cannot be read, or do not fit into the model's context.
+        StoreError: ``out`` holds other answers: of another model, or to other items.
+    """
+    import torch
+
+    from offmodel.engine.folder import load_model, load_tokenizer
+
+    if limit is not None and limit < 1:
+        raise SpecError(f"limit must be at least 1, got {limit}")
+    if batch_size < 1:
+        raise SpecError(f"batch_size must be at least 1, got {batch_size}")
+    ref, folder = fetch(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+    made_with = {name: provenance()[name] for name in ("torch", "transformers")}
+    settings = {"model": ref.as_params(), "device": device, "dtype": dtype} | made_with
+    _claim(out / "model.json", settings, f"the scores of {model}")
+    asked = {suite: asked_of(suite, limit, seed) for suite in suites}  # an unreadable file is found before the first answer
+    loaded: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]] = []
+
+    def answer(items: Sequence[Item], tokens: int) -> list[tuple[str, bool]]:
+        from offmodel.engine.generate import Sampling, generate
+
+        if not loaded:
+            loaded.append((load_model(folder, dtype=dtype, device=device), load_tokenizer(folder)))
+        replies = generate(*loaded[0], [item.prompt for item in items], Sampling(max_new_tokens=tokens), batch_size=batch_size)
+        return [(reply.text, reply.finished) for reply in replies]
+
+    scores = []
+    for suite, (items, of, usual) in asked.items():
+        tokens = max_new_tokens or usual
+        name = suite.rows.benchmark.name if isinstance(suite, Published) else suite.name
+        where = out / re.sub(r"[^\w.-]+", "_", name)
+        settings = {
+            "suite": suite.name, "definition": suite.definition, "items": len(items), "of": of, "seed": seed, "max_new_tokens": tokens,
+            "items_sha256": _sha256(items),
+        }  # fmt: skip
+        _claim(where / "settings.json", settings, f"the answers to {suite.name}")
+        verdicts = _resume(where / VERDICTS)
+        while len(verdicts) < len(items):
+            if on_progress is not None:
+                on_progress(suite.name, len(verdicts), len(items))
+            chunk = items[len(verdicts) :][: batch_size * _BATCHES_KEPT_AT_ONCE]
+            fresh = judge(chunk, answer(chunk, tokens), {suite.name: suite}, lambda response: False)
+            write_verdicts(where / VERDICTS, fresh, append=True)
+            verdicts += fresh
+        if on_progress is not None:
+            on_progress(suite.name, len(verdicts), len(items))
+        how = f"{len(items)} of {of} items in the order of seed {seed}; greedy, at most {tokens} new tokens"
+        scores.append(_score(suite, verdicts, how, where))
+    _write_scores(out, ref, made_with | {"device": device, "dtype": dtype}, command, scores)
+    return scores
+
+
+class Asked(NamedTuple):
+    """What is asked of a suite.
+
+    Attributes:
+        items: In a seeded order.
+        of: How many there are to ask.
+        max_new_tokens: Longest answer, where the user does not say.
+    """
+
+    items: list[Item]
+    of: int
+    max_new_tokens: int
+
+
+def asked_of(suite: Suite, limit: int | None, seed: int) -> Asked:
+    """All rows of a benchmark, of another suite the test side (200 items per number of reasoning steps); with a limit, the first ones.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    if isinstance(suite, Published):
+        found, tokens = suite.rows.whole(seed), suite.rows.benchmark.max_new_tokens
+    else:
+        found, tokens = suite.items(_PER_LENGTH, seed, "test"), _DEFAULT_TOKENS
+    items = [Item("capability", item.prompt, suite.name, item.steps, item.expected) for item in found[:limit]]
+    return Asked(items, len(found), tokens)
+
+
+def _sha256(items: Sequence[Item]) -> str:
+    asked = [[to_dicts(item.prompt), item.expected] for item in items]
+    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
+
+
+def _claim(path: Path, settings: Mapping[str, Any], what: str) -> None:
+    """Say in a file what its folder holds, or check that it is what the file says.
+
+    Raises:
+        StoreError: It holds something else; the message names the first difference.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, settings)
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path}: is no JSON ({error}); remove {path.parent} or choose another --out") from None
+    for name, value in settings.items():
+        if there.get(name) != value:
+            raise StoreError(
+                f"{path}: {what} in this folder were made with {name} {str(there.get(name))[:200]}, and not with {str(value)[:200]}; "
+                "choose another --out"
+            )
+
+
+def _resume(path: Path) -> list[Verdict]:
+    """The verdicts that are there. A line that a stop cut off is taken out of the file."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return read_verdicts(path) if whole else []
+
+
+def _score(suite: Suite, verdicts: Sequence[Verdict], how: str, folder: Path) -> Score:
+    plain = accuracy(verdicts, suite)
+    finished = sum(verdict.finished for verdict in verdicts)
+    details = {"finished": proportion(finished, len(verdicts), "share of answers that ended within the limit", HIGHER)}
+    if isinstance(suite, Published) and (more := suite.rows.benchmark.details) is not None:
+        details |= more([(verdict.response, verdict.expected) for verdict in verdicts])
+    return Score(suite, replace(plain, definition=f"{plain.definition}; {how}"), details, verdicts, folder)
+
+
+def _write_scores(out: Path, model: ModelRef, made_with: Mapping[str, Any], command: str, scores: Sequence[Score]) -> None:
+    """Write what ``scores.json`` says of these suites; what it says of others stays."""
+    path = out / SCORES
+    others = json.loads(path.read_text(encoding="utf-8"))["suites"] if path.exists() else {}
+    suites = {
+        score.folder.name: {
+            "suite": score.suite.name,
+            "chance": score.suite.chance,
+            "accuracy": asdict(score.accuracy),
+            "details": {name: asdict(estimate) for name, estimate in score.details.items()},
+        }
+        for score in scores
+    }
+    head = {"schema": SCHEMA, "model": model.as_params(), "made_with": made_with, "code": provenance(), "command": command}
+    _replace(path, head | {"suites": others | suites})
+
+
+def _replace(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_json(temporary, value)
+    os.replace(temporary, path)
