@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from offmodel.lab.plan import Plan
     from offmodel.lab.store import Store
     from offmodel.report import ReportData
+    from offmodel.report.power import Foresight
 
 app = typer.Typer(
     help="Training-based control of untrusted language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -63,12 +64,22 @@ def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs")
 
 
 @app.command()
-def plan(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
-    """Show what would run and what is reused; runs nothing."""
+def plan(
+    study: StudyFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", help="Folder of a finished study's report: take how much differences vary from it.", metavar="RUNS/STUDY"),
+    ] = None,
+) -> None:
+    """Show what would run, what is reused, and what difference between methods the study could see; runs nothing."""
     from offmodel.lab.execute import plan_rows
     from offmodel.lab.progress import duration
+    from offmodel.report.power import MEASURED, foresee, spreads_of
 
     planned, store = _open(study, overrides, runs)
+    spreads = MEASURED if like is None else spreads_of(like / "results.parquet")
     rows = plan_rows(planned.targets, store)
     table = _table("state", "stage", "what")
     for row in rows:
@@ -80,6 +91,26 @@ def plan(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs"
     cost = sum(row.stage.cost for row in rows if row.state == "run")
     spent = f": roughly {duration(cost)} of one core" if cost else ""
     out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
+    if (foresight := foresee(planned.study, spreads)) is not None:
+        _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
+
+
+def _show_foresight(seen: Foresight, source: str) -> None:
+    from offmodel.report import words
+
+    out.print(
+        f"\nThe smallest difference between two methods at their ends that {seen.pairs} pairs with {seen.organisms} organisms each could "
+        f"show, on {seen.behaviour} prompts with the trigger and {seen.capability} capability items (power 80 %, two-sided 5 %, sign-flip "
+        f"test; all organisms past their gate)"
+    )
+    table = _table("measure", "alone", f"Holm over {seen.others}", "assumed SD: pairs", "organisms", "items of one")
+    for each in seen.sights:
+        unit = "area" if each.measure.endswith("area") else "points"
+        table.add_row(words.name(each.measure), *(words.size(number, unit) for number in (each.one, each.all, *each[3:])))
+    out.print(table)
+    out.print(f"SDs of the difference: {source}. Two that are more alike differ less; offmodel plan --like takes them from results.")
+    if seen.blind:
+        out.print(seen.blind, style="bold")
 
 
 @app.command()

@@ -47,6 +47,13 @@ def value(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} %" if estimate.unit == "share" else f"{estimate.value:.3f}"
 
 
+def size(number: float | None, unit: str) -> str:
+    """How large a difference is, whichever way it goes; what is beyond the largest there can be is out of reach, and so is None."""
+    if number is None or number > (0.5 if unit == "area" else 1):
+        return "out of reach"
+    return f"{100 * number:.1f} points" if unit == "points" else f"{number:.3f}"
+
+
 def interval(estimate: Estimate) -> str:
     """The 95 % interval, or why there is none."""
     if estimate.value is None:
