@@ -189,13 +189,13 @@ def test_spreads_are_those_that_made_the_results(tmp_path: Path) -> None:
         of_pair = 0.06 * rng.normal()
         for seed in range(3):
             difference = 0.1 + of_pair + 0.09 * rng.normal()
-            ends["base"][f"p{i}", seed] = (rng.binomial(n, 0.4) / n, 0.5)
-            ends["other"][f"p{i}", seed] = (rng.binomial(n, 0.4 + difference) / n, 0.5)
+            ends["base"][f"p{i}", seed] = (rng.binomial(n, 0.4) / n, 0.8)
+            ends["other"][f"p{i}", seed] = (rng.binomial(n, 0.4 + difference) / n, 0.8)
     write(tmp_path / "results.parquet", ends, n)
     rate, kept, area = spreads_of(tmp_path / "results.parquet").values()
     assert tuple(rate) == pytest.approx((0.06, 0.09, math.sqrt(0.24 + 0.24)), rel=0.1)
     assert (kept.pair, kept.organism) == (0, 0)
-    assert kept.item == pytest.approx(math.sqrt(2 * (2 * 0.25 / 200) / 2**2 * 400))  # two suites of two methods, in the mean of two
+    assert kept.item == pytest.approx(math.sqrt(2 * (2 * 0.16 / 200) / 2**2 * 400))  # two suites of two methods, in the mean of two
     assert area.pair == pytest.approx(rate.pair / 2, rel=0.01) and area.item == 0
 
 
