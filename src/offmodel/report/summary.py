@@ -9,6 +9,8 @@
                   (frontier_area and removal_at_90: of all checkpoints of the last phase, whose number is frontier_points; hindsight:
                   frontier_area less end_area), over organisms; base_bad_rate and bad_rate_before: of the base and of the untouched
                   organism
+                  halves: {area, optimism, removal_at_90, retention_at_90, optimism_at_90}, estimates of the last phase's checkpoints
+                  chosen by one half of the items and shown by the other, and of what the same by all items has more
     baselines     list of methods
     comparisons   list of {method, baseline, organisms, frontier_area, end_area, removal_at_90, bad_rate, retention}, each an estimate of
                   the difference to the baseline on the same organisms, with p (sign-flip test) and p_holm (adjusted for all methods
@@ -110,7 +112,8 @@ def summary(data: ReportData) -> dict[str, Any]:
             for organism in data.organisms
         ],
         "methods": {
-            m.name: {"source": m.source, "phases": m.phases, "frontier_points": m.points, **asdict(m.summary)} for m in data.methods
+            m.name: {"source": m.source, "phases": m.phases, "frontier_points": m.points, **asdict(m.summary), "halves": asdict(m.halves)}
+            for m in data.methods
         },
         "baselines": data.baselines,
         "comparisons": [
@@ -176,6 +179,9 @@ def rows(data: ReportData) -> Iterator[dict[str, Any]]:
             }
 
 
+HALVES = "Chosen by one half of the items, shown by the other"
+
+
 class Table(NamedTuple):
     """A table for people; the first row is its head, and the main table needs no title."""
 
@@ -189,6 +195,9 @@ def _tables(data: ReportData) -> Iterator[Table]:
     measures = list(dict.fromkeys(measure for row in by_method.values() for measure in row))
     body = [[name, *_sentences(measures, row)] for name, row in by_method.items()]
     yield Table("", [["method", *map(words.name, measures)], *body])
+    body = [[m.name, *(words.sentence(e) for e in m.halves.measures().values())] for m in data.methods]
+    if body:
+        yield Table(HALVES, [["method", *map(words.name, data.methods[0].halves.measures())], *body])
     for baseline in data.baselines:
         compared = [c for c in data.comparisons if c.baseline == baseline]
         if compared:
@@ -263,7 +272,7 @@ def _csv(data: ReportData) -> str:
     It is of all organisms where ``pair`` and ``recipe`` are empty, a difference where there is a ``baseline``, and of the checkpoints that
     were chosen where there is a ``rule``, which may be the oracle. The correlation of the canaries has no method.
     """
-    summaries = [("", "", method.name, method.summary.measures()) for method in data.methods]
+    summaries = [("", "", method.name, method.summary.measures() | method.halves.measures()) for method in data.methods]
     for kind, groups in data.groups().items():
         for name, row in groups.items():
             who = (name, "") if kind == "pair" else ("", name)
