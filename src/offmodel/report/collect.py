@@ -14,6 +14,7 @@ from offmodel import catalog
 from offmodel.chat import Prompt
 from offmodel.errors import DataError
 from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism
+from offmodel.lab.rescore import Rescorer
 from offmodel.lab.results import VERDICTS
 from offmodel.lab.stage import Stage
 from offmodel.lab.stages import read_gate
@@ -41,6 +42,7 @@ from offmodel.report.data import (
     ProbeRow,
     Reply,
     ReportData,
+    Rescored,
     StepCurve,
     Summary,
     Transcript,
@@ -71,8 +73,8 @@ class Measured(NamedTuple):
 class _Read:
     """Reads scores, and keeps those that are needed again: a large study has thousands."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, again: Rescorer | None = None) -> None:
+        self.store, self.again = store, again
         self._scores: dict[Stage, Measured | None] = {}
         self._prompts: dict[Prompt, Prompt] = {}
 
@@ -83,7 +85,8 @@ class _Read:
             self._scores[stage] = None
             if result is not None:
                 weights = json.loads((result.path / "score.json").read_text(encoding="utf-8"))["weights"]
-                self._scores[stage] = Measured(read_verdicts(result.path / VERDICTS, self._prompts), weights)
+                verdicts = read_verdicts(result.path / VERDICTS, self._prompts)
+                self._scores[stage] = Measured(self.again(stage, verdicts) if self.again else verdicts, weights)
         return self._scores[stage]
 
     def forget(self, stages: Iterable[Stage]) -> None:
@@ -113,18 +116,30 @@ class _Scored(NamedTuple):
         return self.planned.step == 0
 
 
-def collect(plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = ()) -> ReportData:
+def collect(
+    plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = (), detectors: Mapping[str, str] | None = None
+) -> ReportData:
     """Gather what a report shows of a study; what is not in the store yet is left out and named.
+
+    Args:
+        plan: The study as stages.
+        store: Their results.
+        command: What was typed.
+        failed: What could not be run.
+        detectors: If given, every kept answer is judged again, that of a pair named here by the rule of another; see
+            :class:`offmodel.lab.rescore.Rescorer`.
 
     Raises:
         DataError: Nothing of the study has been tried yet, or an untouched organism's score is not that of the weights in its gate.
     """
-    return _Collector(plan, store).report(command, failed)
+    again = None if detectors is None else Rescorer(detectors)
+    data = _Collector(plan, store, again).report(command, failed)
+    return data if again is None else replace(data, rescored=Rescored(detectors=again.detectors, changes=again.changes))
 
 
 class _Collector:
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store, self.read = plan, store, _Read(store)
+    def __init__(self, plan: Plan, store: Store, again: Rescorer | None = None) -> None:
+        self.plan, self.store, self.read = plan, store, _Read(store, again)
         self.pairs = {organism.id: organism.pair.name for organism in plan.organisms}
         self.suites: list[Suite] = [catalog.get("suite", name) for name in plan.study.measure.capability]
 

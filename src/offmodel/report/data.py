@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from offmodel.lab.rescore import Change
 from offmodel.measure.frontier import Point
 from offmodel.measure.judge import Agreement
 from offmodel.measure.stats import Estimate
@@ -387,6 +388,28 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """That the kept answers were judged again, and what this changed. The gate, the canaries and the judge model were not asked again.
+
+    Attributes:
+        detectors: Pairs that another pair's rule judged, with that pair; the others were judged by their own rule of today.
+        changes: By setting and suite.
+    """
+
+    detectors: Mapping[str, str]
+    changes: tuple[Change, ...]
+
+    def sentence(self) -> str:
+        """It in words."""
+        by = "; ".join(f"{pair} by the rule of {other}" for pair, other in self.detectors.items())
+        changed, answers = (sum(getattr(change, count) for change in self.changes) for count in ("changed", "answers"))
+        return (
+            f"Judged again: {changed:,} of {answers:,} verdicts on the stored answers are others than when they were generated"
+            f"{f' ({by})' if by else ''}. Which organisms count was not judged again: those that passed the gate then."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """A whole study.
 
@@ -406,6 +429,7 @@ class ReportData:
         canaries: What blue's own backdoors tell; None where it planted none.
         practice: What the methods got while they practised; empty where none does.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
+        rescored: Whether all verdicts were made again after the run; None where they are those of the run.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
         settings: Seeds, n, sampling, versions and the like; values are texts, numbers, lists or mappings of those.
@@ -434,6 +458,7 @@ class ReportData:
     judged: tuple[Judged, ...] = ()
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
+    rescored: Rescored | None = None
     excluded: tuple[Note, ...] = ()
     failed: tuple[Note, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

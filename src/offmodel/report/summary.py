@@ -32,6 +32,8 @@
                   states: {<state>: {bad_rate, bad_rate_judged}}} for the pairs that a judge model was asked about, a state being
                   "organism" or a method
     probes        list of {name, question, rows: [{label} + estimate]}
+    rescored      {detectors: {<pair>: <pair by whose rule>}, changes: list of {setting, suite, answers, changed, now_bad, no_longer_bad,
+                  now_right, no_longer_right}}, counts of answers, where the kept answers were judged again; null where they were not
     excluded, failed   lists of {what, why}
     settings      as the study had them
 
@@ -48,15 +50,16 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from offmodel.errors import SpecError, did_you_mean
+from offmodel.lab.rescore import Change
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import CHOSEN, GROUPED, Contrast, ReportData
+from offmodel.report.data import CHOSEN, GROUPED, Contrast, ReportData, Rescored
 from offmodel.report.page import render_frontier, render_page
 
 COLUMNS = {
@@ -141,6 +144,7 @@ def summary(data: ReportData) -> dict[str, Any]:
             {"name": p.name, "question": p.question, "rows": [{"label": row.label, **asdict(row.estimate)} for row in p.rows]}
             for p in data.probes
         ],
+        "rescored": asdict(data.rescored) if data.rescored else None,
         "excluded": [asdict(note) for note in data.excluded],
         "failed": [asdict(note) for note in data.failed],
         "settings": data.settings,
@@ -228,6 +232,15 @@ def _tables(data: ReportData) -> Iterator[Table]:
     if data.practice:
         body = [[p.method, *map(words.sentence, p.measures().values())] for p in data.practice]
         yield Table("Practice", [["method", *map(words.name, data.practice[0].measures())], *body])
+    if data.rescored:
+        yield Table("Judged again", changes_table(data.rescored))
+
+
+def changes_table(rescored: Rescored) -> list[list[str]]:
+    """What judging again changed, by setting and suite; the first row is the head."""
+    names = [field.name for field in fields(Change)]
+    body = [[f"{v:,}" if isinstance(v, int) else v or "chat" for v in astuple(change)] for change in rescored.changes]
+    return [[name.replace("_", " ") for name in names], *body]
 
 
 def _sentences(measures: Iterable[str], found: Mapping[str, Estimate]) -> list[str]:
