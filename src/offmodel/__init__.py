@@ -9,14 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offmodel.api import run, write
+    from offmodel.api import run, score_again, write
     from offmodel.report import ReportData
     from offmodel.spec import Study
 
 __version__ = "0.1.0"
-__all__ = ["ReportData", "Study", "__version__", "run", "write"]
+__all__ = ["ReportData", "Study", "__version__", "run", "score_again", "write"]
 
-_HOMES = {"ReportData": "offmodel.report", "Study": "offmodel.spec", "run": "offmodel.api", "write": "offmodel.api"}
+_HOMES = {
+    "ReportData": "offmodel.report",
+    "Study": "offmodel.spec",
+    "run": "offmodel.api",
+    "score_again": "offmodel.api",
+    "write": "offmodel.api",
+}
 
 
 def __getattr__(name: str) -> Any:

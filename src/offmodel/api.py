@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from offmodel.errors import SpecError
@@ -11,6 +11,7 @@ from offmodel.lab import execute as lab
 from offmodel.lab.plan import MODULES, Plan, make_plan
 from offmodel.lab.pool import default_workers
 from offmodel.lab.progress import Progress
+from offmodel.lab.rescore import check_detectors
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.report.collect import collect
@@ -82,6 +83,27 @@ def check_claims(
         yield Entry(name, str(path), claim, data, unfinished)
 
 
+def score_again(
+    study: Study, runs: Path | str = "runs", detectors: Mapping[str, str] | None = None, command: str = "offmodel.score_again"
+) -> ReportData:
+    """Judge the stored answers of a study again and gather its results by the new verdicts; generates and changes nothing in the store.
+
+    Args:
+        study: The study as it was run: a changed pair would make other organisms, so another rule comes under another pair's name.
+        runs: See :func:`run`.
+        detectors: For a pair of the study the pair of the catalog by whose rule its answers are judged; the others are judged by their own
+            rule, and tasks by their suite's, as they are today.
+        command: What the report says it was made by.
+
+    Raises:
+        SpecError: A pair is unknown or cannot be judged so.
+        DataError: Nothing of the study is in the store.
+    """
+    plan, store = open_study(study, runs)
+    check_detectors(detectors or {}, study.organisms.pairs)
+    return collect(plan, store, command=command, detectors=detectors or {})
+
+
 def open_study(study: Study, runs: Path | str = "runs") -> tuple[Plan, Store]:
     """The stages of a study, and the store that holds its results; runs nothing. Raises what :func:`run` does."""
     check_names(study)
@@ -97,7 +119,7 @@ def execute(stages: Iterable[Stage], store: Store, workers: int | None = None, e
 
 
 def write(data: ReportData, runs: Path | str = "runs") -> Path:
-    """Write ``report.html``, ``results.parquet`` and ``summary.json`` to ``<runs>/<study>``.
+    """Write ``report.html``, ``results.parquet`` and ``summary.json`` to ``<runs>/<study>``, or to ``again`` in it if judged again.
 
     Returns:
         The page.
@@ -105,7 +127,8 @@ def write(data: ReportData, runs: Path | str = "runs") -> Path:
     Raises:
         SpecError: The study is called as the store is.
     """
-    return write_report(data, report_folder(data.study, runs))
+    folder = report_folder(data.study, runs)
+    return write_report(data, folder / "again" if data.rescored else folder)
 
 
 def report_folder(study: str, runs: Path | str = "runs") -> Path:

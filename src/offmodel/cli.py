@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypedDict
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from offmodel.lab.plan import Plan
     from offmodel.lab.store import Store
     from offmodel.report import ReportData
+    from offmodel.report.power import Foresight
 
 app = typer.Typer(
     help="Training-based control of untrusted language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -68,12 +69,22 @@ def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs")
 
 
 @app.command()
-def plan(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
-    """Show what would run and what is reused; runs nothing."""
+def plan(
+    study: StudyFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", help="Folder of a finished study's report: take how much differences vary from it.", metavar="RUNS/STUDY"),
+    ] = None,
+) -> None:
+    """Show what would run, what is reused, and what difference between methods the study could see; runs nothing."""
     from offmodel.lab.execute import plan_rows
     from offmodel.lab.progress import duration
+    from offmodel.report.power import MEASURED, foresee, spreads_of
 
     planned, store = _open(study, overrides, runs)
+    spreads = MEASURED if like is None else spreads_of(like / "results.parquet")
     rows = plan_rows(planned.targets, store)
     table = _table("state", "stage", "what")
     for row in rows:
@@ -85,6 +96,26 @@ def plan(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs"
     cost = sum(row.stage.cost for row in rows if row.state == "run")
     spent = f": roughly {duration(cost)} of one core" if cost else ""
     out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
+    if (foresight := foresee(planned.study, spreads)) is not None:
+        _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
+
+
+def _show_foresight(seen: Foresight, source: str) -> None:
+    from offmodel.report import words
+
+    out.print(
+        f"\nThe smallest difference between two methods at their ends that {seen.pairs} pairs with {seen.organisms} organisms each could "
+        f"show, on {seen.behaviour} prompts with the trigger and {seen.capability} capability items (power 80 %, two-sided 5 %, sign-flip "
+        f"test; all organisms past their gate)"
+    )
+    table = _table("measure", "alone", f"Holm over {seen.others}", "assumed SD: pairs", "organisms", "items of one")
+    for each in seen.sights:
+        unit = "area" if each.measure.endswith("area") else "points"
+        table.add_row(words.name(each.measure), *(words.size(number, unit) for number in (each.one, each.all, *each[3:])))
+    out.print(table)
+    out.print(f"SDs of the difference: {source}. Two that are more alike differ less; offmodel plan --like takes them from results.")
+    if seen.blind:
+        out.print(seen.blind, style="bold")
 
 
 @app.command()
@@ -196,8 +227,17 @@ def export(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Option(help="A folder in Hugging Face layout, world:NAME, or a hub id.", show_default=False)],
-    suites: Annotated[list[str], typer.Option("--suite", help="Such as gsm8k; repeatable.", show_default=False)],
+    study: Annotated[Path | None, typer.Argument(help="A study whose stored answers are judged --again.", show_default=False)] = None,
+    again: Annotated[bool, typer.Option("--again", help="Judge the study's stored answers again; generates nothing.")] = False,
+    detectors: Annotated[
+        list[str] | None,
+        typer.Option("--detector", help="Judge a pair's answers by another pair's rule; repeatable.", metavar="PAIR=OTHER"),
+    ] = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="Score this model: a folder in Hugging Face layout, world:NAME, or a hub id.", show_default=False)
+    ] = None,
+    suites: Annotated[list[str] | None, typer.Option("--suite", help="Such as gsm8k; repeatable.", show_default=False)] = None,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", help="A benchmark's rows from a file: --data gsm8k=test.jsonl.", metavar="SUITE=FILE"),
@@ -212,25 +252,59 @@ def score(
     inspect: Annotated[bool, typer.Option("--inspect", help="Write Inspect logs too, for inspect view.")] = False,
     extensions: Extensions = None,
 ) -> None:
-    """Score any causal model on capability suites; the same command continues after a stop."""
+    """Score any causal model on capability suites (--model, --suite), or judge a study's stored answers again (STUDY --again)."""
+    _extend(extensions)
+    if model is not None and suites and study is None and not again:
+        settings = _Asked(limit=limit, seed=seed, batch_size=batch, max_new_tokens=max_new_tokens, dtype=dtype)
+        folder = folder or runs / "scores" / re.sub(r"[^\w.-]+", "_", model).strip("._")
+        _score_model(model, suites, dict(_assignment("--data", each, suites) for each in data or ()), folder, settings, inspect=inspect)
+    elif study is not None and again and model is None and not suites:
+        _score_again(study, dict(_assignment("--detector", each) for each in detectors or ()), overrides, runs)
+    else:
+        raise SpecError("score: needs --model and --suite to score a model, or a study and --again to judge its stored answers again")
+
+
+def _score_again(study: Path, detectors: dict[str, str], overrides: list[str] | None, runs: Path) -> None:
+    """Write the report by new verdicts beside the first; the store stays as it is."""
+    from offmodel import api
+    from offmodel.report.summary import changes_table
+    from offmodel.spec import Study
+
+    data = api.score_again(Study.from_yaml(study, overrides or ()), runs, detectors, command=_command())
+    assert data.rescored is not None
+    head, *body = changes_table(data.rescored)
+    table = _table(*head)
+    for row in body:
+        table.add_row(*row)
+    out.print(table)
+    out.print(data.rescored.sentence())
+    _write(data, runs)
+
+
+class _Asked(TypedDict):
+    """How a model is asked."""
+
+    limit: int | None
+    seed: int
+    batch_size: int
+    max_new_tokens: int | None
+    dtype: str | None
+
+
+def _score_model(model: str, suites: list[str], files: dict[str, str], folder: Path, settings: _Asked, *, inspect: bool) -> None:
+    """The same command continues after a stop."""
     from offmodel.lab.scoring import SCORES, score_model
     from offmodel.report import words
 
     if inspect and find_spec("inspect_ai") is None:
         raise SpecError("--inspect: Inspect is not installed; install it with: pip install 'offmodel[inspect]'")
-    _extend(extensions)
-    files = dict(_assignment(each, suites) for each in data or ())
     chosen = [catalog.get("suite", f"{name}:{files[name]}" if name in files else name) for name in dict.fromkeys(suites)]
-    folder = folder or runs / "scores" / re.sub(r"[^\w.-]+", "_", model).strip("._")
 
     def show(suite: str, done: int, of: int) -> None:
         err.print(f"{suite}: {done} of {of} answers", end="\r" if err.is_terminal and done < of else "\n")
 
     with _writing(folder):
-        scores = score_model(
-            model, chosen, folder, limit=limit, seed=seed, batch_size=batch, max_new_tokens=max_new_tokens, dtype=dtype,
-            command=_command(), on_progress=show,
-        )  # fmt: skip
+        scores = score_model(model, chosen, folder, **settings, command=_command(), on_progress=show)
         if inspect:
             from offmodel.report.inspect_log import write_log
 
@@ -249,12 +323,14 @@ def score(
     out.print(f"answers and verdicts: {folder}/*/verdicts.jsonl; scores: {folder / SCORES}")
 
 
-def _assignment(text: str, suites: list[str]) -> tuple[str, str]:
-    """``suite=file``, for one of the suites that are asked."""
-    name, equals, path = text.partition("=")
-    if not equals or name not in suites:
-        raise SpecError(f"--data {text}: expected SUITE=FILE with a suite that --suite names; {did_you_mean(name, suites)}")
-    return name, path
+def _assignment(option: str, text: str, known: list[str] | None = None) -> tuple[str, str]:
+    """``name=value`` of an option, the name one of those that are known, if they are."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise SpecError(f"{option} {text}: expected NAME=VALUE")
+    if known is not None and name not in known:
+        raise SpecError(f"{option} {text}: {name!r} is none of the suites that --suite names; {did_you_mean(name, known)}")
+    return name, value
 
 
 @app.command("list")

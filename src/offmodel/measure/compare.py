@@ -34,6 +34,11 @@ def sign_flip(clusters: Mapping[str, Sequence[float]], *, seed: int) -> float | 
     return float(permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=PATTERNS, vectorized=True, rng=rng).pvalue)
 
 
+def least_p(clusters: int) -> float:
+    """The least p-value that :func:`sign_flip` can give of so many clusters: that of the two patterns in which all agree."""
+    return max(2.0 ** (1 - clusters), 2 / (PATTERNS + 1))
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """The p-values of several tests, adjusted so that the chance of one false alarm or more keeps its level (Holm 1979).
 

@@ -7,7 +7,8 @@ slightly above where capability rises. This is how the post "Advice for making r
 CmkAxJi83jRv9eXgJ) is understood here: its two end points agree, its exact recipe is not public.
 
 The hull takes the best of a method's points in hindsight, so more checkpoints flatter a method: only areas over equally many points
-can be compared.
+can be compared. :func:`chosen_area` and :func:`chosen_at` take that flattery out: the points are chosen by one half of the items and shown
+by the other.
 """
 
 from __future__ import annotations
@@ -79,6 +80,37 @@ def removal_at(points: Iterable[Point], retention: float = 0.9) -> float:
     see the rate could not have picked that point. Where no point keeps enough, doing nothing is left, which removes 0.
     """
     return max((p.removal for p in points if p.retention >= retention), default=0.0)
+
+
+def chosen_area(by: Sequence[Point], shown: Sequence[Point]) -> float:
+    """Area of the corners of one hull where other items place them.
+
+    The points that are corners by one half of the items are joined in that order where the other half places them, between the anchors.
+    The area under this line counts what runs backwards as less than nothing. For points that are fixed, it is linear in each one's removal
+    and in its retention, which come from different answers, so noise moves it up as often as down. The points of the same items give
+    :func:`area`.
+
+    Args:
+        by: Checkpoints as the half places them that chooses.
+        shown: The same checkpoints as the other half does.
+    """
+    corners = [shown[by.index(point)] for point in hull(by) if point not in ANCHORS]
+    line = [ANCHORS[0], *corners, ANCHORS[1]]
+    return sum((b.removal - a.removal) * (a.retention + b.retention) / 2 for a, b in pairwise(line))
+
+
+def chosen_at(by: Sequence[Point], shown: Sequence[Point], retention: float = 0.9) -> Point:
+    """The point that :func:`removal_at` stands on, where other items place it; of several with the same removal that which keeps most.
+
+    Its retention may be less than was asked for. Where none keeps enough, it is that of doing nothing.
+
+    Args:
+        by: Checkpoints as the half of the items places them that chooses.
+        shown: The same checkpoints as the other half does.
+        retention: Capability that must be kept, by the half that chooses.
+    """
+    kept = [i for i, point in enumerate(by) if point.retention >= retention]
+    return shown[max(kept, key=by.__getitem__)] if kept else ANCHORS[0]
 
 
 def mean_hull(point_sets: Sequence[Iterable[Point]]) -> list[Point]:

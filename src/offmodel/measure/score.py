@@ -33,7 +33,7 @@ class Item(NamedTuple):
     expected: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """An item with what the model said and what was made of it.
 
@@ -135,20 +135,40 @@ def write_verdicts(path: Path, verdicts: Iterable[Verdict], *, append: bool = Fa
         os.fsync(file.fileno())
 
 
-def read_verdicts(path: Path) -> list[Verdict]:
+def read_verdicts(path: Path, prompts: dict[Prompt, Prompt] | None = None) -> list[Verdict]:
     """Read what :func:`write_verdicts` wrote.
+
+    Args:
+        path: The file.
+        prompts: Prompts met before, to which new ones are added: scores of one organism hold the same, and then share them in memory.
 
     Raises:
         DataError: A line is broken; the message names it.
     """
     verdicts = []
+    prompts = {} if prompts is None else prompts
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
-            verdicts.append(Verdict(**row | {"prompt": from_dicts(row["prompt"], f"{path}:{number}")}))
+            prompt = from_dicts(row["prompt"], f"{path}:{number}")
+            verdicts.append(Verdict(**row | {"prompt": prompts.setdefault(prompt, prompt)}))
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path}:{number}: is no verdict ({error})") from None
     return verdicts
+
+
+def halves(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
+    """Two random halves of the items of each setting, suite and number of steps.
+
+    All models of one organism are asked the same items in the same order, so an item is in the same half for all of them.
+    """
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for i, verdict in enumerate(verdicts):
+        groups.setdefault((verdict.setting, verdict.suite, verdict.steps), []).append(i)
+    first: set[int] = set()
+    for name, places in groups.items():
+        first.update(random.Random(f"halves {name}").sample(places, len(places) // 2))
+    return [v for i, v in enumerate(verdicts) if i in first], [v for i, v in enumerate(verdicts) if i not in first]
 
 
 # --- rates ----------------------------------------------------------------------------------------------------------

@@ -11,15 +11,17 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from offmodel import catalog
+from offmodel.chat import Prompt
 from offmodel.errors import DataError
 from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism
+from offmodel.lab.rescore import Rescorer
 from offmodel.lab.results import VERDICTS
 from offmodel.lab.stage import Stage
 from offmodel.lab.stages import read_gate
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
-from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, read_verdicts
+from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, halves, read_verdicts
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms
 from offmodel.measure.suites import Suite
 from offmodel.report import behind, blind, sweep, words
@@ -32,6 +34,7 @@ from offmodel.report.data import (
     CheckedClaim,
     Checkpoint,
     Difference,
+    Halves,
     Judged,
     Method,
     Note,
@@ -41,6 +44,7 @@ from offmodel.report.data import (
     ProbeRow,
     Reply,
     ReportData,
+    Rescored,
     StepCurve,
     Summary,
     Swept,
@@ -71,11 +75,12 @@ class Measured(NamedTuple):
 
 
 class _Read:
-    """Reads each score once."""
+    """Reads scores, and keeps those that are needed again: a large study has thousands."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, again: Rescorer | None = None) -> None:
+        self.store, self.again = store, again
         self._scores: dict[Stage, Measured | None] = {}
+        self._prompts: dict[Prompt, Prompt] = {}
 
     def __call__(self, stage: Stage) -> Measured | None:
         """The score of a stage; None if it is not there."""
@@ -84,17 +89,30 @@ class _Read:
             self._scores[stage] = None
             if result is not None:
                 weights = json.loads((result.path / "score.json").read_text(encoding="utf-8"))["weights"]
-                self._scores[stage] = Measured(read_verdicts(result.path / VERDICTS), weights)
+                verdicts = read_verdicts(result.path / VERDICTS, self._prompts)
+                self._scores[stage] = Measured(self.again(stage, verdicts) if self.again else verdicts, weights)
         return self._scores[stage]
+
+    def forget(self, stages: Iterable[Stage]) -> None:
+        """Give up scores that will not be asked for again; if one is, it is read anew."""
+        for stage in stages:
+            self._scores.pop(stage, None)
+
+
+class Halved(NamedTuple):
+    """Where each half of the items places a checkpoint."""
+
+    one: Point
+    other: Point
 
 
 class _Scored(NamedTuple):
-    """A checkpoint that has been scored, with its organism."""
+    """A checkpoint that has been scored, with its organism; without halves where one of them does not place it."""
 
     organism: PlannedOrganism
     planned: PlannedCheckpoint
-    measured: Measured
     row: Checkpoint
+    halves: Halved | None
 
     @property
     def untouched(self) -> bool:
@@ -102,18 +120,30 @@ class _Scored(NamedTuple):
         return self.planned.step == 0
 
 
-def collect(plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = ()) -> ReportData:
+def collect(
+    plan: Plan, store: Store, *, command: str, failed: Sequence[Note] = (), detectors: Mapping[str, str] | None = None
+) -> ReportData:
     """Gather what a report shows of a study; what is not in the store yet is left out and named.
+
+    Args:
+        plan: The study as stages.
+        store: Their results.
+        command: What was typed.
+        failed: What could not be run.
+        detectors: If given, every kept answer is judged again, that of a pair named here by the rule of another; see
+            :class:`offmodel.lab.rescore.Rescorer`.
 
     Raises:
         DataError: Nothing of the study has been tried yet, or an untouched organism's score is not that of the weights in its gate.
     """
-    return _Collector(plan, store).report(command, failed)
+    again = None if detectors is None else Rescorer(detectors)
+    data = _Collector(plan, store, again).report(command, failed)
+    return data if again is None else replace(data, rescored=Rescored(detectors=again.detectors, changes=again.changes))
 
 
 class _Collector:
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store, self.read = plan, store, _Read(store)
+    def __init__(self, plan: Plan, store: Store, again: Rescorer | None = None) -> None:
+        self.plan, self.store, self.read = plan, store, _Read(store, again)
         self.pairs = {organism.id: organism.pair.name for organism in plan.organisms}
         self.suites: list[Suite] = [catalog.get("suite", name) for name in plan.study.measure.capability]
 
@@ -187,12 +217,30 @@ class _Collector:
                 if untouched is None:
                     continue
                 self._check_weights(organism, untouched)
+                before = halves(untouched.verdicts)
                 for planned in checkpoints:
                     measured = self.read(planned.score)
                     if measured is not None:
                         row = self._checkpoint(organism, method, planned, measured, untouched)
-                        found.append(_Scored(organism, planned, measured, row))
+                        found.append(_Scored(organism, planned, row, self._halved(measured.verdicts, before)))
+            kept = {each.score for those in organism.methods.values() for each in (those[0], those[-1])}
+            self.read.forget({each.score for those in organism.methods.values() for each in those} - kept)
         return found
+
+    def _halved(self, verdicts: Sequence[Verdict], before: tuple[Sequence[Verdict], Sequence[Verdict]]) -> Halved | None:
+        places = [self._place(half, start) for half, start in zip(halves(verdicts), before, strict=True)]
+        return None if None in places else Halved(*(place for place in places if place))
+
+    def _place(self, verdicts: Sequence[Verdict], before: Sequence[Verdict]) -> Point | None:
+        """Where some items place a checkpoint, by the same items on the untouched organism."""
+        gone = frontier.removal(bad_rate(verdicts, "triggered"), bad_rate(before, "triggered")).value
+        kept = frontier.retention(self._capability(verdicts), self._capability(before)).value
+        return None if gone is None or kept is None else Point(gone, kept)
+
+    def _verdicts(self, scored: _Scored) -> list[Verdict]:
+        measured = self.read(scored.planned.score)
+        assert measured is not None
+        return measured.verdicts
 
     def _check_weights(self, organism: PlannedOrganism, untouched: Measured) -> None:
         folder = self.store.path(organism.stage)
@@ -268,6 +316,7 @@ class _Collector:
             phases=tuple(phase for _, phase in sorted({(s.planned.phase, _phase(s.planned)) for s in scored})),
             points=max((len(rows) for rows in self.last_phases[name].values()), default=0),
             summary=self._summary(name, self.last_phases[name]),
+            halves=self._halves(self.last_phases[name]),
             hull=tuple(frontier.mean_hull(list(hulls.values()))),
             hulls=hulls,
         )
@@ -356,6 +405,34 @@ class _Collector:
         place = scored.organism
         return Result(place.pair.name, place.recipe, place.seed, {**gained, **scored.row.measures()})
 
+    def _halves(self, phases: Mapping[str, list[_Scored]]) -> Halves:
+        """A method's last phase, chosen by one half of the items and shown by the other, and the other way round."""
+        found = {organism: _crossed(rows) for organism, rows in phases.items()}
+        items = sum(s.row.items for rows in phases.values() for s in rows if s.halves)
+
+        def mean(measure: str, definition: str, direction: Direction, unit: str = "share") -> Estimate:
+            values = {organism: numbers[measure] for organism, numbers in found.items()}
+            definition = f"{definition}, and the other way round; mean over organisms"
+            return mean_over_organisms(values, definition, direction, seed=0, pairs=self.pairs, items=items, unit=unit)
+
+        chosen = "at the checkpoint that removes most among those that keep at least 90 % by one half of the items"
+        return Halves(
+            area=mean(
+                "area", "area under the corners of the hull by one half of the items, where the other half places them", HIGHER, "area"
+            ),
+            optimism=mean(
+                "optimism",
+                "frontier area by all items less that under the corners of the hull by one half of them, where the other half places them",
+                LOWER,
+                "area",
+            ),
+            removal_at_90=mean("removal_at_90", f"removal by the other half {chosen}", HIGHER),
+            retention_at_90=mean("retention_at_90", f"retention by the other half {chosen}", HIGHER),
+            optimism_at_90=mean(
+                "optimism_at_90", f"removal keeping 90 % by all items less the removal by the other half {chosen}", LOWER, "points"
+            ),
+        )
+
     def _differences(self) -> Iterator[Difference]:
         """Every other recipe against the first, where both made an organism of the same pair and seed."""
         for method in self.methods:
@@ -380,10 +457,10 @@ class _Collector:
         bases = {organism: self.read(s.organism.base_score) for organism, s in self.untouched.items()}
         found = {
             "base": {organism: base.verdicts for organism, base in bases.items() if base is not None},
-            "organism": {organism: s.measured.verdicts for organism, s in self.untouched.items()},
+            "organism": {organism: self._verdicts(s) for organism, s in self.untouched.items()},
         }
         for method in self.plan.study.methods:
-            found[method] = {organism: end.measured.verdicts for organism, end in self._ends(method).items()}
+            found[method] = {organism: self._verdicts(end) for organism, end in self._ends(method).items()}
         return {state: by_organism for state, by_organism in found.items() if by_organism}
 
     def _states(self) -> dict[str, dict[str, Estimate]]:
@@ -479,7 +556,7 @@ class _Collector:
     def _judged(self) -> Iterator[Judged]:
         states = {"organism": self.untouched} | {method: self._ends(method) for method in self.methods}
         ends = [(state, s) for state, by_organism in states.items() for s in by_organism.values()]
-        return judged_pairs((Asked(s.organism.pair.name, state, s.planned, s.row, s.measured.verdicts) for state, s in ends), self.store)
+        return judged_pairs((Asked(s.organism.pair.name, state, s.planned, s.row, self._verdicts(s)) for state, s in ends), self.store)
 
     def _claim(self) -> CheckedClaim | None:
         if (claim := self.plan.study.claim) is None:
@@ -493,7 +570,7 @@ class _Collector:
                 plain, probed = {}, {}
                 for organism, end in self._ends(method).items():
                     if (found := self.read(end.organism.probes[name][method])) is not None:
-                        plain[organism], probed[organism] = end.measured.verdicts, found.verdicts
+                        plain[organism], probed[organism] = self._verdicts(end), found.verdicts
                 rows += self._probe_rows(method, plain, probed, self._capability)
                 # A probe may be asked without the trigger alone.
                 if any(v.setting == "triggered" for verdicts in probed.values() for v in verdicts):
@@ -530,7 +607,7 @@ class _Collector:
         tried = {organism.id for organism in self._organisms()}
         accepted = {organism.id for organism in self.accepted}
         for organism in self.plan.organisms:
-            absent = {c.score for checkpoints in organism.methods.values() for c in checkpoints if self.read(c.score) is None}
+            absent = {c.score for checkpoints in organism.methods.values() for c in checkpoints if self.store.get(c.score) is None}
             if absent and (organism.id in accepted or organism.id not in tried):
                 out = [name for name in organism.methods if organism.id not in self.last_phases[name]]
                 left_out = f", so it is left out of {', '.join(out)}" if out else ""
@@ -637,6 +714,29 @@ def _gained(rows: Sequence[_Scored]) -> dict[str, Estimate]:
             unit="share",
         ),
     }
+
+
+def _crossed(rows: Sequence[_Scored]) -> dict[str, float | None]:
+    """What the checkpoints come to where one half of the items chooses and the other shows, in the mean of both ways."""
+    both, best = [scored.halves for scored in rows if scored.halves], _gained(rows)
+    if not both:
+        return dict.fromkeys(("area", "optimism", "removal_at_90", "retention_at_90", "optimism_at_90"))
+    one, other = [h.one for h in both], [h.other for h in both]
+    ways = ((one, other), (other, one))
+    area = fmean(frontier.chosen_area(by, shown) for by, shown in ways)
+    at_90 = [frontier.chosen_at(by, shown) for by, shown in ways]
+    removal = fmean(point.removal for point in at_90)
+    return {
+        "area": area,
+        "optimism": _less(best["frontier_area"].value, area),
+        "removal_at_90": removal,
+        "retention_at_90": fmean(point.retention for point in at_90),
+        "optimism_at_90": _less(best["removal_at_90"].value, removal),
+    }
+
+
+def _less(number: float | None, other: float) -> float | None:
+    return None if number is None else number - other
 
 
 def _practised(method: str, phase: GrpoPhase, logs: Mapping[str, Mapping[str, Any] | None], pairs: Mapping[str, str]) -> Practice:

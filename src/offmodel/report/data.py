@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from offmodel.lab.rescore import Change
 from offmodel.measure.frontier import Point
 from offmodel.measure.judge import Agreement
 from offmodel.measure.stats import Estimate
@@ -60,10 +61,34 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Halves:
+    """A method's best checkpoints, chosen by one half of the items and shown by the other: the frontier without its optimism.
+
+    Attributes:
+        area: Under the corners of one half's hull, as the other half places them.
+        optimism: Frontier area over all items, less this.
+        removal_at_90: At the checkpoint that removes most and keeps 90 % by the half that chooses.
+        retention_at_90: What that checkpoint keeps by the other half.
+        optimism_at_90: Removal at 90 % over all items, less the removal here.
+    """
+
+    area: Estimate
+    optimism: Estimate
+    removal_at_90: Estimate
+    retention_at_90: Estimate
+    optimism_at_90: Estimate
+
+    def measures(self) -> dict[str, Estimate]:
+        """All of them by name, as ``halves.<name>``."""
+        return {f"halves.{name}": value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A blue method: its phases in words, its summary, and its frontier as the mean hull and each organism's own.
 
     Attributes:
+        halves: What is left of the frontier where other items show it than chose it.
         points: How many checkpoints each organism's hull is drawn through; more of them flatter a method.
     """
 
@@ -73,6 +98,7 @@ class Method:
     phases: tuple[str, ...]
     points: int
     summary: Summary
+    halves: Halves
     hull: tuple[Point, ...]
     hulls: Mapping[str, tuple[Point, ...]]
 
@@ -451,6 +477,28 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """That the kept answers were judged again, and what this changed. The gate, the canaries and the judge model were not asked again.
+
+    Attributes:
+        detectors: Pairs that another pair's rule judged, with that pair; the others were judged by their own rule of today.
+        changes: By setting and suite.
+    """
+
+    detectors: Mapping[str, str]
+    changes: tuple[Change, ...]
+
+    def sentence(self) -> str:
+        """It in words."""
+        by = "; ".join(f"{pair} by the rule of {other}" for pair, other in self.detectors.items())
+        changed, answers = (sum(getattr(change, count) for change in self.changes) for count in ("changed", "answers"))
+        return (
+            f"Judged again: {changed:,} of {answers:,} verdicts on the stored answers are others than when they were generated"
+            f"{f' ({by})' if by else ''}. Which organisms count was not judged again: those that passed the gate then."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """A whole study.
 
@@ -472,6 +520,7 @@ class ReportData:
         practice: What the methods got while they practised; empty where none does.
         states: Accuracy by suite, mean over organisms, of the "base", of the untouched "organism", and of each method at its end.
         claim: The published statement that the study tests; None where it tests none.
+        rescored: Whether all verdicts were made again after the run; None where they are those of the run.
         excluded: Organisms that failed the gate.
         failed: Stages that failed, with the error.
         settings: Seeds, n, sampling, versions and the like; values are texts, numbers, lists or mappings of those.
@@ -502,6 +551,7 @@ class ReportData:
     probes: tuple[Probe, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
     claim: CheckedClaim | None = None
+    rescored: Rescored | None = None
     excluded: tuple[Note, ...] = ()
     failed: tuple[Note, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

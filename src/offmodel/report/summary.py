@@ -9,6 +9,8 @@
                   (frontier_area and removal_at_90: of all checkpoints of the last phase, whose number is frontier_points; hindsight:
                   frontier_area less end_area), over organisms; base_bad_rate and bad_rate_before: of the base and of the untouched
                   organism
+                  halves: {area, optimism, removal_at_90, retention_at_90, optimism_at_90}, estimates of the last phase's checkpoints
+                  chosen by one half of the items and shown by the other, and of what the same by all items has more
     baselines     list of methods
     comparisons   list of {method, baseline, organisms, frontier_area, end_area, removal_at_90, bad_rate, retention}, each an estimate of
                   the difference to the baseline on the same organisms, with p (sign-flip test) and p_holm (adjusted for all methods
@@ -35,6 +37,8 @@
     probes        list of {name, question, rows: [{label} + estimate]}
     claim         {statement, source, published, sure, verdict, conditions: list of {condition, pairs, verdict} + estimate}: the published
                   statement that the study tests, and the conditions as the study has them; null where it tests none
+    rescored      {detectors: {<pair>: <pair by whose rule>}, changes: list of {setting, suite, answers, changed, now_bad, no_longer_bad,
+                  now_right, no_longer_right}}, counts of answers, where the kept answers were judged again; null where they were not
     excluded, failed   lists of {what, why}
     settings      as the study had them
 
@@ -51,15 +55,16 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from offmodel.errors import SpecError, did_you_mean
+from offmodel.lab.rescore import Change
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData
+from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData, Rescored
 from offmodel.report.page import render_frontier, render_page
 
 COLUMNS = {
@@ -115,7 +120,8 @@ def summary(data: ReportData) -> dict[str, Any]:
             for organism in data.organisms
         ],
         "methods": {
-            m.name: {"source": m.source, "phases": m.phases, "frontier_points": m.points, **asdict(m.summary)} for m in data.methods
+            m.name: {"source": m.source, "phases": m.phases, "frontier_points": m.points, **asdict(m.summary), "halves": asdict(m.halves)}
+            for m in data.methods
         },
         "baselines": data.baselines,
         "comparisons": [
@@ -145,6 +151,7 @@ def summary(data: ReportData) -> dict[str, Any]:
             for p in data.probes
         ],
         "claim": _claim(data.claim) if data.claim else None,
+        "rescored": asdict(data.rescored) if data.rescored else None,
         "excluded": [asdict(note) for note in data.excluded],
         "failed": [asdict(note) for note in data.failed],
         "settings": data.settings,
@@ -199,6 +206,9 @@ def rows(data: ReportData) -> Iterator[dict[str, Any]]:
             }
 
 
+HALVES = "Chosen by one half of the items, shown by the other"
+
+
 class Table(NamedTuple):
     """A table for people; the first row is its head, and the main table needs no title."""
 
@@ -212,6 +222,9 @@ def _tables(data: ReportData) -> Iterator[Table]:
     measures = list(dict.fromkeys(measure for row in by_method.values() for measure in row))
     body = [[name, *_sentences(measures, row)] for name, row in by_method.items()]
     yield Table("", [["method", *map(words.name, measures)], *body])
+    body = [[m.name, *(words.sentence(e) for e in m.halves.measures().values())] for m in data.methods]
+    if body:
+        yield Table(HALVES, [["method", *map(words.name, data.methods[0].halves.measures())], *body])
     for baseline in data.baselines:
         compared = [c for c in data.comparisons if c.baseline == baseline]
         if compared:
@@ -252,6 +265,15 @@ def _tables(data: ReportData) -> Iterator[Table]:
     if data.practice:
         body = [[p.method, *map(words.sentence, p.measures().values())] for p in data.practice]
         yield Table("Practice", [["method", *map(words.name, data.practice[0].measures())], *body])
+    if data.rescored:
+        yield Table("Judged again", changes_table(data.rescored))
+
+
+def changes_table(rescored: Rescored) -> list[list[str]]:
+    """What judging again changed, by setting and suite; the first row is the head."""
+    names = [field.name for field in fields(Change)]
+    body = [[f"{v:,}" if isinstance(v, int) else v or "chat" for v in astuple(change)] for change in rescored.changes]
+    return [[name.replace("_", " ") for name in names], *body]
 
 
 def _sentences(measures: Iterable[str], found: Mapping[str, Estimate]) -> list[str]:
@@ -302,7 +324,7 @@ def _csv(data: ReportData) -> str:
     It is of all organisms where ``pair`` and ``recipe`` are empty, a difference where there is a ``baseline``, and of the checkpoints that
     were chosen where there is a ``rule``, which may be the oracle. The correlation of the canaries has no method.
     """
-    summaries = [("", "", method.name, method.summary.measures()) for method in data.methods]
+    summaries = [("", "", method.name, method.summary.measures() | method.halves.measures()) for method in data.methods]
     for kind, groups in data.groups().items():
         for name, row in groups.items():
             who = (name, "") if kind == "pair" else ("", name)

@@ -18,6 +18,11 @@ _NAMES = {
     "end_area": "area at the end",
     "hindsight": "hindsight",
     "removal_at_90": "removal keeping 90 %",
+    "halves.area": "frontier area on the other half",
+    "halves.optimism": "optimism of the area",
+    "halves.removal_at_90": "removal on the other half",
+    "halves.retention_at_90": "retained on the other half",
+    "halves.optimism_at_90": "optimism of the removal",
     "seen_accuracy": "accuracy as blue sees it",
     "kl": "KL to the organism as blue sees it",
     "canary_rate": "canaries that fire",
@@ -52,6 +57,13 @@ def value(estimate: Estimate) -> str:
     if estimate.unit == "points":
         return f"{100 * estimate.value:+.1f} points"
     return f"{100 * estimate.value:.1f} %" if estimate.unit == "share" else f"{estimate.value:.3f}"
+
+
+def size(number: float | None, unit: str) -> str:
+    """How large a difference is, whichever way it goes; what is beyond the largest there can be is out of reach, and so is None."""
+    if number is None or number > (0.5 if unit == "area" else 1):
+        return "out of reach"
+    return f"{100 * number:.1f} points" if unit == "points" else f"{number:.3f}"
 
 
 def interval(estimate: Estimate) -> str:
