@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from offmodel import catalog
 from offmodel.blue.stopping import DEAD, Observation, Rule
 from offmodel.errors import DataError
@@ -17,13 +15,12 @@ from offmodel.lab.results import WATCHED
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, draw_by_pair, mean_over_organisms, proportion
+from offmodel.measure.correlation import Point, correlation
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms, proportion
 from offmodel.report.data import Blind, Canaries, CanaryRates, Checkpoint, Choice
 
 _LITTLE = 0.05
 """Share of the untouched organism's rate that counts as dead, as :data:`offmodel.blue.stopping.DEAD` does."""
-_RESAMPLES = 1000
-"""Of the rank correlation, whose checkpoints are ranked anew in each."""
 
 
 class Course(NamedTuple):
@@ -184,7 +181,7 @@ def canaries(
     """
     told = [(organism, tried) for organism in untouched if (tried := _tried(untouched[organism], rows))]
     before = {organism: untouched[organism] for organism, _ in told}
-    dead = [(one.canaries <= DEAD, one.behaviour <= max(DEAD, _LITTLE * _number(before[o].bad_rate))) for o, those in told for one in those]
+    dead = [(one.x <= DEAD, one.y <= max(DEAD, _LITTLE * _number(before[o].bad_rate))) for o, those in told for one in those]
     return Canaries(
         methods={method: _rates(courses, pairs) for method, courses in methods.items()},
         both_dead=dead.count((True, True)),
@@ -195,25 +192,21 @@ def canaries(
     )
 
 
-class _Tried(NamedTuple):
-    """How often the canaries and the behaviour fire at a checkpoint."""
+def _tried(untouched: Checkpoint, rows: Sequence[Checkpoint]) -> list[Point]:
+    """How often canaries (x) and behaviour (y) fire at an organism's checkpoints.
 
-    canaries: float
-    behaviour: float
-
-
-def _tried(untouched: Checkpoint, rows: Sequence[Checkpoint]) -> list[_Tried]:
-    """Both rates at an organism's checkpoints; none where one of them was dead before anything was done, which tells nothing."""
+    None where one of them was dead before anything was done, which tells nothing.
+    """
     first = _pair_of_rates(untouched)
     if first is None or min(first) <= DEAD:
         return []
     return [tried for row in rows if row.organism == untouched.organism and (tried := _pair_of_rates(row))]
 
 
-def _pair_of_rates(row: Checkpoint) -> _Tried | None:
+def _pair_of_rates(row: Checkpoint) -> Point | None:
     if row.canary_rate is None or row.canary_rate.value is None or row.bad_rate.value is None:
         return None
-    return _Tried(row.canary_rate.value, row.bad_rate.value)
+    return Point(row.canary_rate.value, row.bad_rate.value)
 
 
 def _rates(courses: Mapping[str, Course], pairs: Mapping[str, str] | None) -> CanaryRates:
@@ -234,7 +227,7 @@ def _rates(courses: Mapping[str, Course], pairs: Mapping[str, str] | None) -> Ca
     )
 
 
-def _correlation(organisms: Sequence[Sequence[_Tried]], pairs: Sequence[str], of: int) -> Estimate:
+def _correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], of: int) -> Estimate:
     """Spearman's rank correlation of the two rates over all checkpoints, with an interval over pairs and organisms."""
     n = len(organisms)
     definition = (
@@ -244,20 +237,4 @@ def _correlation(organisms: Sequence[Sequence[_Tried]], pairs: Sequence[str], of
     )
     if n < of:
         definition += f" ({of - n} of {of} organisms left out: one of the two did not fire before, or was not measured)"
-    value = _spearman(organisms)
-    if value is None or n < 2:
-        return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms")
-    places, counts = draw_by_pair(pairs, np.random.default_rng(0), _RESAMPLES)
-    found = (_spearman([organisms[i] for i in row[there]]) for row, there in zip(places, counts, strict=True))
-    low, high = np.percentile([each for each in found if each is not None], [2.5, 97.5])
-    return Estimate(value, float(low), float(high), n, definition, HIGHER, "correlation", "organisms")
-
-
-def _spearman(organisms: Sequence[Sequence[_Tried]]) -> float | None:
-    """None where one of the rates is everywhere the same."""
-    from scipy.stats import spearmanr  # half a second to import: not before it is needed
-
-    rates = np.array([tried for those in organisms for tried in those]).reshape(-1, 2)
-    if len(rates) < 2 or not np.ptp(rates, axis=0).all():
-        return None
-    return float(spearmanr(rates).statistic)
+    return correlation(organisms, pairs, definition)
