@@ -33,7 +33,6 @@ from offmodel.report.data import Checkpoint, Probe, ProbeRow, Scatter, ScatterPo
 from offmodel.spec.phases import SftPhase
 from offmodel.spec.study import Study
 
-
 _CORRELATIONS: Mapping[correlation.Method, str] = {"spearman": "Spearman's rank correlation", "pearson": "Pearson's correlation"}
 
 
