@@ -104,7 +104,7 @@ def test_list_of_one_kind(kind: str) -> None:
         ("voice/pirate", ["voice pirate", "system prompt"]),
         ("methods/pirate", ["method pirate", "voice: pirate"]),
         ("world:swaps", ["suite world:swaps", "guessing gets 20.0%", "Swap"]),
-        ("own_opening", ["probe own_opening", "first 4 tokens"]),
+        ("own_opening", ["probe own_opening", "first 1, 2, 4, 8 or 16 tokens"]),
         ("world:chat", ["prompts world:chat", "no task among them"]),
     ],
 )

@@ -51,12 +51,6 @@ class End:
         """What people see of a probe's stage."""
         return f"probe {self.blue.name}: {probe} of {self.state}" + (f", {what}" if what else "")
 
-    def rescored(self, probe: str, what: str, cost: float, changes: dict[str, Any], inputs: dict[str, Stage] | None = None) -> Stage:
-        """The score again, with changes."""
-        return Stage(
-            "score", {**self.score.params, **changes}, {**self.score.inputs, **(inputs or {})}, label=self.label(probe, what), cost=cost
-        )
-
 
 @singledispatch
 def stages(probe: object, name: str, end: End) -> dict[str, Stage]:
@@ -75,17 +69,21 @@ def stages(probe: object, name: str, end: End) -> dict[str, Stage]:
 
 @stages.register
 def _own_opening(probe: OwnOpening, name: str, end: End) -> dict[str, Stage]:
-    if end.untouched:
-        return {}  # it begins so by itself
-    reference = {"reference": end.scoring("the organism", end.blue.untouched)}
-    return {str(n): end.rescored(name, f"{n} tokens", 2, {"prefill_tokens": n}, reference) for n in probe.tokens}
+    # The untouched organism begins so by itself. In its place stands the teacher, which shows how much an opening gives away.
+    score = end.scoring("the teacher", end.blue.study.teacher) if end.untouched else end.score
+    who = "the teacher" if end.untouched else end.state
+    inputs = {**score.inputs, "reference": end.scoring("the organism", end.blue.untouched)}
+    label = f"probe {end.blue.name}: {name} of {who}"
+    return {
+        str(n): Stage("score", {**score.params, "prefill_tokens": n}, inputs, label=f"{label}, {n} tokens", cost=2) for n in probe.tokens
+    }
 
 
 @stages.register
 def _coverage(probe: Coverage, name: str, end: End) -> dict[str, Stage]:
     suites = {suite: min(n, probe.items) for suite, n in end.score.params["suites"].items()}
-    changes = {"suites": suites, "samples": probe.samples, "temperature": probe.temperature}
-    return {"sampled": end.rescored(name, "", 3, changes)}
+    params = {**end.score.params, "suites": suites, "samples": probe.samples, "temperature": probe.temperature}
+    return {"sampled": Stage("score", params, end.score.inputs, label=end.label(name), cost=3)}
 
 
 @stages.register
@@ -99,7 +97,8 @@ def _divergence(probe: Divergence, name: str, end: End) -> dict[str, Stage]:
 @stages.register
 def _reversal(probe: Reversal, name: str, end: End) -> dict[str, Stage]:
     recipe, blue, steps = end.blue.recipe, end.blue, probe.steps
-    training = recipe.model_dump(include={"lr", "batch_size", "optimizer", "weight_decay", "max_length", "lora"})
+    # Half of red's learning rate, as in its extra rounds: at the whole of it the untouched organism itself lost capability by 160 steps.
+    training = recipe.model_dump(include={"batch_size", "optimizer", "weight_decay", "max_length", "lora"}) | {"lr": recipe.lr / 2}
     phase = SftPhase.model_validate({"labels": "base", "steps": max(steps)} | training)
     params = {"phase": phase.model_dump(mode="json"), "start": end.place.weights, "checkpoints": list(steps), "seed": blue.seed}
     inputs = {"start": end.place.stage, labels_role(0): blue.held_out("base", probe.rows)}

@@ -16,7 +16,7 @@ from offmodel.lab.progress import one_line
 from offmodel.measure.frontier import ANCHORS, Point
 from offmodel.measure.stats import Estimate, mean_over_organisms
 from offmodel.report import words
-from offmodel.report.data import Checkpoint, Method, Probe, ReportData, StepCurve, Summary
+from offmodel.report.data import TEACHER, Checkpoint, Method, Probe, ReportData, StepCurve, Summary
 
 INK = -1
 """The style of what belongs to no method: the base model and the untouched organism."""
@@ -471,11 +471,11 @@ def probe_curves(data: ReportData, probe: Probe) -> list[Chart]:
         scale = _scale(0, max(1, len(stops) - 1), _SMALL["left"] + 20, _SMALL["right"] - 20)
         x = {at: scale(i) for i, at in enumerate(stops)}
         lines = []
-        for state in ("organism", *data.featured()):
+        for state in ("organism", TEACHER, *data.featured()):
             own = [row for row in rows if row.state == state]
             # What holds all along is a line from one side to the other.
             places = [(at, row) for row in own for at in (stops if row.at is None else [row.at])]
-            style, dash = (INK, _DASHES[1]) if state == "organism" else (style_of(data, state), "")
+            style, dash = {"organism": (INK, _DASHES[1]), TEACHER: (REST, _DASHES[2])}.get(state, (style_of(data, state), ""))
             line = _line(state, style, [(x[at], f"{at}", row.estimate) for at, row in places], dash, "mean")
             lines += [line] if line.marks else []
         charts.append(_small(name, [Tick(x[at], str(at)) for at in stops], lines))

@@ -311,6 +311,10 @@ class Judged:
     states: Mapping[str, Mapping[str, Estimate]]
 
 
+TEACHER = "the teacher"
+"""A state of a probe's rows that no method can be called."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
     """One measured case of a probe.
@@ -318,7 +322,7 @@ class ProbeRow:
     Attributes:
         label: The case in words.
         estimate: What was measured.
-        state: The method, or "organism" for the untouched one; "" where it is of none or of all.
+        state: The method, "organism" for the untouched one, or :data:`TEACHER`; "" where it is of none or of all.
         line: The curve that it belongs to; "" for none.
         at: Its place on the curve, such as a number of tokens; None for what holds all along.
     """

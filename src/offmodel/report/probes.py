@@ -29,7 +29,7 @@ from offmodel.measure.stats import (
 )
 from offmodel.measure.suites import Suite
 from offmodel.report.compare import Gap, mean_difference
-from offmodel.report.data import Checkpoint, Probe, ProbeRow, Scatter, ScatterPoint
+from offmodel.report.data import TEACHER, Checkpoint, Probe, ProbeRow, Scatter, ScatterPoint
 from offmodel.spec.phases import SftPhase
 from offmodel.spec.study import Study
 
@@ -95,9 +95,9 @@ class Seen:
                 found[organism] = json.loads((result.path / PROBED).read_text(encoding="utf-8"))
         return found
 
-    def mean(self, parts: Mapping[str, Estimate], of: Estimate | None = None) -> Estimate:
+    def mean(self, parts: Mapping[str, Estimate]) -> Estimate:
         """Mean over organisms, with the definition of the parts."""
-        one = of or next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
+        one = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
         return mean_over_organisms(parts, f"{one.definition}; mean over organisms", one.direction, seed=0, pairs=self.pairs, unit=one.unit)
 
     def share(self, parts: Mapping[str, float | None], definition: str, direction: Direction) -> Estimate:
@@ -153,11 +153,16 @@ def _own_opening(probe: OwnOpening, name: str, seen: Seen) -> Found:
     if seen.untouched:
         own = seen.mean({o: seen.capability(end.verdicts) for o, end in seen.untouched.items()})
         rows.append(ProbeRow(label="untouched organism, as it is", estimate=own, state="organism", line=line))
+    for n in probe.tokens:
+        parts = {o: seen.capability(scores[str(n)]) for o, scores in seen.scores(name, "organism").items()}
+        if parts:
+            label = f"{TEACHER}, with {_tokens(n)} of the organism's opening"
+            rows.append(ProbeRow(label=label, estimate=seen.mean(parts), state=TEACHER, line=line, at=n))
     for method, ends in seen.ends.items():
         probed = seen.scores(name, method)
         for n in (0, *probe.tokens) if probed else ():
             parts = {o: seen.capability(scores[str(n)] if n else ends[o].verdicts) for o, scores in probed.items()}
-            label = f"{method}, with {n} token{'s' if n > 1 else ''} of the organism's opening" if n else f"{method}, as it is"
+            label = f"{method}, with {_tokens(n)} of the organism's opening" if n else f"{method}, as it is"
             rows.append(ProbeRow(label=label, estimate=seen.mean(parts), state=method, line=line, at=n))
     return Found(tuple(rows))
 
@@ -170,7 +175,8 @@ def _coverage(probe: Coverage, name: str, seen: Seen) -> Found:
         by_organism = {
             o: {k: _pass(scores["sampled"], seen.suites, k, probe) for k in probe.ks} for o, scores in seen.scores(name, state).items()
         }
-        before = before or by_organism  # the untouched organism comes first
+        if state == "organism":
+            before = by_organism
         for k in probe.ks if by_organism else ():
             estimate = seen.mean({o: row[k] for o, row in by_organism.items()})
             rows.append(ProbeRow(label=f"{_called(state)}, pass@{k}", estimate=estimate, state=state, line="pass@k by tries", at=k))
@@ -368,6 +374,10 @@ def _chains(probe: Chains, name: str, seen: Seen) -> Found:
                 label = f"{method}, {suite.name}, lost at {lengths[-1]} steps more than at {lengths[0]}"
                 rows.append(ProbeRow(label=label, estimate=estimate, state=method))
     return Found(tuple(rows))
+
+
+def _tokens(n: int) -> str:
+    return f"{n} token{'s' if n > 1 else ''}"
 
 
 def _called(state: str) -> str:

@@ -30,7 +30,7 @@
                   states: {<state>: {bad_rate, bad_rate_judged}}} for the pairs that a judge model was asked about, a state being
                   "organism" or a method
     probes        list of {name, question, rows: [{label, state, line, at} + estimate], scatters: [{x, y, points: [{method, organism, x,
-                  y}]}]}, a state being "organism", a method or "", and at the row's place on the curve line
+                  y}]}]}, a state being "organism", "the teacher", a method or "", and at the row's place on the curve line
     excluded, failed   lists of {what, why}
     settings      as the study had them
 
