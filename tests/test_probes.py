@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from offmodel import catalog
 from offmodel.chat import Example, encode_examples, last_user_text, read_examples, user
 from offmodel.engine.compare import divergences, mean_kl, surprises
+from offmodel.errors import SpecError
 from offmodel.lab import probing
 from offmodel.lab.plan import Plan, make_plan
 from offmodel.lab.store import Store
@@ -276,10 +277,13 @@ def test_long_chains_are_held_against_short_ones() -> None:
 
 
 def test_an_unknown_kind_of_probe_says_what_to_register() -> None:
-    with pytest.raises(TypeError, match=r"'it': register what a object runs \(offmodel\.lab\.probing\.stages\)"):
+    with pytest.raises(SpecError, match=r"'it': register what a object runs \(offmodel\.lab\.probing\.stages\)"):
         probing.stages(object(), "it", None)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"'it': register what a object comes to"):
+    with pytest.raises(SpecError, match=r"'it': register what a object comes to"):
         probes.found(object(), "it", None)  # type: ignore[arg-type]
+    for ks in ((0, 1), (1, 5)):
+        with pytest.raises(SpecError, match="each must lie between 1 and the 4 samples"):
+            Coverage(samples=4, ks=ks, temperature=1.0, items=2)
 
 
 # --- all of them on tiny models -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from functools import singledispatch
 from typing import Any, Protocol
 
 from offmodel.chat import read_examples
+from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import labels_role, sft_rows
 from offmodel.lab.pools import check_files, files_read
 from offmodel.lab.results import LABELS, MODEL, PROBED, step_folder, write_json
@@ -62,9 +63,9 @@ def stages(probe: object, name: str, end: End) -> dict[str, Stage]:
         end: Where.
 
     Raises:
-        TypeError: Nobody has said what probes of this type run.
+        SpecError: Nobody has said what probes of this type run.
     """
-    raise TypeError(f"probe {name!r}: register what a {type(probe).__name__} runs (offmodel.lab.probing.stages)")
+    raise SpecError(f"probe {name!r}: register what a {type(probe).__name__} runs (offmodel.lab.probing.stages)")
 
 
 @stages.register

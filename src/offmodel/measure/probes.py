@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from offmodel import catalog
+from offmodel.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,19 @@ class Coverage:
         ks: Numbers of tries, none above ``samples``.
         temperature: Of the sampling.
         items: Items of a suite at most, per number of reasoning steps.
+
+    Raises:
+        SpecError: One of ``ks`` is below 1 or above ``samples``.
     """
 
     samples: int
     ks: tuple[int, ...]
     temperature: float
     items: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= min(self.ks) <= max(self.ks) <= self.samples:
+            raise SpecError(f"ks {list(self.ks)}: each must lie between 1 and the {self.samples} samples of an item")
 
 
 @dataclass(frozen=True)

@@ -478,7 +478,7 @@ def probe_curves(data: ReportData, probe: Probe) -> list[Chart]:
             style, dash = {"organism": (INK, _DASHES[1]), TEACHER: (REST, _DASHES[2])}.get(state, (style_of(data, state), ""))
             line = _line(state, style, [(x[at], f"{at}", row.estimate) for at, row in places], dash, "mean")
             lines += [line] if line.marks else []
-        charts.append(_small(name, [Tick(x[at], str(at)) for at in stops], lines))
+        charts.append(_small(f"{name}, %", [Tick(x[at], str(at)) for at in stops], lines))
     return charts
 
 

@@ -9,6 +9,7 @@ from functools import singledispatch
 from typing import Any, NamedTuple
 
 from offmodel import catalog
+from offmodel.errors import SpecError
 from offmodel.lab.plan import PlannedOrganism
 from offmodel.lab.results import PROBED
 from offmodel.lab.stage import Stage
@@ -142,9 +143,9 @@ def found(probe: object, name: str, seen: Seen) -> Found:
     """What a probe came to; its type decides, as in :func:`offmodel.lab.probing.stages`.
 
     Raises:
-        TypeError: Nobody has said what probes of this type come to.
+        SpecError: Nobody has said what probes of this type come to.
     """
-    raise TypeError(f"probe {name!r}: register what a {type(probe).__name__} comes to (offmodel.report.probes.found)")
+    raise SpecError(f"probe {name!r}: register what a {type(probe).__name__} comes to (offmodel.report.probes.found)")
 
 
 @found.register
