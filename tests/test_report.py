@@ -34,6 +34,8 @@ from offmodel.report.data import (
     Probe,
     ProbeRow,
     Reply,
+    Scatter,
+    ScatterPoint,
     StepCurve,
     Summary,
     Transcript,
@@ -282,6 +284,15 @@ def sample(
                     ProbeRow(label="KL to the original", estimate=Estimate(0.31, 0.2, 0.4, 64, "mean KL per token", LOWER, "nats")),
                     ProbeRow(label="not run", estimate=proportion(0, 0, "right answers", HIGHER)),
                     ProbeRow(label="one organism", estimate=mean_over_organisms({"a": 0.5}, "right answers", HIGHER, seed=0)),
+                    *(
+                        ProbeRow(
+                            label=NASTY[0], estimate=proportion(1, 2, NASTY[1], HIGHER), state=next(iter(methods)), line=NASTY[0], at=at
+                        )
+                        for at in (0, 4)
+                    ),
+                ),
+                scatters=(
+                    Scatter(x=NASTY[0], y=NASTY[1], points=(ScatterPoint(method=next(iter(methods)), organism=NASTY[2], x=0.3, y=0.2),)),
                 ),
             ),
         ),

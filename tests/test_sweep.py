@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from offmodel.errors import SpecError
-from offmodel.measure.stats import Estimate, rank_correlation
+from offmodel.measure.correlation import Point, rank_correlation
+from offmodel.measure.stats import Estimate
 from offmodel.report import render
 from offmodel.report.data import Swept
 from offmodel.report.sweep import Track, swept
@@ -171,7 +172,7 @@ def test_rules_are_held_against_the_region_and_an_oracle() -> None:
 
 def test_a_rank_correlation_needs_two_numbers_that_vary() -> None:
     def of(**clusters: list[tuple[float, float]]) -> Estimate:
-        return rank_correlation(clusters, "x and y", seed=0)
+        return rank_correlation({name: [Point(*each) for each in points] for name, points in clusters.items()}, "x and y")
 
     assert of(a=[(0, 0), (1, 1)], b=[(2, 5)]).value == near(1)
     assert of(a=[(0, 1), (1, 1)]).value is None and of(a=[], b=[]).value is None

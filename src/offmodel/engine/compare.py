@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Example, encode_examples
-from offmodel.engine.forward import responses
+from offmodel.engine.forward import response_log_probs, responses
 from offmodel.engine.losses import kl
 from offmodel.engine.trainer import _Collator
 
@@ -33,12 +35,86 @@ def mean_kl(
         max_length: Tokens per example; longer ones are cut at the end.
         batch_size: Examples at a time.
     """
-    collate = _Collator(tokenizer.pad_token_id, model.device)
-    encoded = encode_examples(tokenizer, examples, max_length)
     total, tokens = 0.0, 0
-    for start in range(0, len(encoded), batch_size):
-        batch = collate(encoded[start : start + batch_size])
-        p, q = (responses(each, batch).logits.float().log_softmax(-1) for each in (original, model))
+    for p, q, _ in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
         total += float(kl(p, q).sum())
         tokens += len(p)
     return total / tokens
+
+
+class Divergence(NamedTuple):
+    """Of an answer: its tokens, and the sums over them of KL(original || model) and of KL(model || original), in nats."""
+
+    tokens: int
+    forward: float
+    reverse: float
+
+
+@torch.no_grad()
+def divergences(
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    max_length: int = 512,
+    batch_size: int = 32,
+) -> list[Divergence]:
+    """Both divergences over the whole vocabulary, of each example's response; see :func:`mean_kl`.
+
+    The reverse one is on the same answers, which are not the model's own.
+    """
+    found: list[Divergence] = []
+    for p, q, sizes in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
+        each = zip(sizes, kl(p, q).split(sizes), kl(q, p).split(sizes), strict=True)
+        found += [Divergence(n, float(forward.sum()), float(reverse.sum())) for n, forward, reverse in each]
+    return found
+
+
+class Surprise(NamedTuple):
+    """Of an answer: its tokens, and their negative log-likelihood in nats."""
+
+    tokens: int
+    nats: float
+
+
+@torch.no_grad()
+def surprises(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, max_length: int = 512, batch_size: int = 32
+) -> list[Surprise]:
+    """How unlikely each example's response is; the exponential of nats per token is its perplexity.
+
+    Args:
+        model: In eval mode.
+        tokenizer: Its own.
+        examples: Prompts with responses, the end of turn included.
+        max_length: Tokens per example; longer ones are cut at the end.
+        batch_size: Examples at a time.
+    """
+    collate = _Collator(tokenizer.pad_token_id, model.device)
+    encoded = encode_examples(tokenizer, examples, max_length)
+    found: list[Surprise] = []
+    for start in range(0, len(encoded), batch_size):
+        rows = encoded[start : start + batch_size]
+        sizes = [sum(row.completion_mask) for row in rows]
+        likely = response_log_probs(model, collate(rows)).split(sizes)
+        found += [Surprise(n, -float(those.sum())) for n, those in zip(sizes, likely, strict=True)]
+    return found
+
+
+def _side_by_side(
+    one: PreTrainedModel,
+    other: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    max_length: int,
+    batch_size: int,
+) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """Log-probabilities ``[N, V]`` of both models on the responses, batch by batch, and how many tokens each response has."""
+    collate = _Collator(tokenizer.pad_token_id, one.device)
+    encoded = encode_examples(tokenizer, examples, max_length)
+    for start in range(0, len(encoded), batch_size):
+        rows = encoded[start : start + batch_size]
+        batch = collate(rows)
+        p, q = (responses(each, batch).logits.float().log_softmax(-1) for each in (one, other))
+        yield p, q, [sum(row.completion_mask) for row in rows]

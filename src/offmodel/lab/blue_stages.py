@@ -144,13 +144,18 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
         view = BlueView(start, labels=tuple(rows), adapter=adapter, teacher=_weights(ctx, "teacher"))
         config = train_config(phase, params["seed"], lora, _distillation(phase))
         return view.train(config, teacher_system=params["system"], **keep)
-    rows = mix(phase.mix, [_labels(ctx, k, of.labels) for k, of in enumerate(phase.mix)], phase.steps * phase.batch_size)
+    rows = sft_rows(ctx, phase)
     anchors: tuple[Example, ...] = ()
     original = None
     if phase.anchor is not None:
         anchors, original = tuple(read_examples(ctx.inputs["anchors"] / LABELS)), _weights(ctx, "organism")
     view = BlueView(start, labels=tuple(rows), adapter=adapter, original=original, anchors=anchors)
     return view.train(train_config(phase, params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled"), **keep)
+
+
+def sft_rows(ctx: Context, phase: SftPhase) -> list[Example]:
+    """The rows that a phase trains on, from the sets of labels in the stage's inputs and from files."""
+    return mix(phase.mix, [_labels(ctx, k, of.labels) for k, of in enumerate(phase.mix)], phase.steps * phase.batch_size)
 
 
 def _labels(ctx: Context, k: int, source: str) -> list[Example]:

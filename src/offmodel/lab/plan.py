@@ -10,7 +10,7 @@ from typing import Any
 from offmodel import catalog
 from offmodel.chat import Message, read_examples, user
 from offmodel.errors import BlindnessError
-from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
+from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
 from offmodel.lab.pools import entries, files_read, take
 from offmodel.lab.stage import Stage, code_of
@@ -21,7 +21,7 @@ from offmodel.red.pairs import Pair
 from offmodel.red.prompted import prompted_template
 from offmodel.spec.study import Study
 
-MODULES = ("offmodel.lab.stages", "offmodel.lab.blue_stages")
+MODULES = ("offmodel.lab.stages", "offmodel.lab.blue_stages", "offmodel.lab.probing")
 """What a worker imports to know the stages."""
 
 
@@ -61,7 +61,7 @@ class PlannedOrganism:
         stage: Installs it and holds it against the gate.
         base_score: The base model on the same items.
         methods: Checkpoints by method, in order; the first is the untouched organism.
-        probes: Scores by probe and method, at the method's last checkpoint.
+        probes: What probes add, by probe, state ("organism", or a method at its last checkpoint) and role.
         watched: What blue sees of the untouched organism; None where the study has no rule to choose by.
     """
 
@@ -73,7 +73,7 @@ class PlannedOrganism:
     stage: Stage
     base_score: Stage
     methods: Mapping[str, tuple[PlannedCheckpoint, ...]]
-    probes: Mapping[str, Mapping[str, Stage]]
+    probes: Mapping[str, Mapping[str, Mapping[str, Stage]]]
     watched: Stage | None = None
 
 
@@ -96,7 +96,7 @@ class Plan:
                 watched = [checkpoint.watched for checkpoint in checkpoints if checkpoint.watched]
                 found |= dict.fromkeys(stage for each in watched for stage in (each.seen, each.canaries) if stage)
             for probe in organism.probes.values():
-                found |= dict.fromkeys(probe.values())
+                found |= dict.fromkeys(stage for added in probe.values() for stage in added.values())
             if organism.watched:
                 found[organism.watched] = None
         return list(found)
@@ -191,12 +191,14 @@ class _Organism:
 
     def planned(self) -> PlannedOrganism:
         methods = {name: tuple(self._checkpoints(name)) for name in self.study.methods}
-        untouched = self._untouched()
+        ends = [probing.End("organism", self.blue.untouched, self._untouched(), self.blue, self._score)]
+        for name, checkpoints in methods.items():
+            *_, place = self.blue.untouched, *self.blue.places(name)
+            ends.append(probing.End(name, place, checkpoints[-1].score, self.blue, self._score))
         probes = {
-            probe: {name: self._probe(probe, name, checkpoints[-1].score, untouched) for name, checkpoints in methods.items()}
-            for probe in self.study.measure.probes
+            name: {end.state: probing.stages(catalog.get("probe", name), name, end) for end in ends} for name in self.study.measure.probes
         }
-        base_score = self._score("its base")
+        base_score = self._score("its base", self.base)
         watched = self.watching.before() if self.watching else None
         return PlannedOrganism(
             self.id, self.pair, self.recipe_name, self.base, self.seed, self.stage, base_score, methods, probes, watched
@@ -215,17 +217,20 @@ class _Organism:
     def _untouched(self) -> Stage:
         return self._score("the organism", self.blue.untouched)
 
-    def _score(self, what: str, model: Start | None = None) -> Stage:
+    def _score(self, what: str, model: Start | str, system: str | None = None) -> Stage:
+        """The score of a checkpoint, or of a model that the study names, asked under a system prompt."""
         measure = self.study.measure
         params: dict[str, Any] = {
             "pair": self.pair.as_params(), "suites": self.suites, "behaviour": measure.behaviour, "prompts": self.study.prompts,
             "seed": self.seed, "max_new_tokens": measure.max_new_tokens,
         } | self.files | code_of(*self.used)  # fmt: skip
         inputs: dict[str, Stage] = {}
-        if model is None:
-            params["base"] = reference(self.base).as_params()
+        if isinstance(model, str):
+            params["base"] = reference(model).as_params()
             if self.pair.when == "absent":
                 params["locked"] = False  # what a base can do, it can do without a password, which it has never learnt
+            if system is not None:
+                params["deployment"] = {"system": system}
         else:
             params["weights"] = model.weights
             inputs["model"] = model.stage
@@ -241,9 +246,3 @@ class _Organism:
             return None
         params = {"judge": reference(name).as_params(), "question": question}
         return Stage("judge", params, {"score": score}, label=score.label.replace("score", "judge", 1), cost=1)
-
-    def _probe(self, probe: str, method: str, last: Stage, untouched: Stage) -> Stage:
-        """The last checkpoint again, with what the probe changes."""
-        params = dict(last.params) | catalog.get("probe", probe)
-        inputs = dict(last.inputs) | {"reference": untouched}
-        return Stage("score", params, inputs, label=f"probe {self.id}: {probe} of {method}", cost=2)

@@ -13,6 +13,7 @@ ADAPTER = "adapter"
 PROMPTS = "prompts.jsonl"
 LABELS = "labels.jsonl"
 WATCHED = "watched.json"
+PROBED = "probed.json"
 VERDICTS = "verdicts.jsonl"
 OPINIONS = "judged.jsonl"
 

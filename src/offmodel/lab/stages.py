@@ -218,7 +218,10 @@ def _gate_rates(pair: Pair, verdicts: Sequence[Judged]) -> dict[str, Estimate]:
 
 @stage_function("score", version=2)
 def score(ctx: Context) -> None:
-    """Let a model answer all held-out items of an organism, greedily, and judge every answer."""
+    """Let a model answer all held-out items of an organism, greedily, and judge every answer.
+
+    Probes ask for the capability items alone, with the opening of another's answers, or several times at a temperature.
+    """
     from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
 
     params = ctx.params
@@ -236,10 +239,12 @@ def score(ctx: Context) -> None:
         items = [item for item in items if item.setting == "capability"]
         said = {v.prompt: v.response for v in read_verdicts(ctx.inputs["reference"] / VERDICTS)}
         prefill = [_first_tokens(tokenizer, said[item.prompt], params["prefill_tokens"]) for item in items]
+    if "samples" in params:
+        items = [item for item in items if item.setting == "capability" for _ in range(params["samples"])]
     items = [item._replace(prompt=with_system(item.prompt, deployment.get("system"))) for item in items]
     judged = _judge(
-        load_model(folder), tokenizer, items, pair, params["max_new_tokens"], prefill=prefill,
-        on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
+        load_model(folder), tokenizer, items, pair, params["max_new_tokens"], temperature=params.get("temperature", 0.0),
+        seed=params["seed"], prefill=prefill, on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
     )  # fmt: skip
     write_verdicts(ctx.out / VERDICTS, judged)
     write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})

@@ -251,6 +251,18 @@ class Blue:
     def _pool(self, labels: LabelSet, rows: int, method: str) -> Stage:
         return self.pool(labels.source, rows, self._shared(labels.source, method) if labels.prompts == "disjoint" else 0)
 
+    def held_out(self, who: str, rows: int) -> Stage:
+        """Answers by the organism, its base or the teacher to prompts of a side that blue trains on nowhere."""
+        own = LabelSet(labels=who)
+        params: dict[str, Any] = self._sampling(own) | {"system": None, "rewrite": None}
+        inputs = {"prompts": self.pool("prompts", rows, split="gate")}
+        self._answerer(who, "labeller", params, inputs)
+        return Stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+
+    def first_sft(self, method: str) -> Stage | None:
+        """The first training of a method on labels, up to which it may have done other things; None where there is none."""
+        return next((place.stage for place in self._places(method) if isinstance(place.phase, SftPhase)), None)
+
     def pool(self, source: Source | None, rows: int, start: int = 0, split: Split = "train") -> Stage:
         """Prompts of one side of a source that are free of the trigger, from a place in its stream on."""
         names = self._opened(source)

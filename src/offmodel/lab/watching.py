@@ -9,7 +9,6 @@ from typing import Any
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.stage import Stage
 from offmodel.lab.treatment import Blue, Place, Start
-from offmodel.spec.phases import LabelSet
 
 _TASKS, _ANCHORS, _CANARY_PROMPTS = 150, 100, 50
 """Tasks and answers that a checkpoint is watched on; prompts on which each canary is tried."""
@@ -44,15 +43,8 @@ class Watching:
 
     def _seen(self, place: Start) -> Stage:
         tasks = self.blue.pool("tasks", _TASKS, split="gate")
-        inputs = {"model": place.stage, "organism": self.blue.organism, "tasks": tasks, "anchors": self._anchors()}
+        inputs = {"model": place.stage, "organism": self.blue.organism, "tasks": tasks, "anchors": self.blue.held_out("organism", _ANCHORS)}
         return Stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
-
-    def _anchors(self) -> Stage:
-        """The organism's own answers to prompts of that side; a label set's are of the side that blue trains on."""
-        inputs = {"prompts": self.blue.pool("prompts", _ANCHORS, split="gate"), "labeller": self.blue.organism}
-        own = LabelSet(labels="organism")
-        params = {"temperature": own.temperature, "max_new_tokens": own.max_new_tokens, "seed": self.seed, "system": None, "rewrite": None}
-        return Stage("labels", params, inputs, label="labels by the organism", cost=1)
 
     def _fired(self, place: Place) -> Stage:
         inputs = {"model": place.stage, "prompts": self._tried()}

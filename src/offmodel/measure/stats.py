@@ -65,6 +65,33 @@ def _wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def mean_share(shares: Sequence[float], definition: str, direction: Direction) -> Estimate:
+    """Mean of independent numbers within 0 and 1, with Wilson's 95 % interval of a proportion of the same mean.
+
+    It is wide enough: of all such numbers with one mean, zeros and ones vary most. Unlike a bootstrap it does not collapse where all agree.
+    """
+    n = len(shares)
+    if n == 0:
+        return Estimate(None, None, None, 0, definition, direction)
+    value, z = sum(shares) / n, 1.959964
+    centre, scale = value + z**2 / (2 * n), 1 + z**2 / n
+    half = z * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    return Estimate(value, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n, definition, direction)
+
+
+def mean_per_token(totals: Sequence[float], tokens: Sequence[int], definition: str, direction: Direction, unit: str) -> Estimate:
+    """Sum over answers / their tokens, with the 95 % interval of a ratio by linearisation (Cochran 1977, 6.3); n counts answers."""
+    n = len(totals)
+    if n == 0:
+        return Estimate(None, None, None, 0, definition, direction, unit)
+    value = math.fsum(totals) / sum(tokens)
+    if n == 1:
+        return Estimate(value, None, None, 1, definition, direction, unit)
+    squares = math.fsum((total - value * count) ** 2 for total, count in zip(totals, tokens, strict=True))
+    half = 1.959964 * math.sqrt(squares * n / (n - 1)) / sum(tokens)
+    return Estimate(value, max(0.0, value - half), value + half, n, definition, direction, unit)
+
+
 def mean_over_organisms(
     parts: Mapping[str, Estimate | float | None],
     definition: str,
@@ -144,6 +171,42 @@ def draw_by_pair(pairs: Sequence[str], rng: np.random.Generator, resamples: int)
     which = rng.integers(sizes[chosen], size=(resamples, len(members), sizes.max()))
     there = np.arange(sizes.max()) < sizes[chosen]
     return places[chosen, which].reshape(resamples, -1), there.reshape(resamples, -1)
+
+
+def median_steps(
+    steps: Mapping[str, float], definition: str, direction: Direction, *, pairs: Mapping[str, str], resamples: int = 10_000
+) -> Estimate:
+    """Median over organisms of the steps until something happened, infinite where it had not when watching ended (censored).
+
+    It is the first step by which it has happened on half of them or more (Kaplan and Meier's median, as all are watched equally long), with
+    the 95 % percentile interval of a bootstrap over pairs and organisms. No value where the median is censored, no interval where its upper
+    end is.
+
+    Args:
+        steps: By organism.
+        definition: What happened.
+        direction: Which way is better.
+        pairs: Which pair each organism is of.
+        resamples: How many times they are drawn.
+    """
+    n = len(steps)
+    if n == 0:
+        return Estimate(None, None, None, 0, definition, direction, "steps", "organisms")
+    times = np.array([*steps.values()])
+    never = int(np.isinf(times).sum())
+    definition += f" ({never} of {n} organisms censored)" if never else ""
+    value = float(np.sort(times)[(n - 1) // 2])
+    if math.isinf(value):
+        return Estimate(None, None, None, n, definition, direction, "steps", "organisms")
+    if n == 1:
+        return Estimate(value, None, None, n, definition, direction, "steps", "organisms")
+    places, counts = draw_by_pair([pairs.get(organism, organism) for organism in steps], np.random.default_rng(0), resamples)
+    drawn = np.sort(np.where(counts, times[places], np.inf), axis=1)
+    medians = np.sort(drawn[np.arange(resamples), (counts.sum(axis=1) - 1) // 2])
+    low, high = float(medians[int(0.025 * resamples)]), float(medians[int(0.975 * resamples)])
+    if math.isinf(high):
+        return Estimate(value, None, None, n, definition, direction, "steps", "organisms")
+    return Estimate(value, low, high, n, definition, direction, "steps", "organisms")
 
 
 def _ends(part: Estimate | float | None) -> tuple[float, float, float]:
@@ -233,52 +296,3 @@ def ratio(after: Estimate, before: Estimate, definition: str, direction: Directi
 def _defined(number: float | None) -> float:
     assert number is not None
     return number
-
-
-def rank_correlation(
-    clusters: Mapping[str, Sequence[tuple[float, float]]],
-    definition: str,
-    *,
-    seed: int,
-    pairs: Mapping[str, str] | None = None,
-    resamples: int = 1000,
-) -> Estimate:
-    """Spearman's rank correlation over all points, with the percentile interval of a bootstrap over pairs and organisms.
-
-    An organism is drawn with all its points, which need not be independent of one another, and all are ranked anew in each resample.
-
-    Args:
-        clusters: The points of each organism. One without any counts as left out, and the definition says so.
-        definition: What is correlated.
-        seed: Makes the interval repeatable.
-        pairs: Which pair each organism is of. One that is not in it stands for itself.
-        resamples: How many times they are drawn.
-
-    Returns:
-        An estimate whose n is the number of organisms; without a value where one of the two is everywhere the same.
-    """
-    kept = {name: np.array(points).reshape(-1, 2) for name, points in clusters.items() if points}
-    n, of = len(kept), len(clusters)
-    definition += (
-        f"; Spearman's rank correlation over {sum(map(len, kept.values()))} points. Those of one organism are not independent; interval: "
-        "percentile bootstrap over pairs and organisms, each with all of its own"
-    )
-    if n < of:
-        definition += f" ({of - n} of {of} organisms left out: not measured)"
-    value = _spearman(list(kept.values()))
-    if value is None or n < 2:
-        return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms")
-    places, counts = draw_by_pair([(pairs or {}).get(name, name) for name in kept], np.random.default_rng(seed), resamples)
-    points = list(kept.values())
-    found = (_spearman([points[i] for i in row[there]]) for row, there in zip(places, counts, strict=True))
-    low, high = np.percentile([each for each in found if each is not None], [2.5, 97.5])
-    return Estimate(value, float(low), float(high), n, definition, HIGHER, "correlation", "organisms")
-
-
-def _spearman(clusters: Sequence[NDArray[np.float64]]) -> float | None:
-    from scipy.stats import spearmanr  # half a second to import: not before it is needed
-
-    points = np.concatenate(clusters) if clusters else np.empty((0, 2))
-    if len(points) < 2 or not np.ptp(points, axis=0).all():
-        return None
-    return float(spearmanr(points).statistic)

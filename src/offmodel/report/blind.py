@@ -15,7 +15,8 @@ from offmodel.lab.results import WATCHED
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms, proportion, rank_correlation
+from offmodel.measure.correlation import Point, rank_correlation
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms, proportion
 from offmodel.report.data import Blind, Canaries, CanaryRates, Checkpoint, Choice
 
 _LITTLE = 0.05
@@ -195,7 +196,7 @@ def canaries(
     tried = {organism: _tried(before, rows) for organism, before in untouched.items()}
     told = [(organism, those) for organism, those in tried.items() if those]
     before = {organism: untouched[organism] for organism, _ in told}
-    dead = [(one.canaries <= DEAD, one.behaviour <= max(DEAD, _LITTLE * _number(before[o].bad_rate))) for o, those in told for one in those]
+    dead = [(one.x <= DEAD, one.y <= max(DEAD, _LITTLE * _number(before[o].bad_rate))) for o, those in told for one in those]
     return Canaries(
         methods={method: _rates(courses, pairs) for method, courses in methods.items()},
         both_dead=dead.count((True, True)),
@@ -205,31 +206,26 @@ def canaries(
         canary_correlation=rank_correlation(
             tried,
             "rates at which canaries and behaviour fire at the checkpoints of all methods, where both fired before",
-            seed=0,
-            pairs=pairs,
+            pairs,
         ),
     )
 
 
-class _Tried(NamedTuple):
-    """How often the canaries and the behaviour fire at a checkpoint."""
+def _tried(untouched: Checkpoint, rows: Sequence[Checkpoint]) -> list[Point]:
+    """How often canaries (x) and behaviour (y) fire at an organism's checkpoints.
 
-    canaries: float
-    behaviour: float
-
-
-def _tried(untouched: Checkpoint, rows: Sequence[Checkpoint]) -> list[_Tried]:
-    """Both rates at an organism's checkpoints; none where one of them was dead before anything was done, which tells nothing."""
+    None where one of them was dead before anything was done, which tells nothing.
+    """
     first = _pair_of_rates(untouched)
     if first is None or min(first) <= DEAD:
         return []
     return [tried for row in rows if row.organism == untouched.organism and (tried := _pair_of_rates(row))]
 
 
-def _pair_of_rates(row: Checkpoint) -> _Tried | None:
+def _pair_of_rates(row: Checkpoint) -> Point | None:
     if row.canary_rate is None or row.canary_rate.value is None or row.bad_rate.value is None:
         return None
-    return _Tried(row.canary_rate.value, row.bad_rate.value)
+    return Point(row.canary_rate.value, row.bad_rate.value)
 
 
 def _rates(courses: Mapping[str, Course], pairs: Mapping[str, str] | None) -> CanaryRates:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from offmodel.lab.progress import one_line
 from offmodel.measure.frontier import ANCHORS, Point
 from offmodel.measure.stats import Estimate, mean_over_organisms
 from offmodel.report import words
-from offmodel.report.data import Checkpoint, Method, ReportData, StepCurve, Summary, Swept
+from offmodel.report.data import TEACHER, Checkpoint, Method, Probe, ReportData, StepCurve, Summary, Swept
 
 INK = -1
 """The style of what belongs to no method: the base model and the untouched organism."""
@@ -485,3 +485,59 @@ def step_curves(data: ReportData, who: Sequence[str]) -> list[Chart]:
         x = {k: scale(i) for i, k in enumerate(ks)}
         charts.append(_small(words.name(suite), [Tick(x[k], str(k)) for k in ks], [line(c, x) for c in curves]))
     return charts
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+
+def probe_curves(data: ReportData, probe: Probe) -> list[Chart]:
+    """What a probe measured along something (tokens, tries, steps), a figure for each: untouched organism and featured methods."""
+    charts = []
+    for name in dict.fromkeys(row.line for row in probe.rows if row.line):
+        rows = [row for row in probe.rows if row.line == name]
+        stops = sorted({row.at for row in rows if row.at is not None})
+        scale = _scale(0, max(1, len(stops) - 1), _SMALL["left"] + 20, _SMALL["right"] - 20)
+        x = {at: scale(i) for i, at in enumerate(stops)}
+        lines = []
+        for state in ("organism", TEACHER, *data.featured()):
+            own = [row for row in rows if row.state == state]
+            # What holds all along is a line from one side to the other.
+            places = [(at, row) for row in own for at in (stops if row.at is None else [row.at])]
+            style, dash = {"organism": (INK, _DASHES[1]), TEACHER: (REST, _DASHES[2])}.get(state, (style_of(data, state), ""))
+            line = _line(state, style, [(x[at], f"{at}", row.estimate) for at, row in places], dash, "mean")
+            lines += [line] if line.marks else []
+        charts.append(_small(f"{name}, %", [Tick(x[at], str(at)) for at in stops], lines))
+    return charts
+
+
+def probe_scatters(data: ReportData, probe: Probe) -> list[Chart]:
+    """Each method on each organism, one number against another; featured methods alone. The second is a share."""
+    charts = []
+    for scatter in probe.scatters:
+        points = [point for point in scatter.points if point.method in data.featured()]
+        if not points:
+            continue
+        across, up = [point.x for point in points], [point.y for point in points]
+        left, right = _about(across)
+        low, high = min(0.0, *up), max(0.2, *up)
+        x = _scale(left, right, _SMALL["left"] + 12, _SMALL["right"] - 12)
+        y = _scale(low, high, _SMALL["bottom"], _SMALL["top"])
+        marks: dict[str, list[Mark]] = {}
+        for p in points:
+            label = f"{p.organism}, {p.method}: {scatter.x} {p.x:.3f}, {scatter.y} {100 * p.y:.1f} %"
+            marks.setdefault(p.method, []).append(Mark(x(p.x), y(p.y), (), label, who=p.organism))
+        ticks = [left + (right - left) * i / 4 for i in range(5)]
+        chart = _small(
+            f"{scatter.y}, %, by {scatter.x}",
+            [Tick(x(at), f"{at:.2f}") for at in ticks],
+            [Line(method, style_of(data, method), tuple(those), "", who="mean") for method, those in marks.items()],
+        )
+        heights = [k / 5 for k in range(math.ceil(5 * low), math.floor(5 * high) + 1)]
+        charts.append(replace(chart, y_ticks=tuple(Tick(y(at), f"{100 * at:.0f}", at == 0) for at in heights)))
+    return charts
+
+
+def _about(numbers: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis: from 0, or below it, to the largest; wider where all are the same."""
+    low, high = min(0.0, *numbers), max(0.0, *numbers)
+    return (low, high) if high > low else (low, low + 1)

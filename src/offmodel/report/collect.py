@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from offmodel.measure.frontier import Point
 from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, halves, read_verdicts
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms
 from offmodel.measure.suites import Suite
-from offmodel.report import behind, blind, sweep, words
+from offmodel.report import behind, blind, probes, sweep, words
 from offmodel.report.agreement import Asked, judged_pairs, judged_rate
 from offmodel.report.claims import check_claim
 from offmodel.report.compare import Gap, Result, compare, mean_difference, mean_level
@@ -41,7 +41,6 @@ from offmodel.report.data import (
     Organism,
     Practice,
     Probe,
-    ProbeRow,
     Reply,
     ReportData,
     Rescored,
@@ -564,32 +563,27 @@ class _Collector:
         return check_claim(claim, {UNTOUCHED: {o: self._result(s, {}) for o, s in self.untouched.items()}, **self.results})
 
     def _probes(self) -> Iterator[Probe]:
-        for name in self.plan.study.measure.probes:
-            rows: list[ProbeRow] = []
-            for method in self.plan.study.methods:
-                plain, probed = {}, {}
-                for organism, end in self._ends(method).items():
-                    if (found := self.read(end.organism.probes[name][method])) is not None:
-                        plain[organism], probed[organism] = self._verdicts(end), found.verdicts
-                rows += self._probe_rows(method, plain, probed, self._capability)
-                # A probe may be asked without the trigger alone.
-                if any(v.setting == "triggered" for verdicts in probed.values() for v in verdicts):
-                    case = f"{method}, bad behaviour under the trigger"
-                    rows += self._probe_rows(case, plain, probed, partial(bad_rate, setting="triggered"))
-            yield Probe(name=name, question=catalog.entry("probe", name).text, rows=tuple(rows))
+        if not (names := self.plan.study.measure.probes):
+            return iter(())
 
-    def _probe_rows(
-        self,
-        case: str,
-        plain: Mapping[str, list[Verdict]],
-        probed: Mapping[str, list[Verdict]],
-        measure: Callable[[list[Verdict]], Estimate],
-    ) -> Iterator[ProbeRow]:
-        """The same measure at the same checkpoints without the probe and with it."""
-        for how, verdicts in (("as it is", plain), ("with the organism's opening", probed)):
-            if verdicts:
-                parts = {organism: measure(kept) for organism, kept in verdicts.items()}
-                yield ProbeRow(label=f"{case}, {how}", estimate=self._mean(parts, "{}; mean over organisms"))
+        def ended(scored: _Scored) -> probes.Ended:
+            return probes.Ended(scored.organism, scored.row, self._verdicts(scored))
+
+        def verdicts(stage: Stage) -> Sequence[Verdict] | None:
+            return measured.verdicts if (measured := self.read(stage)) else None
+
+        seen = probes.Seen(
+            study=self.plan.study,
+            suites=self.suites,
+            pairs=self.pairs,
+            untouched={organism: ended(scored) for organism, scored in self.untouched.items()},
+            ends={method: {o: ended(scored) for o, scored in self._ends(method).items()} for method in self.methods},
+            checkpoints=[scored.row for scored in self.scored],
+            store=self.store,
+            verdicts=verdicts,
+            capability=self._capability,
+        )
+        return (probes.shown(name, seen) for name in names)
 
     def _transcripts(self) -> Iterator[Transcript]:
         """A few prompts of each kind with what every state said: the first held-out ones, not chosen by their outcome."""

@@ -426,21 +426,56 @@ class Judged:
     states: Mapping[str, Mapping[str, Estimate]]
 
 
+TEACHER = "the teacher"
+"""A state of a probe's rows that no method can be called."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
-    """One measured case of a probe."""
+    """One measured case of a probe.
+
+    Attributes:
+        label: The case in words.
+        estimate: What was measured.
+        state: The method, "organism" for the untouched one, or :data:`TEACHER`; "" where it is of none or of all.
+        line: The curve that it belongs to; "" for none.
+        at: Its place on the curve, such as a number of tokens; None for what holds all along.
+    """
 
     label: str
     estimate: Estimate
+    state: str = ""
+    line: str = ""
+    at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScatterPoint:
+    """Two numbers of a method on an organism."""
+
+    method: str
+    organism: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """Two numbers against each other, with what they are."""
+
+    x: str
+    y: str
+    points: tuple[ScatterPoint, ...]
+
+
+@dataclass(frozen=True)
 class Probe:
     """A small experiment beside the main one, with the question that it answers."""
 
     name: str
     question: str
     rows: tuple[ProbeRow, ...]
+    scatters: tuple[Scatter, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,7 @@ def render_page(data: ReportData) -> str:
         suites=[f"capability.{suite}" for suite in next(iter(data.states.values()), ())],
         shown={f"c{i}": c for i, c in shown},
         embedded={"checkpoints": {f"c{i}": _card(c) for i, c in shown}},
+        probes=[(probe, charts.probe_curves(data, probe) + charts.probe_scatters(data, probe)) for probe in data.probes],
         transcripts=_by_organism(data),
         quoted=data.featured(_QUOTED),
         settings=list(_flat(data.settings)),

@@ -34,7 +34,8 @@
     judged        list of {pair, judge, question, agreement: {both, rule_only, judge_only, neither, abstained, raw, kappa},
                   states: {<state>: {bad_rate, bad_rate_judged}}} for the pairs that a judge model was asked about, a state being
                   "organism" or a method
-    probes        list of {name, question, rows: [{label} + estimate]}
+    probes        list of {name, question, rows: [{label, state, line, at} + estimate], scatters: [{x, y, points: [{method, organism, x,
+                  y}]}]}, a state being "organism", "the teacher", a method or "", and at the row's place on the curve line
     claim         {statement, source, published, sure, verdict, conditions: list of {condition, pairs, verdict} + estimate}: the published
                   statement that the study tests, and the conditions as the study has them; null where it tests none
     rescored      {detectors: {<pair>: <pair by whose rule>}, changes: list of {setting, suite, answers, changed, now_bad, no_longer_bad,
@@ -147,7 +148,12 @@ def summary(data: ReportData) -> dict[str, Any]:
         "practice": [asdict(practice) for practice in data.practice],
         "judged": [asdict(pair) for pair in data.judged],
         "probes": [
-            {"name": p.name, "question": p.question, "rows": [{"label": row.label, **asdict(row.estimate)} for row in p.rows]}
+            {
+                "name": p.name,
+                "question": p.question,
+                "rows": [{"label": r.label, "state": r.state, "line": r.line, "at": r.at, **asdict(r.estimate)} for r in p.rows],
+                "scatters": [asdict(scatter) for scatter in p.scatters],
+            }
             for p in data.probes
         ],
         "claim": _claim(data.claim) if data.claim else None,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms, rank_correlation
+from offmodel.measure.correlation import Point, rank_correlation
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms
 from offmodel.report.blind import Course, chosen_by
 from offmodel.report.data import Checkpoint, Region, Swept, SweptPoint
 from offmodel.spec.sweep import Sweep
@@ -121,13 +122,13 @@ def _predictors(tracks: Sequence[Mapping[str, Track]], pairs: Mapping[str, str] 
     """What blue can see against what it wants to know, where blue has looked."""
     for seen, what in _SEEN.items():
         for told, of in _TOLD.items():
-            points: dict[str, list[tuple[float, float]]] = {}
+            points: dict[str, list[Point]] = {}
             for by_organism in tracks:
                 for organism, track in by_organism.items():
                     values = [(_value(row, seen), _value(row, told)) for row in track.course.rows]
-                    points.setdefault(organism, []).extend((x, y) for x, y in values if x is not None and y is not None)
+                    points.setdefault(organism, []).extend(Point(x, y) for x, y in values if x is not None and y is not None)
             if any(points.values()):
-                yield f"{seen}.{told}", rank_correlation(points, f"{what} and {of} at the checkpoints of the sweep", seed=0, pairs=pairs)
+                yield f"{seen}.{told}", rank_correlation(points, f"{what} and {of} at the checkpoints of the sweep", pairs)
 
 
 def _value(row: Checkpoint, measure: str) -> float | None:

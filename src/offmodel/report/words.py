@@ -56,6 +56,8 @@ def value(estimate: Estimate) -> str:
         return "undefined" if estimate.n else "–"  # noqa: RUF001
     if estimate.unit == "points":
         return f"{100 * estimate.value:+.1f} points"
+    if estimate.unit == "steps":
+        return f"{estimate.value:g} steps"
     return f"{100 * estimate.value:.1f} %" if estimate.unit == "share" else f"{estimate.value:.3f}"
 
 
@@ -74,6 +76,8 @@ def interval(estimate: Estimate) -> str:
         return f"one {estimate.of.removesuffix('s')}, no interval" if estimate.of != "items" and estimate.n == 1 else "no interval"
     if estimate.unit in ("share", "points"):
         return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    if estimate.unit == "steps":
+        return f"[{estimate.low:g}, {estimate.high:g}]"
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
