@@ -105,25 +105,24 @@ class Outcomes:
         """Retention and bad rate of every cell had other pairs and organisms been drawn, ``[2, resamples, rows, columns]``.
 
         Pairs, then organisms are drawn as in :func:`offmodel.measure.stats.mean_over_organisms`, and moved by the noise of their items. All
-        cells share a draw, as organisms that are hard for one move tend to be so for others. Where a cell has none of the organisms drawn
-        of a pair, it keeps its mean over those of the pair that it has.
+        cells share a draw, as organisms that are hard for one move tend to be so for others. A cell that has fewer organisms of a pair than
+        others takes as many of those drawn as it has; for one that it lacks, another of the pair stands in.
         """
         rng = np.random.default_rng(seed)
         places, there = draw_by_pair(self.of, rng, resamples)
-        members = self._members
-        shape = (resamples, len(members), -1)
-        ends = self._ends
+        by_pair = (resamples, len(self._members), -1)
+        places, there = places.reshape(by_pair), there.reshape(by_pair)
         found = np.empty((2, resamples, len(self.rows), len(self.columns)))
         for kind, row, column in np.ndindex(2, len(self.rows), len(self.columns)):
-            cell = ends[kind, :, row, column]
-            own = np.zeros(len(self.organisms))
-            for mine in members:
-                own[mine] = np.nanmean(cell[1, mine])
-            moved = moved_by_items(cell, places, rng)
-            counts = (there & np.isfinite(moved)).reshape(shape)
-            sums = np.where(counts, moved.reshape(shape), 0.0).sum(axis=-1)
-            n = counts.sum(axis=-1)
-            means = np.where(n > 0, sums / n.clip(min=1), own[places.reshape(shape)[..., 0]]).mean(axis=-1)
+            cell = self._ends[kind, :, row, column]
+            stand_in, room = np.arange(len(self.organisms)), np.zeros(len(self.organisms), dtype=int)
+            for mine in map(np.flatnonzero, self._members):
+                known = np.isfinite(cell[1, mine])
+                stand_in[mine] = np.where(known, mine, np.resize(mine[known], len(mine)))
+                room[mine] = known.sum()
+            moved = moved_by_items(cell, stand_in[places], rng)
+            counts = there & (np.arange(places.shape[-1]) < room[places])
+            means = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
             found[kind, :, row, column] = means.clip(np.nanmin(cell[0]), np.nanmax(cell[2]))
         return found
 
