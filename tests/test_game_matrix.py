@@ -114,6 +114,13 @@ def test_weak_domination_is_found_only_when_asked_for_and_says_what_it_is() -> N
     assert dominated(named([[1, 1], [1, 1]]), weakly=True) == ()  # what is the same does not dominate
 
 
+def test_a_twin_does_not_hide_what_dominates_weakly() -> None:
+    # the twin is as good a worst case as the mixture that dominates, and dominates nothing
+    found = dominated(named([[1, 1, 0], [1, 1, 0], [2, 0, 1], [0, 2, 1]]), weakly=True)
+    assert [(one.move, one.strictly, one.round) for one in found[:2]] == [("b0", False, 1), ("b1", False, 1)]
+    assert all(one.by == pytest.approx({"b2": 0.5, "b3": 0.5}, abs=1e-6) for one in found[:2])
+
+
 def test_a_strict_mixture_goes_before_a_weak_single_move() -> None:
     # b0 is never worse than b3 and once as good; b1 and b2 in halves are better by 1 and 1
     found = dominated(named([[1, 0], [4, -2], [-2, 4], [0, 0]]), weakly=True)

@@ -132,6 +132,11 @@ def test_chance_weighs_what_follows() -> None:
     assert (found.blue, found.red) == ({"warm": {"keep": 1.0, "drop": 0.0}}, {"cold": {"poison": 1.0, "honest": 0.0}})
 
 
+def test_draws_after_draws_multiply() -> None:
+    tree = Tree(Chance({"a": (0.5, Chance({"x": (0.5, End(8.0)), "y": (0.5, End(0.0))})), "b": (0.5, End(1.0))}))
+    assert [solver(tree).value for solver in (backward_induction, sequence_form, cfr)] == pytest.approx([2.5] * 3)
+
+
 def test_a_tree_without_moves_is_its_payoff() -> None:
     assert solve_tree(Tree(End(0.5))).value == 0.5
     assert sequence_form(Tree(End(0.5))).value == 0.5

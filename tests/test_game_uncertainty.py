@@ -108,6 +108,21 @@ def test_more_seeds_of_one_pair_do_not_shift_a_cell() -> None:
     assert len({round(value, 9) for value in retention[retention[:, 1, 0] > 0.5, 0, 0].tolist()}) > 3
 
 
+def test_a_cell_with_fewer_seeds_has_the_noise_of_fewer_items() -> None:
+    rate = proportion(50, 100, "d", HIGHER)  # a standard deviation of about 0.05
+    pairs = dict.fromkeys(("o0", "o1", "o2", "o3"), "soup")
+    made = outcomes({("a", "x"): [rate] * 4, ("b", "x"): [rate, None, None, None]}, pairs=pairs)
+    many, one = made.drawn(seed=0, resamples=4000)[0].std(axis=0)[:, 0]
+    assert (many, one) == pytest.approx((0.05 / 2, 0.05), rel=0.12)
+    unequal = outcomes({("a", "x"): [0.1, 0.9, 0.4, 0.6], ("b", "x"): [0.1, 0.9, None, None]}, pairs=pairs)
+    assert [(cell.blue, cell.payoff.n) for cell in in_doubt(unequal, 0.0, tolerance=0.01, seed=0, resamples=100)] == [("b", 2), ("a", 4)]
+
+
+def test_ties_for_the_best_commitment_are_shared() -> None:
+    made = outcomes({("a", "x"): [0.5, 0.7], ("b", "x"): [0.5, 0.7], ("c", "x"): [0.1, 0.2]})
+    assert solve_measured(made, 0.0, seed=0, resamples=20).best == {"a": 0.5, "b": 0.5, "c": 0.0}
+
+
 def test_one_organism_gives_a_solution_without_intervals_and_every_cell_in_doubt() -> None:
     made = outcomes({("a", "x"): [0.5], ("b", "x"): [0.6]})
     found = solve_measured(made, 1.0, seed=0, resamples=10)

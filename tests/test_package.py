@@ -21,6 +21,8 @@ LIGHT = (
     "offmodel.catalog",
     "offmodel.spec",
     "offmodel.lab",
+    "offmodel.game.tree_solvers",
+    "offmodel.game.uncertainty",
     "offmodel.report",
     "offmodel.cli",
 )
