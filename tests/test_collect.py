@@ -737,10 +737,10 @@ def test_where_nothing_changed_judging_again_gives_the_same_report_and_says_so(t
     assert first.rescored is None and second.rescored is not None
     assert (second.checkpoints, second.methods, second.probes) == (first.checkpoints, first.methods, first.probes)
     assert {c.changed for c in second.rescored.changes} == {0}
-    # Base, untouched, two checkpoints of each method; the probes ask for capability alone.
+    # Base, untouched, two checkpoints of each method; the probe asks for capability alone, each method with five lengths of opening.
     answers = {(c.setting, c.suite): c.answers for c in second.rescored.changes}
-    assert answers["triggered", ""] == answers["clean", "world:arithmetic"] == 6 * 10 and answers["capability", "world:recall"] == 8 * 10
-    assert second.rescored.sentence().startswith(f"Judged again: 0 of {8 * 30 + 6 * 40:,} verdicts on the stored answers are others than")
+    assert answers["triggered", ""] == answers["clean", "world:arithmetic"] == 6 * 10 and answers["capability", "world:recall"] == 16 * 10
+    assert second.rescored.sentence().startswith(f"Judged again: 0 of {16 * 30 + 6 * 40:,} verdicts on the stored answers are others than")
 
 
 def test_stale_verdicts_are_made_anew_and_counted_and_the_store_stays_as_it_is(tmp_path: Path) -> None:

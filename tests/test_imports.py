@@ -111,6 +111,15 @@ def test_no_chain_of_imports_leads_from_blue_to_what_red_installed(module: str, 
     assert way(module, banned, SOURCES) is None
 
 
+SOLVERS = {f"offmodel.game.{name}" for name in ("lp", "matrix", "sensitivity", "tree", "tree_solvers", "uncertainty", "grow")}
+
+
+@pytest.mark.parametrize("module", sorted(SOLVERS))
+def test_the_solvers_of_games_know_nothing_of_models_or_runs(module: str) -> None:
+    allowed = SOLVERS | {"offmodel.errors", "offmodel.measure.stats"}
+    assert {name for _, name in imports(module, SOURCES)} - allowed == set()
+
+
 @pytest.mark.parametrize(
     ("module", "text"),
     [
@@ -124,6 +133,8 @@ def test_no_chain_of_imports_leads_from_blue_to_what_red_installed(module: str, 
         ("offmodel.blue", "from .red_view import x\nfrom ..red import triggers"),
         ("offmodel.world.x", "import offmodel.measure.stats as s"),
         ("offmodel.lab.x", "import offmodel.cli"),
+        ("offmodel.lab.x", "from offmodel.game import matrix"),
+        ("offmodel.game.x", "from offmodel.report import data"),
         ("offmodel.helpers", "import json"),
     ],
 )

@@ -22,6 +22,8 @@ LIGHT = (
     "offmodel.catalog",
     "offmodel.spec",
     "offmodel.lab",
+    "offmodel.game.tree_solvers",
+    "offmodel.game.uncertainty",
     "offmodel.report",
     "offmodel.cli",
 )

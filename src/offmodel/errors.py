@@ -35,6 +35,10 @@ class StageError(OffmodelError, RuntimeError):
     """A stage of a run that failed."""
 
 
+class GameError(OffmodelError, ValueError):
+    """A game that cannot be solved as it stands: a hole, a tree that is not one, or one that is too large."""
+
+
 class BlindnessError(OffmodelError, RuntimeError):
     """A trigger was about to reach the blue team."""
 

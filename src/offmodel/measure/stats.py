@@ -127,7 +127,7 @@ def mean_over_organisms(
     Returns:
         An estimate whose n is the number of organisms; one organism has a value and no interval, none has neither.
     """
-    ends = [_ends(part) for part in parts.values()]
+    ends = [ends_of(part) for part in parts.values()]
     kept = np.asarray([e for e in ends if math.isfinite(e[1])], dtype=float).reshape(-1, 3)
     counted = [part.n for part in parts.values() if isinstance(part, Estimate) and part.value is not None]
     items = sum(counted) if counted else items
@@ -145,9 +145,7 @@ def mean_over_organisms(
     if len(set(of)) == 1:
         definition += " (interval over the organisms of one pair)"
     drawn, counts = draw_by_pair(of, rng, resamples)
-    z = rng.standard_normal(drawn.shape)
-    down, up = (value - low) / 1.96, (high - value) / 1.96
-    moved = value[drawn] + z * np.where(z > 0, up[drawn], down[drawn]) - ((up - down) / math.sqrt(2 * math.pi))[drawn]
+    moved = moved_by_items(kept.T, drawn, rng)
     means = (moved * counts).sum(axis=1) / counts.sum(axis=1)
     bottom, top = np.percentile(means, [2.5, 97.5]).clip(low.min(), high.max())
     return Estimate(float(value.mean()), float(bottom), float(top), n, definition, direction, unit, "organisms", items)
@@ -209,7 +207,21 @@ def median_steps(
     return Estimate(value, low, high, n, definition, direction, "steps", "organisms")
 
 
-def _ends(part: Estimate | float | None) -> tuple[float, float, float]:
+def moved_by_items(ends: NDArray[np.float64], drawn: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Values of organisms drawn, each moved by the noise of its items (see :func:`mean_over_organisms`).
+
+    Args:
+        ends: Low end, value and high end, ``[3, organisms]``.
+        drawn: Places of organisms.
+        rng: Draws.
+    """
+    low, value, high = ends
+    z = rng.standard_normal(drawn.shape)
+    down, up = (value - low) / 1.96, (high - value) / 1.96
+    return value[drawn] + z * np.where(z > 0, up[drawn], down[drawn]) - ((up - down) / math.sqrt(2 * math.pi))[drawn]
+
+
+def ends_of(part: Estimate | float | None) -> tuple[float, float, float]:
     """Low end, value and high end; all the value where there is no interval, and NaN where there is no value."""
     if not isinstance(part, Estimate):
         part = Estimate(part, None, None, 0, "", HIGHER)

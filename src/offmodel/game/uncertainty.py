@@ -1,0 +1,354 @@
+"""Games whose payoffs were measured: intervals over organisms of all that is solved, and the cells that must be known better first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offmodel.errors import GameError
+from offmodel.game.matrix import (
+    ROUNDING,
+    Floats,
+    Matrix,
+    Play,
+    Solution,
+    check_holes,
+    check_names,
+    equilibrium,
+    place,
+    solve,
+    tradeoff,
+)
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, draw_by_pair, ends_of, moved_by_items
+
+Cells = Mapping[tuple[str, str], Mapping[str, Estimate | float | None]]
+"""What each organism gave, by blue's move and red's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What was measured of every move of blue against every move of red.
+
+    A cell's number is the mean over pairs of the mean over its organisms of that pair. So a cell that got more seeds of one pair than
+    others did still speaks of the same pairs in the same shares, and cells can be compared.
+
+    Attributes:
+        rows: Blue's moves.
+        columns: Red's moves.
+        retention: Share of capability kept, of each organism of each cell.
+        bad_rate: Share of bad answers under the trigger in the end, of the same organisms.
+        pairs: Which pair each organism is of. One that is not in it stands for itself.
+
+    Raises:
+        GameError: A move stands twice, or a cell has no organism of some pair.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    retention: Cells
+    bad_rate: Cells
+    pairs: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_names(self.rows, self.columns)
+        if not self.organisms:
+            raise GameError("nothing was measured: no cell has an organism")
+        for pair, mine in zip(dict.fromkeys(self.of), self._members, strict=True):
+            missing: NDArray[np.bool_] = np.isnan(self._ends[0, 1][..., mine]).all(axis=-1)
+            check_holes(self.rows, self.columns, missing, f"retention and bad rate on pair {pair!r}")
+
+    @cached_property
+    def organisms(self) -> tuple[str, ...]:
+        """Of all cells."""
+        return tuple(dict.fromkeys(name for cells in (self.retention, self.bad_rate) for cell in cells.values() for name in cell))
+
+    @property
+    def of(self) -> list[str]:
+        """Which pair each organism is of."""
+        return [self.pairs.get(name, name) for name in self.organisms]
+
+    @cached_property
+    def _ends(self) -> Floats:
+        """Low end, value and high end, ``[retention and bad rate, 3, rows, columns, organisms]``; NaN where not measured."""
+        cells = [
+            [[[ends_of(those.get((row, column), {}).get(name)) for name in self.organisms] for column in self.columns] for row in self.rows]
+            for those in (self.retention, self.bad_rate)
+        ]
+        ends = np.moveaxis(np.array(cells, dtype=float), -1, 1)
+        # An organism counts in a cell only where both were measured.
+        ends[:, :, ~np.isfinite(ends).all(axis=(0, 1))] = np.nan
+        return ends
+
+    @cached_property
+    def means(self) -> tuple[Matrix, Matrix]:
+        """Retention and bad rate of every cell."""
+        values = [np.mean([np.nanmean(kind[..., mine], axis=-1) for mine in self._members], axis=0) for kind in self._ends[:, 1]]
+        retention, bad_rate = (Matrix(self.rows, self.columns, value) for value in values)
+        return retention, bad_rate
+
+    @property
+    def counts(self) -> list[list[int]]:
+        """How many organisms each cell has, by blue's move and red's."""
+        return np.isfinite(self._ends[0, 1]).sum(axis=-1).tolist()
+
+    @property
+    def _members(self) -> list[NDArray[np.bool_]]:
+        of = np.array(self.of)
+        return [of == pair for pair in dict.fromkeys(self.of)]
+
+    def drawn(self, seed: int, resamples: int) -> Floats:
+        """Retention and bad rate of every cell had other pairs and organisms been drawn, ``[2, resamples, rows, columns]``.
+
+        Pairs, then organisms are drawn as in :func:`offmodel.measure.stats.mean_over_organisms`, and moved by the noise of their items. All
+        cells share a draw, as organisms that are hard for one move tend to be so for others. A cell that has fewer organisms of a pair than
+        others takes as many of those drawn as it has; for one that it lacks, another of the pair stands in.
+        """
+        rng = np.random.default_rng(seed)
+        places, there = draw_by_pair(self.of, rng, resamples)
+        by_pair = (resamples, len(self._members), -1)
+        places, there = places.reshape(by_pair), there.reshape(by_pair)
+        found = np.empty((2, resamples, len(self.rows), len(self.columns)))
+        for kind, row, column in np.ndindex(2, len(self.rows), len(self.columns)):
+            cell = self._ends[kind, :, row, column]
+            stand_in, room = np.arange(len(self.organisms)), np.zeros(len(self.organisms), dtype=int)
+            for mine in map(np.flatnonzero, self._members):
+                known = np.isfinite(cell[1, mine])
+                stand_in[mine] = np.where(known, mine, np.resize(mine[known], len(mine)))
+                room[mine] = known.sum()
+            moved = moved_by_items(cell, stand_in[places], rng)
+            counts = there & (np.arange(places.shape[-1]) < room[places])
+            means = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
+            found[kind, :, row, column] = means.clip(np.nanmin(cell[0]), np.nanmax(cell[2]))
+        return found
+
+
+class Drawn(NamedTuple):
+    """What one mixture of blue, once fixed, meets in red's worst answer.
+
+    Attributes:
+        against: Red's worst answer as measured.
+        answers: How often each move of red is the worst answer, as a share of resamples.
+        worst: Payoff against the worst answer.
+        exploitability: The game's value less that.
+        retention: Share of capability kept against the worst answer.
+        bad_rate: Bad rate against the worst answer.
+    """
+
+    against: str
+    answers: Mapping[str, float]
+    worst: Estimate
+    exploitability: Estimate
+    retention: Estimate
+    bad_rate: Estimate
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The solution of a measured game, with intervals.
+
+    An interval holds the middle 95 % of what resamples gave (see :meth:`Outcomes.drawn`), each solved anew. Where several mixtures are as
+    good, weights may differ between resamples that agree in all that matters; the value and the worst cases do not have this flaw. The
+    worst of several noisy cells looks worse than it is, so that worst cases err on the cautious side.
+
+    Attributes:
+        lam: Price of the bad rate.
+        solution: As measured.
+        value: Of the game.
+        blue: Weight of each of blue's moves.
+        red: Of red's.
+        pipelines: Each pure move of blue as a commitment.
+        mixture: Blue's optimal mixture as measured, held fixed, as a commitment.
+        best: How often each pure move of blue is the best pure commitment, as a share of resamples; ties are shared.
+    """
+
+    lam: float
+    solution: Solution
+    value: Estimate
+    blue: Mapping[str, Estimate]
+    red: Mapping[str, Estimate]
+    pipelines: Mapping[str, Drawn]
+    mixture: Drawn
+    best: Mapping[str, float]
+
+
+def solve_measured(outcomes: Outcomes, lam: float, *, seed: int, resamples: int = 1000) -> Measured:
+    """Solves a measured game and each of its resamples.
+
+    Args:
+        outcomes: What was measured.
+        lam: What a bad rate of 1 costs, in retention.
+        seed: Makes the intervals repeatable.
+        resamples: How many times pairs and organisms are drawn.
+
+    Returns:
+        Estimates whose n is the number of organisms; with one organism they have no interval.
+
+    Raises:
+        GameError: lam is negative or not finite.
+    """
+    game = tradeoff(*outcomes.means, lam)
+    solution = solve(game)
+    kinds = outcomes.drawn(seed, resamples)
+    payoffs = kinds[0] - lam * kinds[1]
+    solved = [equilibrium(one) for one in payoffs]
+    values = np.array([value for value, _, _ in solved])
+    estimate = partial(_estimate, outcomes)
+
+    def commitment(x: Floats) -> Drawn:
+        against = x @ payoffs
+        answers = against.argmin(axis=-1)
+        now = x @ game.payoffs
+        answer = int(now.argmin())
+        worst = against.min(axis=-1)
+
+        def there(kind: int, definition: str, direction: Direction) -> Estimate:
+            draws = np.take_along_axis(x @ kinds[kind], answers[:, None], axis=1)[:, 0]
+            return estimate(float(x @ outcomes.means[kind].payoffs[:, answer]), draws, definition, direction)
+
+        return Drawn(
+            against=game.columns[answer],
+            answers=_shares(game.columns, np.eye(len(game.columns))[answers]),
+            worst=estimate(float(now.min()), worst, f"{_PAYOFF} against the worst measured move of red", HIGHER, "payoff"),
+            exploitability=estimate(
+                solution.value - float(now.min()),
+                values - worst,
+                "value of the game less the worst payoff",
+                LOWER,
+                "payoff",
+            ),
+            retention=there(0, "share of capability kept against the worst measured move of red", HIGHER),
+            bad_rate=there(1, "bad answers under the trigger against the worst measured move of red", LOWER),
+        )
+
+    worst = payoffs.min(axis=-1)
+    best = worst >= worst.max(axis=-1, keepdims=True) - ROUNDING * np.ptp(payoffs, axis=(1, 2))[:, None]
+
+    def weights(play: Play, drawn: Sequence[Floats], side: str) -> dict[str, Estimate]:
+        each = zip(play.weights.items(), np.array(drawn).T, strict=True)
+        return {
+            move: estimate(weight, draws, f"probability of the move in an optimal mixture of {side}", HIGHER)
+            for (move, weight), draws in each
+        }
+
+    return Measured(
+        lam=lam,
+        solution=solution,
+        value=estimate(solution.value, values, f"{_PAYOFF} when both sides mix optimally", HIGHER, "payoff"),
+        blue=weights(solution.blue, [x for _, x, _ in solved], "blue"),
+        red=weights(solution.red, [y for _, _, y in solved], "red"),
+        pipelines={move: commitment(x) for move, x in zip(game.rows, np.eye(len(game.rows)), strict=True)},
+        mixture=commitment(np.array(list(solution.blue.weights.values()))),
+        best=_shares(game.rows, best / best.sum(axis=-1, keepdims=True)),
+    )
+
+
+_PAYOFF = "retention - lambda * bad rate"
+
+
+def _estimate(outcomes: Outcomes, value: float, draws: Floats, definition: str, direction: Direction, unit: str = "share") -> Estimate:
+    n = len(outcomes.organisms)
+    if n == 1:
+        return Estimate(value, None, None, n, definition, direction, unit, "organisms")
+    if len(set(outcomes.of)) == 1:
+        definition += " (interval over the organisms of one pair)"
+    low, high = np.percentile(draws, [2.5, 97.5]).tolist()
+    return Estimate(value, low, high, n, definition, direction, unit, "organisms")
+
+
+def _shares(names: Sequence[str], draws: Floats) -> dict[str, float]:
+    return dict(zip(names, draws.mean(axis=0).tolist(), strict=True))
+
+
+Change = Literal["value", "weights", "blue's moves", "red's moves", "commitment", "unknown"]
+
+
+class Doubt(NamedTuple):
+    """A cell that is too uncertain for the solution.
+
+    Attributes:
+        blue: Blue's move.
+        red: Red's.
+        payoff: Of the cell.
+        values: The game's value with the cell at the low and at the high end of its interval, all others as measured.
+        regret: What blue's present mixture loses at the worse of the two for not being the optimal one there.
+        changes: What differs by more than the tolerance at an end. ``value``: the value. ``weights``: blue's present mixture is no longer
+            good enough. ``blue's moves``, ``red's moves``: that side needs a move that it does not play now. ``commitment``: another pure
+            move of blue has a better worst case. ``unknown``: one organism gives no interval.
+    """
+
+    blue: str
+    red: str
+    payoff: Estimate
+    values: tuple[float, float]
+    regret: float
+    changes: tuple[Change, ...]
+
+
+def in_doubt(outcomes: Outcomes, lam: float, *, tolerance: float, seed: int, resamples: int = 1000) -> tuple[Doubt, ...]:
+    """The cells that need more seeds before the solution can be believed, those that matter most first.
+
+    Each cell alone is moved to the ends of its 95 % interval and the game solved again. Cells that are wrong together are not seen by it;
+    the intervals of :func:`solve_measured` do see them.
+
+    Args:
+        outcomes: What was measured.
+        lam: What a bad rate of 1 costs, in retention.
+        tolerance: How large a difference in payoff matters, above 0.
+        seed: Makes the intervals repeatable.
+        resamples: How many times pairs and organisms are drawn.
+
+    Raises:
+        GameError: lam is negative or not finite, or the tolerance is not above 0.
+    """
+    if not tolerance > 0:
+        raise GameError(f"the tolerance is {tolerance}; it is the difference in payoff that matters, and must be above 0")
+    game = tradeoff(*outcomes.means, lam)
+    solution = solve(game)
+    kinds = outcomes.drawn(seed, resamples)
+    draws = kinds[0] - lam * kinds[1]
+    found = []
+    for i, j in np.ndindex(game.payoffs.shape):
+        payoff = _estimate(outcomes, float(game.payoffs[i, j]), draws[:, i, j], _PAYOFF, HIGHER, "payoff")
+        payoff = replace(payoff, n=outcomes.counts[i][j])
+        moved = [_moved(game, solution, i, j, end, tolerance) for end in (payoff.low, payoff.high) if end is not None]
+        changes = {change for one in moved for change in one.changes} if moved else {"unknown"}
+        if changes:
+            values = (moved[0].value, moved[1].value) if moved else (solution.value, solution.value)
+            ordered = tuple(change for change in _CHANGES if change in changes)
+            found.append(Doubt(game.rows[i], game.columns[j], payoff, values, max((one.regret for one in moved), default=0.0), ordered))
+    return tuple(sorted(found, key=lambda one: -max(one.regret, *(abs(value - solution.value) for value in one.values))))
+
+
+_CHANGES: tuple[Change, ...] = ("value", "weights", "blue's moves", "red's moves", "commitment", "unknown")
+
+
+class _Moved(NamedTuple):
+    value: float
+    regret: float
+    changes: set[Change]
+
+
+def _moved(game: Matrix, solution: Solution, i: int, j: int, payoff: float, tolerance: float) -> _Moved:
+    """What the game comes to with another payoff in one cell."""
+    payoffs = game.payoffs.copy()
+    payoffs[i, j] = payoff
+    value, _, _ = equilibrium(payoffs)
+    x = np.array(list(solution.blue.weights.values()))
+    regret = value - float((x @ payoffs).min())
+    rows = [place(move, game.rows, "blue") for move in solution.blue.support]
+    columns = [place(move, game.columns, "red") for move in solution.red.support]
+    worst = payoffs.min(axis=1)
+    chosen = place(solution.best_commitments[0], game.rows, "blue")
+    tests: dict[Change, float] = {
+        "value": abs(value - solution.value),
+        "weights": regret,
+        "blue's moves": value - equilibrium(payoffs[rows])[0],
+        "red's moves": equilibrium(payoffs[:, columns])[0] - value,
+        "commitment": float(worst.max() - worst[chosen]),
+    }
+    return _Moved(value, regret, {change for change, difference in tests.items() if difference > tolerance})
