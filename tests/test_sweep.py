@@ -191,7 +191,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Run:
     study["sweeps"] = {
         "dose": {"over": {"removal": [1, 2], "lr": [0.001, 0.01]}, "method": [phase | {"steps": "$removal"}, phase | {"lr": "$lr"}]}
     }
-    study["methods"] = {"plain": [phase]}
+    # A name of the catalog, and a method of the study's own that only a sweep uses.
+    study["methods"] = {"plain": [phase], "mine": [phase | {"steps": 1}]}
+    study["sweeps"]["after"] = {"over": {"lr": [0.01]}, "method": [{"use": "mine"}, phase | {"lr": "$lr"}]}
     study["measure"] |= {"rules": ["fixed"], "probes": []}
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     return Run(path, folder / "runs", offmodel("run", path, "--runs", folder / "runs", "--workers", 0))
@@ -201,7 +203,8 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
     assert ran.done.code == 0, ran.done.err
     folder = ran.runs / "tiny"
     summary = json.loads((folder / "summary.json").read_text())
-    (dose,) = summary["sweeps"]
+    dose, after = summary["sweeps"]
+    assert {point["method"] for point in after["points"]} == {"after-1e-2"}
     assert (
         summary["failed"] == [] and dose["axes"] == ["removal", "lr"] and summary["settings"]["sweeps"]["dose"]["over"]["removal"] == [1, 2]
     )
@@ -212,7 +215,11 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
         assert points[f"dose-{removal}-1e-3", 0]["bad_rate"] == points[f"dose-{removal}-1e-2", 0]["bad_rate"]
     assert set(dose["rules"]) == {"fixed", "oracle"} and "kl.bad_rate" in dose["predictors"]
     page = (folder / "report.html").read_text()
-    assert 'id="sweep-dose"' in page and 'href="#sweep-dose"' in page and page.count('<rect class="cell ') == 3 * len(points)
+    assert (
+        'id="sweep-dose"' in page
+        and 'href="#sweep-dose"' in page
+        and page.count('<rect class="cell ') == 3 * (len(points) + len(after["points"]))
+    )
     for format in ("md", "latex"):
         text = render(ran.collect(), format).decode()
         assert "Sweep dose" in text and "Region of sweep dose" in text

@@ -328,7 +328,7 @@ class _Collector:
         entry = catalog.entry("method", name)
         catalogued = {of: catalog.get("method", of) for of in (name, *(phase["of"] for phase in entry.value if "of" in phase))}
         same = Study.model_validate(
-            study.model_dump(exclude={"methods": True, "measure": {"baselines"}, "claim": True}) | {"methods": catalogued}
+            study.model_dump(exclude={"methods": True, "sweeps": True, "measure": {"baselines"}, "claim": True}) | {"methods": catalogued}
         )
         return entry if same.phases(name) == study.phases(name) else None
 

@@ -76,14 +76,18 @@ class Source:
 
     def way(self, loc: At) -> At:
         """What of a way in the checked study is one in the file: that one also names members of unions, and what was put into place."""
-        way: list[str | int] = []
-        here: Any = self.data
-        for part in loc:
-            held = range(len(here)) if isinstance(here, list) else here if isinstance(here, dict) else ()
-            if part in held:
-                way.append(part)
-                here = here[part]
-        return tuple(way)
+        return way_inside(self.data, loc)
+
+
+def way_inside(data: Any, loc: At) -> At:
+    """What of a way to an error is one in the data that was given: it also names members of unions, and what was put into place."""
+    way: list[str | int] = []
+    for part in loc:
+        held = range(len(data)) if isinstance(data, list) else data if isinstance(data, dict) else ()
+        if part in held:
+            way.append(part)
+            data = data[part]
+    return tuple(way)
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Source:

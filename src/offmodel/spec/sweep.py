@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from offmodel.errors import did_you_mean
 from offmodel.spec.model import Distinct, Model, Name, NotEmpty, Rate, problem
 from offmodel.spec.phases import Entries
+from offmodel.spec.reader import way_inside
 
 Value = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)] | str
 Values = Annotated[tuple[Value, ...], NotEmpty, Distinct]
@@ -58,7 +59,7 @@ class Sweep(Model):
             except ValidationError as error:
                 details = error.errors()[0]
                 way = (*details["loc"], *details.get("ctx", {}).get("at", ()))
-                raise problem(f"with {self.said(values)}: {details['msg']}", "method", *_inside(method, way)) from None
+                raise problem(f"with {self.said(values)}: {details['msg']}", "method", *way_inside(method, way)) from None
         return self
 
     def combinations(self) -> Iterator[Combination]:
@@ -103,13 +104,3 @@ def _text(value: int | float | str) -> str:
         return re.sub(r"[^A-Za-z0-9_-]+", "_", str(value))
     sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
     return "-" * sign + "".join(map(str, digits)) + (f"e{exponent}" if exponent else "")
-
-
-def _inside(data: Any, way: tuple[str | int, ...]) -> Iterator[str | int]:
-    """What of a way to an error is one in the data: that one also names members of unions."""
-    for part in way:
-        try:
-            data = data[part]
-        except (LookupError, TypeError):
-            continue
-        yield part
