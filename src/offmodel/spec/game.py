@@ -48,7 +48,7 @@ class Game(Model):
 
     Attributes:
         policies: Red's ways of answering, by name.
-        blue: Pipelines that are measured first: methods of the study. Those of its sweeps that are not among them are found by best replies.
+        blue: Pipelines that are measured first: methods of the study. Those of its sweeps beside them are found by best replies.
         red: Moves that are measured first; all if empty.
         price: What a bad rate of 1 costs blue, in retention (lambda).
         tolerance: Differences in payoff up to this count as none: neither side's best reply need gain more, and cells that could change

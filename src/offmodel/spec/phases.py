@@ -167,8 +167,8 @@ class Anchor(Model):
     def _on_answers(self) -> Self:
         if self.on.labels.endswith(".jsonl"):
             raise problem("these answers are not read from a file; expected teacher, organism or base", "on", "labels")
-        for field in ("system", "inoculation"):
-            if getattr(self.on, field) is not None:
+        for field in ("system", "inoculation", "filters"):
+            if getattr(self.on, field):
                 raise problem("is about rows that are learnt, and on these the models are only compared; leave it out", "on", field)
         return self
 
@@ -292,8 +292,6 @@ class GrpoPhase(Training):
     temperature: Positive = 1.0
     max_new_tokens: Count = 96
     lora: Lora | None = None
-
-
 
 
 class WeightsPhase(Model):
