@@ -65,6 +65,11 @@ class Cells:
             found.setdefault(planner.seed, []).append(planner)
         return found
 
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Which pair each organism is of."""
+        return {planner.id: planner.pair.name for planners in self._planners.values() for planner in planners}
+
     def of(self, pipeline: str, move: str, seeds: Iterable[int]) -> list[Cell]:
         """A cell on the organisms of some seeds."""
         return [cell for seed in seeds for cell in self._of(pipeline, move, seed)]

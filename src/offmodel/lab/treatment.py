@@ -282,7 +282,7 @@ class Blue:
         voice, reword = (labels.voice, labels.rewrite) if own else (None, None)
         params = self._sampling(labels) | {
             "system": catalog.get("voice", voice) if voice else None,
-            "rewrite": reword if reword != "organism" else None,
+            "rewrite": None if reword in ("organism", "teacher") else reword,
         }
         if params["rewrite"]:
             params |= code_of(("rewrite", params["rewrite"]))
