@@ -20,6 +20,7 @@ from offmodel.report.data import Note, ReportData
 from offmodel.report.game import Played
 from offmodel.report.game import play as play_game
 from offmodel.report.ledger import Entry
+from offmodel.report.summary import write_game as game_files
 from offmodel.report.summary import write_report
 from offmodel.spec import Study, check_names
 from offmodel.spec.claim import Claim
@@ -162,6 +163,18 @@ def write(data: ReportData, runs: Path | str = "runs") -> Path:
     """
     folder = report_folder(data.study, runs)
     return write_report(data, folder / "again" if data.rescored else folder)
+
+
+def write_game(played: Played, runs: Path | str = "runs") -> Path:
+    """Write ``game.html`` and ``game.json`` to ``<runs>/<study>``.
+
+    Returns:
+        The page.
+
+    Raises:
+        SpecError: The study is called as the store is.
+    """
+    return game_files(played, report_folder(played.study.study, runs))
 
 
 def report_folder(study: str, runs: Path | str = "runs") -> Path:

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from offmodel.game import sensitivity, tree_solvers
 from offmodel.game.grow import Growth, grow
-from offmodel.game.matrix import PLAYED, Matrix, equilibrium, tradeoff
+from offmodel.game.matrix import PLAYED, Dominated, Matrix, dominated, equilibrium, tradeoff
 from offmodel.game.tree import Chance, Choice, End, Node, Size, Strategy, Tree, TreeSolution
 from offmodel.game.uncertainty import CellEstimates, Doubt, Measured, Outcomes, estimates, in_doubt, solve_measured
 from offmodel.lab.cells import Cell, Cells
 from offmodel.lab.store import Store
-from offmodel.report import words
+from offmodel.report import behind, words
 from offmodel.report.payoffs import Payoffs, Screened
 from offmodel.spec.phases import SftPhase
 from offmodel.spec.study import Study
@@ -89,6 +89,9 @@ class Played:
         steps: The value by the most steps of reminder that blue may make.
         trees: The game in extensive form.
         alarms: Share of organisms on which blue's audit rings, by red's move; empty where it has none.
+        emptied: Cells in which filters left nothing to remind of, and on how many organisms.
+        dominated: Moves that a side can do without, round by round.
+        commit: Of the code that made the results.
     """
 
     study: Study
@@ -106,6 +109,19 @@ class Played:
     steps: tuple[Limit, ...]
     trees: tuple[Extensive, ...]
     alarms: Mapping[str, float]
+    emptied: tuple[tuple[str, str, int], ...]
+    dominated: tuple[Dominated, ...]
+    commit: str
+
+    @property
+    def pairs(self) -> list[str]:
+        """The pairs of the organisms."""
+        return list(dict.fromkeys(self.outcomes.of))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The study as it was played."""
+        return self.study.model_dump(mode="json", exclude={"methods", "sweeps"}, exclude_defaults=True)
 
     @property
     def price(self) -> float:
@@ -195,6 +211,9 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         steps=tuple(_by_steps(tradeoff(retention, bad_rate, game.price), study)),
         trees=tuple(_trees(outcomes, game.price, alarms)),
         alarms={column: fmean(rings.values()) for column, rings in alarms.items() if rings},
+        emptied=tuple((row, column, n) for row in growth.blue for column in growth.red if (n := payoffs.emptied(row, column, seeds))),
+        dominated=dominated(tradeoff(retention, bad_rate, game.price)),
+        commit=behind.commit(payoffs.makers(growth.blue, growth.red, seeds)),
     )
 
 

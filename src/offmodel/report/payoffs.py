@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from offmodel import catalog
 from offmodel.chat import Example, read_examples
@@ -140,6 +140,16 @@ class Payoffs:
             mean("share of the answers that red changed", "changed", "all", "lower"),
             sum(seconds) / len(seconds),
         )
+
+    def emptied(self, row: str, column: str, seeds: Sequence[int]) -> int:
+        """On how many organisms blue's checks left no answer."""
+        there = [cell for cell in self.cells.of(row, column, seeds) if self.numbers(cell) is not None]
+        return sum(bool(cell.sampled) and not any(read_left(self.store.path(used)) for _, used in cell.sampled) for cell in there)
+
+    def makers(self, rows: Iterable[str], columns: Iterable[str], seeds: Sequence[int]) -> list[Mapping[str, Any]]:
+        """What made the scores of some cells."""
+        scores = [cell.score for row in rows for column in columns for cell in self.cells.of(row, column, seeds)]
+        return [result.manifest["made_by"] for score in dict.fromkeys(scores) if (result := self.store.get(score)) is not None]
 
     def _counted(self, origin: Stage, used: Stage) -> _Counts:
         rows = read_examples(self.store.path(origin) / LABELS)
