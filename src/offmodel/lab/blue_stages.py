@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
 from offmodel.blue.filters import Decision, Filter, Settings, screened
-from offmodel.blue.labels import keep_right, label, mix, rewrite
+from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from offmodel.engine.lora import LoraSettings
     from offmodel.engine.objective import Objective
     from offmodel.engine.rl import GrpoConfig
-    from offmodel.engine.train import TrainConfig
+    from offmodel.engine.train import TrainConfig, TrainLog
 
 
 # --- prompts and labels ---------------------------------------------------------------------------------------------
@@ -191,8 +191,27 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     original = None
     if phase.anchor is not None:
         anchors, original = tuple(read_examples(ctx.inputs["anchors"] / LABELS)), _weights(ctx, "organism")
-    view = BlueView(start, labels=tuple(rows), adapter=adapter, original=original, anchors=anchors)
-    return view.train(train_config(phase, params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled"), **keep)
+    config = train_config(phase, params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled")
+    views = [
+        BlueView(start, labels=tuple(part), adapter=adapter, original=original, anchors=anchors)
+        for part in shards(rows, phase.shards, params["seed"])
+    ]
+    return views[0].train(config, **keep) if len(views) == 1 else _train_apart(ctx, views, config, keep)
+
+
+def _train_apart(ctx: Context, views: Sequence[BlueView], config: TrainConfig, keep: Mapping[str, Any]) -> TrainLog:
+    """Train on each shard by itself, and keep the median of the models; the log is the first shard's."""
+    from offmodel.engine.operations import join
+
+    logs = []
+    for k, view in enumerate(views):
+        apart = ctx.scratch / f"shard-{k}"
+        own = {**keep, "save": lambda step, apart=apart: apart / step_folder(step), "scratch": apart / "training"}
+        logs.append(view.train(config, **own))
+    for step in keep["checkpoints"]:
+        shutil.rmtree(ctx.scratch / step_folder(step), ignore_errors=True)  # left by a training that was stopped
+        join([ctx.scratch / f"shard-{k}" / step_folder(step) for k in range(len(views))], ctx.scratch / step_folder(step))
+    return logs[0]
 
 
 def sft_rows(ctx: Context, phase: SftPhase) -> list[Example]:

@@ -178,6 +178,11 @@ class Blue:
                     f"{where}: blue goes on with the organism's adapter (adapter: continued), so a phase cannot have another one "
                     f"({phase.lora}); leave the phase's lora out, or merge the organism's"
                 )
+            if isinstance(phase, SftPhase) and phase.shards > 1:
+                raise SpecError(
+                    f"{where}: the median of several models is no adapter, and blue goes on with the organism's (adapter: continued); leave "
+                    "shards out, or merge the organism's"
+                )
             if isinstance(phase, SftPhase) and phase.anchor is not None and (phase.anchor.l2_sp or phase.anchor.ewc):
                 raise SpecError(
                     f"{where}: l2_sp and ewc are about the weights, and blue goes on with the organism's adapter (adapter: continued); "
@@ -421,7 +426,7 @@ def systems_of(phase: Phase) -> Sequence[str]:
 
 def _cost(phase: TrainedPhase) -> float:
     """Rough seconds of one core on the offline world."""
-    each = {"sft": 0.06, "distil": 0.5, "grpo": 1.5}[phase.phase]
+    each = {"sft": 0.06, "distil": 0.5, "grpo": 1.5}[phase.phase] * (phase.shards if isinstance(phase, SftPhase) else 1)
     return each * phase.steps + 1
 
 
@@ -468,6 +473,7 @@ def _extras(phase: SftPhase) -> str:
         f"L2-SP {anchor.l2_sp:g}" if anchor.l2_sp else "",
         f"EWC {anchor.ewc:g}" if anchor.ewc else "",
         f"LoRA {phase.lora.rank}" if phase.lora else "",
+        f"median of {phase.shards} shards" if phase.shards > 1 else "",
         f"layers {phase.layers[0]:g} to {phase.layers[1]:g}" if phase.layers != (0.0, 1.0) else "",
     ]
     return "".join(f", {part}" for part in extras if part)
