@@ -180,7 +180,7 @@ class Blue:
                 )
             if isinstance(phase, SftPhase) and phase.shards > 1:
                 raise SpecError(
-                    f"{where}: the median of several models is no adapter, and blue goes on with the organism's (adapter: continued); leave "
+                    f"{where}: the median of models is no adapter, and blue goes on with the organism's (adapter: continued); leave "
                     "shards out, or merge the organism's"
                 )
             if isinstance(phase, SftPhase) and phase.anchor is not None and (phase.anchor.l2_sp or phase.anchor.ewc):
