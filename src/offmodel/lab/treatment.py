@@ -263,8 +263,6 @@ class Blue:
         params: dict[str, Any] = screening.model_dump(mode="json") | {
             "seed": self.seed, "start": start.weights, "max_new_tokens": self.study.measure.max_new_tokens,
         } | code_of(("filter", screening.filter))  # fmt: skip
-        if not found.ranks:
-            del params["drop"]
         inputs = {"labels": labels, "start": start.stage, "organism": self.organism}
         self._answerer("teacher", "teacher", params, inputs)
         if "answers" in found.needs:
