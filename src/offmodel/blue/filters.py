@@ -45,11 +45,13 @@ class Settings:
         drop: Share of the answers that one which ranks them drops.
         seed: Of what it draws.
         max_new_tokens: Longest answer that it has written.
+        lr: Learning rate of a training on trial.
     """
 
     drop: float
     seed: int
     max_new_tokens: int = 96
+    lr: float = 5e-4
 
 
 Judge = Callable[[BlueView, Settings], list[Decision]]
@@ -65,12 +67,28 @@ class Filter:
             ``answers``. With ``canaries``, ``weights`` are a copy of the student in which blue's own backdoors were planted before the
             removal, and ``anchors`` are examples of those: prompts with a signal and the answers that it sets off.
         needs: What it reads besides.
-        ranks: Whether it drops the most suspect share, so that ``drop`` counts.
+        ranks: Whether ``drop`` counts: it drops the most suspect share, or takes what is in a larger share for no poison.
     """
 
     judge: Judge
     needs: frozenset[Need] = frozenset()
     ranks: bool = False
+
+
+def drop_most_suspect(suspicions: Sequence[float], share: float, reason: str) -> list[Decision]:
+    """Drop a share of the answers, the most suspect ones; of equally suspect ones the first.
+
+    Args:
+        suspicions: Of each answer.
+        share: Of all; rounded to whole answers.
+        reason: Why, with ``{}`` for the suspicion.
+    """
+    ranked = sorted(range(len(suspicions)), key=lambda i: -suspicions[i])
+    gone = set(ranked[: round(share * len(ranked))])
+    return [
+        Decision("drop", reason.format(f"{suspicion:.3g}"), suspicion) if i in gone else Decision(suspicion=suspicion)
+        for i, suspicion in enumerate(suspicions)
+    ]
 
 
 def screened(rows: Sequence[Example], decisions: Sequence[Decision]) -> list[Example]:
