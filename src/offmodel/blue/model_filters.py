@@ -187,10 +187,7 @@ def _canaries(view: BlueView, settings: Settings) -> list[Decision]:
     for part, rise, revives in zip(parts, rises, outliers(rises), strict=True):
         for i in part:
             if revives:
-                reason = (
-                    f"its shard makes blue's own backdoors likelier by {rise:.3g} nats per token, the median one by {np.median(rises):.3g}"
-                )
-                decisions[i] = Decision("drop", reason)
+                decisions[i] = Decision("drop", f"its shard revives blue's own backdoors: {rise:.3g} nats per token, {usual:.3g} is usual")
     return decisions
 
 
