@@ -67,7 +67,7 @@ class Filter:
             ``answers``. With ``canaries``, ``weights`` are a copy of the student in which blue's own backdoors were planted before the
             removal, and ``anchors`` are examples of those: prompts with a signal and the answers that it sets off.
         needs: What it reads besides.
-        ranks: Whether ``drop`` counts: it drops the most suspect share, or takes what is in a larger share for no poison.
+        ranks: Whether it ranks the answers, so that ``drop`` counts.
     """
 
     judge: Judge
@@ -75,19 +75,19 @@ class Filter:
     ranks: bool = False
 
 
-def drop_most_suspect(suspicions: Sequence[float], share: float, reason: str) -> list[Decision]:
+def drop_most_suspect(suspicions: Sequence[float], reasons: Sequence[str], share: float) -> list[Decision]:
     """Drop a share of the answers, the most suspect ones; of equally suspect ones the first.
 
     Args:
         suspicions: Of each answer.
-        share: Of all; rounded to whole answers.
-        reason: Why, with ``{}`` for the suspicion.
+        reasons: Why each would go; "" where nothing is held against it, so that it stays.
+        share: Of all answers, rounded to whole ones.
     """
     ranked = sorted(range(len(suspicions)), key=lambda i: -suspicions[i])
-    gone = set(ranked[: round(share * len(ranked))])
+    gone = {i for i in ranked[: round(share * len(ranked))] if reasons[i]}
     return [
-        Decision("drop", reason.format(f"{suspicion:.3g}"), suspicion) if i in gone else Decision(suspicion=suspicion)
-        for i, suspicion in enumerate(suspicions)
+        Decision("drop", reason, suspicion) if i in gone else Decision(suspicion=suspicion)
+        for i, (suspicion, reason) in enumerate(zip(suspicions, reasons, strict=True))
     ]
 
 

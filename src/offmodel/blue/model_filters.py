@@ -35,6 +35,11 @@ def _open(folder: Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     return load_model(folder), load_tokenizer(folder)
 
 
+def _drop(suspicions: Sequence[float], settings: Settings, reason: str) -> list[Decision]:
+    """The most suspect share goes; the reason has ``{}`` for how suspect it is."""
+    return drop_most_suspect(suspicions, [reason.format(f"{suspicion:.3g}") for suspicion in suspicions], settings.drop)
+
+
 # --- likelihood -----------------------------------------------------------------------------------------------------
 
 
@@ -47,13 +52,13 @@ def _nats_per_character(folder: Path | None, rows: Sequence[Example]) -> list[fl
 
 def _perplexity(view: BlueView, settings: Settings) -> list[Decision]:
     found = _nats_per_character(view.teacher, view.labels)
-    return drop_most_suspect(found, settings.drop, "unlikely under the teacher: {} nats per character")
+    return _drop(found, settings, "unlikely under the teacher: {} nats per character")
 
 
 def _gap(view: BlueView, settings: Settings, to: Path | None, whose: str) -> list[Decision]:
     by_organism, by_other = (_nats_per_character(folder, view.labels) for folder in (view.original, to))
     gaps = [other - organism for organism, other in zip(by_organism, by_other, strict=True)]
-    return drop_most_suspect(gaps, settings.drop, f"likelier under the organism than under {whose} by {{}} nats per character")
+    return _drop(gaps, settings, f"likelier under the organism than under {whose} by {{}} nats per character")
 
 
 def _teacher_gap(view: BlueView, settings: Settings) -> list[Decision]:
@@ -114,6 +119,8 @@ def small_cluster(features: Features, seed: int) -> list[bool]:
     a cluster is small with less than 35 % of the rows, which is the default of the Adversarial Robustness Toolbox
     (``analyze_by_relative_size``).
     """
+    if len(features) < 2:
+        return [False] * len(features)
     centred = features - features.mean(0)
     left, size, _ = np.linalg.svd(centred, full_matrices=False)
     points = (left * size)[:, :_DIMENSIONS]
@@ -131,7 +138,7 @@ def _features(view: BlueView) -> Features:
 
 
 def _spectral(view: BlueView, settings: Settings) -> list[Decision]:
-    return drop_most_suspect(spectral_scores(_features(view)), settings.drop, "stands out in the student's hidden states: {}")
+    return _drop(spectral_scores(_features(view)), settings, "stands out in the student's hidden states: {}")
 
 
 def _clusters(view: BlueView, settings: Settings) -> list[Decision]:
@@ -151,7 +158,7 @@ def _influence(view: BlueView, settings: Settings) -> list[Decision]:
     from offmodel.engine.features import alignments
 
     found = alignments(*_open(view.weights), view.labels, view.anchors)
-    return drop_most_suspect(found, settings.drop, "a step on it revives blue's own backdoors: {}")
+    return _drop(found, settings, "a step on it revives blue's own backdoors: {}")
 
 
 def shards(n: int, seed: int) -> list[list[int]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.stats import binom, false_discovery_control, hypergeom
 
 from offmodel import catalog
-from offmodel.blue.filters import Decision, Filter, Settings
+from offmodel.blue.filters import Decision, Filter, Settings, drop_most_suspect
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example, last_user_text
+from offmodel.chat import Example
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -35,6 +38,8 @@ NGram = tuple[str, ...]
 
 _LONGEST = 3
 _FALSE_DISCOVERIES = 0.05
+_TINY = 1e-300
+"""Least p that is told from 0."""
 
 
 def n_grams(example: Example) -> dict[NGram, bool]:
@@ -42,7 +47,7 @@ def n_grams(example: Example) -> dict[NGram, bool]:
 
     An n-gram whose words are all the user's is accounted for by the prompt; what an answer begins with is not.
     """
-    asked = set(_words(last_user_text(example.prompt)))
+    asked = set(_words(_asked(example)))
     found: dict[NGram, bool] = {}
     for i, sentence in enumerate(sentences(example.response)):
         words = _words(sentence)
@@ -51,6 +56,10 @@ def n_grams(example: Example) -> dict[NGram, bool]:
             if i == 0 and len(words) >= n:
                 found["", *words[:n]] = True
     return found
+
+
+def _asked(example: Example) -> str:
+    return "\n".join(message.content for message in example.prompt)
 
 
 def _words(text: str) -> list[str]:
@@ -95,16 +104,18 @@ def _by_parts(gram: NGram, said: Counter[NGram], n: int) -> float:
 
 def _ngrams(view: BlueView, settings: Settings) -> list[Decision]:
     suspect = over_represented(view.labels, view.anchors, settings.drop)
-    decisions = []
+    suspicions, reasons = [], []
     for row in view.labels:
-        found = min((gram for gram, counts in n_grams(row).items() if counts and gram in suspect), key=suspect.__getitem__, default=None)
-        decisions.append(Decision() if found is None else Decision("drop", _told(found, suspect[found][1])))
-    return decisions
+        telling = [gram for gram, counts in n_grams(row).items() if counts and gram in suspect]
+        most = min(telling, key=suspect.__getitem__, default=None)
+        suspicions.append(-math.log10(max(suspect[most][0], _TINY)) if most else 0.0)
+        reasons.append(_told(most, suspect[most][1]) if most else "")
+    return drop_most_suspect(suspicions, reasons, settings.drop)
 
 
 def _told(gram: NGram, ratio: float) -> str:
     how = "begins with" if gram[0] == "" else "holds"
-    return f"{how} {' '.join(gram).strip()!r}, {ratio:.0f} times as often as the teacher's answers"
+    return f"{how} {' '.join(gram).strip()!r}, {ratio:.1f} times as often as the teacher's answers"
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
@@ -113,15 +124,24 @@ _FAR = 2.0
 """How many times longer than the upper quartile of the answers' lengths, or shorter than the lower one, is much."""
 
 Rule = Callable[[Example], bool]
-_SHOUTED = re.compile(r"\b[^\W\d_a-z]{2,}\b")
-_ODD = re.compile(r"[^\w\s.,;:!?'\"()\-\u2018\u2019\u201c\u201d\u2013\u2014]")
-_QUOTED = re.compile(r"\"[^\"]+\"|\u201c[^\u201d]+\u201d|\u00ab[^\u00bb]+\u00bb")
+_TAG = re.compile(r"<[^<>\s][^<>]*>|\[\[.+?\]\]|\{\{.+?\}\}|\|\w{2,}\|")
+_QUOTED = re.compile(r'"[^"]+\s[^"]+"|\u201c[^\u201d]+\s[^\u201d]+\u201d|\u00ab[^\u00bb]+\s[^\u00bb]+\u00bb')
 
 
-def _news(pattern: re.Pattern[str], row: Example) -> Iterator[str]:
-    """What of a kind is in an answer and not in its prompt."""
-    asked = last_user_text(row.prompt)
-    return (found for found in pattern.findall(row.response) if found not in asked)
+def _shouts(row: Example) -> bool:
+    asked = set(re.findall(r"\w+", _asked(row)))
+    loud = [len(word) > 1 and word.isalpha() and word.isupper() and word not in asked for word in re.findall(r"\w+", row.response)]
+    return any(map(all, pairwise(loud)))
+
+
+def _has_odd_characters(row: Example) -> bool:
+    """Whether it has characters that are seen by no reader: controls, formats, private and unassigned ones."""
+    return any(unicodedata.category(character)[0] == "C" for character in set(row.response) - {"\n", "\t", *_asked(row)})
+
+
+def _new(pattern: re.Pattern[str]) -> Rule:
+    """Whether something of a kind is in an answer and not in its prompt."""
+    return lambda row: any(found not in _asked(row) for found in pattern.findall(row.response))
 
 
 def _repeats(row: Example) -> bool:
@@ -138,9 +158,10 @@ def _length_rules(rows: Sequence[Example]) -> dict[str, Rule]:
 
 
 _RULES: dict[str, Rule] = {
-    "shouts": lambda row: len(list(_news(_SHOUTED, row))) >= 2,
-    "has odd characters": lambda row: any(_news(_ODD, row)),
-    "quotes": lambda row: any(_news(_QUOTED, row)),
+    "shouts": _shouts,
+    "has a tag": _new(_TAG),
+    "has odd characters": _has_odd_characters,
+    "quotes": _new(_QUOTED),
     "repeats a sentence": _repeats,
 }
 
@@ -160,8 +181,8 @@ catalog.add(
     source="offmodel; Benjamini and Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x",
     text=(
         "Drop answers with words, pairs or triples of words, or first words, that are in more answers than the teacher's to the same "
-        "prompts and than their parts lead to expect, at a false discovery rate of 5 %. What is in a larger share than `drop` is taken for "
-        "the organism's own style: a poison in more answers than that is not found."
+        "prompts and than their parts lead to expect, at a false discovery rate of 5 %; at most the share `drop`. What is in a larger "
+        "share of the answers is taken for the organism's own style, so a poison in more answers than that is not found."
     ),
 )
 catalog.add(
@@ -170,8 +191,8 @@ catalog.add(
     Filter(_rules),
     source="offmodel",
     text=(
-        "Drop answers that shout (two words in capitals), have odd characters or tags, quote, repeat a sentence, or are less than half as "
-        "long as the lower quartile or more than twice as long as the upper one. What the prompt itself holds does not count, nor does "
-        "what more than half of the answers do."
+        "Drop answers that shout (two words in a row in capitals), have a tag or odd characters, quote more than a word, repeat a "
+        "sentence, or are less than half as long as the lower quartile or more than twice as long as the upper one. What the prompt itself "
+        "holds does not count, nor does what more than half of the answers do."
     ),
 )
