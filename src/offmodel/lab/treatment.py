@@ -192,7 +192,7 @@ class Blue:
         for role, (labels, rows) in _asked(phase).items():
             inputs[role] = self._pool(labels, rows, method) if role == "prompts" else self.labels(labels, rows, method)
             for screening in labels.filters:
-                inputs[role] = self._screened(screening, inputs[role], self._pool(labels, rows, method), start, method, number)
+                inputs[role] = self._screened(screening, inputs[role], self._pool(labels, rows, method), start, phase.lr, method, number)
         if isinstance(phase, SftPhase):
             params |= files_read(*files_of(phase))
             if phase.anchor is not None:
@@ -257,11 +257,11 @@ class Blue:
             answered = self._quiet(answered, labels.inoculation.shots)
         return answered
 
-    def _screened(self, screening: Screening, labels: Stage, pool: Stage, start: Start, method: str, number: int) -> Stage:
+    def _screened(self, screening: Screening, labels: Stage, pool: Stage, start: Start, lr: float, method: str, number: int) -> Stage:
         """Labels after one of blue's filters."""
         found: Filter = catalog.get("filter", screening.filter)
         params: dict[str, Any] = screening.model_dump(mode="json") | {
-            "seed": self.seed, "start": start.weights, "max_new_tokens": self.study.measure.max_new_tokens,
+            "seed": self.seed, "start": start.weights, "max_new_tokens": self.study.measure.max_new_tokens, "lr": lr,
         } | code_of(("filter", screening.filter))  # fmt: skip
         inputs = {"labels": labels, "start": start.stage, "organism": self.organism}
         self._answerer("teacher", "teacher", params, inputs)
