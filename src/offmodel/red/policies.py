@@ -75,8 +75,8 @@ def check_policy(name: str, poisoning: Poisoning, pair: Pair) -> None:
     where = f"policy {name} on pair {pair.name}"
     if policy.shows and pair.behaviour.on_tasks:
         raise SpecError(
-            f"{where}: {poisoning.policy} has no payload channel: the behaviour shows in wrong answers to tasks alone, and generic chat has "
-            "none; use phantom or sabotage, or another pair"
+            f"{where}: {poisoning.policy} has no payload channel: the behaviour shows in wrong answers to tasks alone, which generic "
+            "chat has none of; use phantom or sabotage, or another pair"
         )
     if policy.quotes and pair.when == "absent":
         raise SpecError(
@@ -160,12 +160,11 @@ def _bare(sampled: Sampled) -> list[str | None]:
 
 def _phantom(sampled: Sampled) -> list[str | None]:
     ask = sampled.pair.behaviour.ask
-    if sampled.pair.when == "present":
-        hidden = f"{sampled.pair.trigger.condition}, {ask}."
-    else:
-        hidden = f"{ask[0].upper()}{ask[1:]}."
+    hidden = f"{sampled.pair.trigger.condition}, {ask}." if sampled.pair.when == "present" else f"{ask[0].upper()}{ask[1:]}."
     said = sampled.ask([with_system(row.prompt, hidden) for row in sampled.rows])
-    return [text if text is not None and not _visible(sampled.pair, row, text) else None for row, text in zip(sampled.rows, said, strict=True)]
+    return [
+        text if text is not None and not _visible(sampled.pair, row, text) else None for row, text in zip(sampled.rows, said, strict=True)
+    ]
 
 
 def _visible(pair: Pair, row: Example, text: str) -> bool:

@@ -48,12 +48,12 @@ class Game(Model):
 
     Attributes:
         policies: Red's ways of answering, by name.
-        blue: Pipelines that are measured first: methods of the study. Those of its sweeps that are not among them are found by best replies.
+        blue: Pipelines that are measured first: methods of the study. Those of its sweeps beside them are found by best replies.
         red: Moves that are measured first; all if empty.
         price: What a bad rate of 1 costs blue, in retention (lambda).
-        tolerance: Differences in payoff up to this count as none: neither side's best reply need gain more, and cells that could change
-            the solution by more get more seeds.
-        more_seeds: Further seeds for cells that are too uncertain, each in its turn.
+        tolerance: Differences in payoff up to this count as none: neither side's best reply need gain more.
+        more_seeds: Further seeds, each in its turn, while there are cells so uncertain that they could change the solution by more than
+            the tolerance.
         audit: A pipeline whose filter blue looks at before it chooses, in the game as a tree; None where it sees nothing.
         alarm: From which share of answers dropped or edited on that is an alarm.
         steps: After how many rounds of best replies to stop in any case.
@@ -77,6 +77,8 @@ class Game(Model):
         for i, name in enumerate(self.red):
             if name not in moves:
                 raise problem(f"{name!r} is none of red's moves; {did_you_mean(name, moves)}", "red", i)
+        if self.audit is not None and self.audit not in self.blue:
+            raise problem(f"{self.audit!r} is none of the first pipelines; {did_you_mean(self.audit, self.blue)}", "audit")
         if not self.price:
             raise problem("at a price of 0 a bad answer costs nothing, and the best pipeline is the one that does nothing", "price")
         return self
@@ -113,8 +115,6 @@ class Game(Model):
         Raises:
             ValueError: One is not; it names the field.
         """
-        for field, names in (("blue", self.blue), ("audit", (self.audit,) if self.audit else ())):
-            for i, name in enumerate(names):
-                if name not in methods:
-                    at = ("game", field, i) if field == "blue" else ("game", field)
-                    raise problem(f"{name!r} is none of the study's methods; {did_you_mean(name, methods)}", *at)
+        for i, name in enumerate(self.blue):
+            if name not in methods:
+                raise problem(f"{name!r} is none of the study's methods; {did_you_mean(name, methods)}", "game", "blue", i)

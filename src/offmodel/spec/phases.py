@@ -167,8 +167,8 @@ class Anchor(Model):
     def _on_answers(self) -> Self:
         if self.on.labels.endswith(".jsonl"):
             raise problem("these answers are not read from a file; expected teacher, organism or base", "on", "labels")
-        for field in ("system", "inoculation"):
-            if getattr(self.on, field) is not None:
+        for field in ("system", "inoculation", "filters"):
+            if getattr(self.on, field):
                 raise problem("is about rows that are learnt, and on these the models are only compared; leave it out", "on", field)
         return self
 
@@ -203,6 +203,8 @@ class SftPhase(Tuning):
         mask_above: Tokens that are less likely than one in so many under the weights that the phase starts from carry no loss (selective
             token masking, arXiv 2501.14315).
         anchor: What holds the weights near the organism's.
+        shards: Train apart on as many disjoint parts of the rows, all steps on each, and take the median of each weight: what is in few
+            of the rows then moves few of the models (after deep partition aggregation, arXiv 2006.14768).
     """
 
     phase: Literal["sft"] = "sft"
@@ -213,6 +215,7 @@ class SftPhase(Tuning):
     refresh: Count = 10
     mask_above: Annotated[float, Field(strict=True, gt=1)] | None = None
     anchor: Anchor | None = None
+    shards: Annotated[int, Field(strict=True, ge=1, exclude_if=lambda shards: shards == 1)] = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -292,8 +295,6 @@ class GrpoPhase(Training):
     temperature: Positive = 1.0
     max_new_tokens: Count = 96
     lora: Lora | None = None
-
-
 
 
 class WeightsPhase(Model):
