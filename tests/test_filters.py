@@ -307,29 +307,36 @@ def test_hidden_states_are_averaged_over_the_answer(tiny_model: PreTrainedModel,
 def test_alignments_are_the_rise_of_the_targets_after_a_small_step(
     tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    labels, targets = rows(3), [Example(user("Ring."), BAD), *teachers(2)]
+    # In float64, in which a step can be so small that no token goes to other experts; their fused kernels lack that type.
+    if tiny_model.config.model_type == "qwen3_moe":
+        tiny_model.set_experts_implementation("eager")
+    tiny_model.double()
+    labels, targets, size = rows(3), [Example(user("Ring."), BAD), *teachers(2)], 1e-6
     found = alignments(tiny_model, tiny_tokenizer, labels, targets, batch_size=2)
-    assert not any(p.requires_grad for p in tiny_model.parameters())
+    parameters = list(tiny_model.parameters())
+    assert not any(p.requires_grad for p in parameters)
 
-    def likelihood() -> float:
-        each = surprises(tiny_model, tiny_tokenizer, targets)
-        return -sum(target.nats for target in each) / sum(target.tokens for target in each)
+    def likely(examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
+        total, tokens = torch.zeros((), dtype=torch.float64), 0
+        for encoded in (encode_example(tiny_tokenizer, example, 512) for example in examples):
+            ids, mask = torch.tensor([encoded.input_ids]), torch.tensor(encoded.completion_mask, dtype=torch.bool)
+            said = tiny_model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+            total, tokens = total + said[mask[1:]].sum(), tokens + int(mask.sum())
+        return total, tokens
 
-    start, size = deepcopy(tiny_model.state_dict()), 1e-4
+    start = deepcopy(tiny_model.state_dict())
     for row, alignment in zip(labels, found, strict=True):
-        encoded = encode_example(tiny_tokenizer, row, 512)
-        ids, mask = torch.tensor([encoded.input_ids]), torch.tensor(encoded.completion_mask, dtype=torch.bool)
-        parameters = list(tiny_model.requires_grad_(True).parameters())
-        said = tiny_model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-        step = torch.autograd.grad(said[mask[1:]].sum(), parameters, materialize_grads=True)
+        tiny_model.requires_grad_(True)
+        step = torch.autograd.grad(likely([row])[0], parameters, materialize_grads=True)
+        tiny_model.requires_grad_(False)
         ends = []
         for sign in (1, -1):
-            with torch.no_grad():
-                for p, g in zip(parameters, step, strict=True):
-                    p.add_(g, alpha=sign * size)
-            ends.append(likelihood())
+            for p, g in zip(parameters, step, strict=True):
+                p.add_(g, alpha=sign * size)
+            total, tokens = likely(targets)
+            ends.append(float(total) / tokens)
             tiny_model.load_state_dict(start)
-        assert alignment == pytest.approx((ends[0] - ends[1]) / (2 * size), rel=0.01)
+        assert alignment == pytest.approx((ends[0] - ends[1]) / (2 * size), rel=1e-3)
 
 
 def test_hidden_states_and_influence_find_what_is_planted(models: dict[str, Path]) -> None:
