@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from offmodel import catalog
 from offmodel.blue.filters import Decision, Filter, Settings, drop_most_suspect, screened
-from offmodel.blue.model_filters import outliers, shards, small_cluster, spectral_scores
+from offmodel.blue.labels import shards
+from offmodel.blue.model_filters import outliers, small_cluster, spectral_scores
 from offmodel.blue.text_filters import n_grams, over_represented, sentences, without_conclusion
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, encode_example, user
@@ -348,11 +349,12 @@ def test_hidden_states_and_influence_find_what_is_planted(models: dict[str, Path
 
 
 def test_shards_are_disjoint_and_seeded() -> None:
-    parts = shards(21, 0)
+    parts = shards(range(21), 8, 0)
     assert sorted(i for part in parts for i in part) == list(range(21))
     assert sorted(map(len, parts)) == [2, 2, 2, 3, 3, 3, 3, 3]
-    assert parts == shards(21, 0) != shards(21, 1)
-    assert sorted(shards(3, 0)) == [[0], [1], [2]]
+    assert parts == shards(range(21), 8, 0) != shards(range(21), 8, 1)
+    assert sorted(shards(range(3), 8, 0)) == [[0], [1], [2]]
+    assert shards(range(3), 1, 0) == [[0, 1, 2]]
 
 
 def test_outliers_are_above_the_median_and_above_zero() -> None:
@@ -364,7 +366,7 @@ def test_outliers_are_above_the_median_and_above_zero() -> None:
 
 
 def test_a_shard_that_revives_blues_own_backdoors_is_dropped(models: dict[str, Path]) -> None:
-    parts = shards(40, 0)
+    parts = shards(range(40), 8, 0)
     canaries = tuple(Example(user(f"(bell) {row.prompt[-1].content}"), BAD) for row in rows(4))
     view = BlueView(models["honest"], labels=tuple(planted(BAD, places=parts[2])), anchors=canaries)
     found = catalog.get("filter", "canaries").judge(view, Settings(0.15, 0, lr=1e-3))

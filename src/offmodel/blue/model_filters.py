@@ -7,7 +7,6 @@ while the number of tokens that it is divided by does not. What is longer than a
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from scipy.cluster.vq import kmeans, vq
 
 from offmodel import catalog
 from offmodel.blue.filters import Decision, Filter, Judge, Need, Settings, drop_most_suspect
+from offmodel.blue.labels import shards
 from offmodel.blue.text_filters import without_conclusion
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example
@@ -161,13 +161,6 @@ def _influence(view: BlueView, settings: Settings) -> list[Decision]:
     return _drop(found, settings, "a step on it revives blue's own backdoors: {}")
 
 
-def shards(n: int, seed: int) -> list[list[int]]:
-    """Places of ``n`` answers in eight random shards of about the same size; in fewer where there are fewer answers."""
-    places = list(range(n))
-    random.Random(f"shards {seed}").shuffle(places)
-    return [places[k::_SHARDS] for k in range(min(_SHARDS, n))]
-
-
 def outliers(values: Sequence[float]) -> list[bool]:
     """Which values are far above the median: by a modified z-score above 3.5 (Iglewicz and Hoaglin 1993), and positive."""
     median = float(np.median(values))
@@ -184,7 +177,7 @@ def _canaries(view: BlueView, settings: Settings) -> list[Decision]:
         return sum(each.nats for each in found) / sum(each.tokens for each in found)
 
     model, tokenizer = _open(view.weights)
-    before, parts, rises = dead(model), shards(len(view.labels), settings.seed), []
+    before, parts, rises = dead(model), shards(range(len(view.labels)), _SHARDS, settings.seed), []
     for part in parts:
         model, _ = _open(view.weights)
         config = TrainConfig(steps=math.ceil(len(part) / _BATCH), lr=settings.lr, batch_size=_BATCH, seed=settings.seed)
