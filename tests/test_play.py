@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from offmodel import catalog
 from offmodel.chat import read_examples
 from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import read_left
@@ -104,6 +106,15 @@ def write_study(folder: Path, **changes: Any) -> Path:
     study["extensions"] = [str(folder / "all.py")]
     path.write_text(yaml.safe_dump(study | {"game": GAME} | changes, sort_keys=False))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_catalog() -> Iterator[None]:
+    """What the study's extension registers is not there for other tests."""
+    catalog.load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "_entries", {kind: dict(entries) for kind, entries in catalog._entries.items()})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +231,19 @@ def test_red_s_policy_must_fit_every_pair(played: Played, tmp_path: Path) -> Non
     study["organisms"]["pairs"] = ["sandbagging"]
     with pytest.raises(SpecError, match="policy overt on pair sandbagging"):
         Cells(Study.model_validate(study))
+
+
+def test_a_plan_says_how_large_the_game_is(played: Played) -> None:
+    done = offmodel("plan", played.study, "--runs", played.runs)
+    assert done.code == 0, done.err
+    assert "first 3 pipelines against 3 moves of red on 1 organisms, 9 cells" in done.out
+    assert "blue looks first: " in done.out and " sequences" in done.out
+
+
+def test_a_tree_that_is_too_large_is_refused_before_anything_runs(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offmodel.game.tree_solvers.LIMIT", 5)
+    done = offmodel("play", played.study, "--runs", played.runs, "--no-run")
+    assert done.code == 2 and "game.iterations" in done.err and "sequences" in done.err
+    approximated = offmodel("play", played.study, "--runs", played.runs, "--no-run", "--set", "game.iterations=50")
+    assert approximated.code == 0, approximated.err
+    assert {tree["method"] for tree in played.numbers["trees"]} != {"sequence form", "backward induction"}
