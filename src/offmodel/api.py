@@ -19,8 +19,8 @@ from offmodel.report.collect import collect
 from offmodel.report.data import Note, ReportData
 from offmodel.report.game import Played
 from offmodel.report.game import play as play_game
+from offmodel.report.game_page import write_game as game_files
 from offmodel.report.ledger import Entry
-from offmodel.report.summary import write_game as game_files
 from offmodel.report.summary import write_report
 from offmodel.spec import Study, check_names
 from offmodel.spec.claim import Claim

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.cluster.vq import kmeans, vq
 
 from offmodel import catalog
 from offmodel.blue.filters import Decision, Filter, Judge, Need, Settings, drop_most_suspect
@@ -121,6 +120,8 @@ def small_cluster(features: Features, seed: int) -> list[bool]:
     """
     if len(features) < 2:
         return [False] * len(features)
+    from scipy.cluster.vq import kmeans, vq  # slow to import
+
     centred = features - features.mean(0)
     left, size, _ = np.linalg.svd(centred, full_matrices=False)
     points = (left * size)[:, :_DIMENSIONS]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy.stats import binom, false_discovery_control, hypergeom
 
 from offmodel import catalog
 from offmodel.blue.filters import Decision, Filter, Settings, drop_most_suspect
@@ -79,6 +78,8 @@ def over_represented(rows: Sequence[Example], others: Sequence[Example], most: f
     Returns:
         For each such n-gram its p, and in how many times more answers than with the others it is; half an answer is added on both sides.
     """
+    from scipy.stats import binom, false_discovery_control, hypergeom  # slow to import
+
     (grams, n), (elsewhere, m) = ([n_grams(row) for row in rows], len(rows)), ([n_grams(row) for row in others], len(others))
     said = Counter(gram for each in grams for gram in each)
     own = Counter(gram for each in grams for gram, counts in each.items() if counts)

@@ -17,7 +17,6 @@ from offmodel.measure.frontier import ANCHORS, Point
 from offmodel.measure.stats import Estimate, mean_over_organisms
 from offmodel.report import words
 from offmodel.report.data import TEACHER, Checkpoint, Method, Probe, ReportData, StepCurve, Summary, Swept
-from offmodel.report.game import Played
 
 INK = -1
 """The style of what belongs to no method: the base model and the untouched organism."""
@@ -320,7 +319,7 @@ def forest(data: ReportData) -> Chart:
     """Frontier area (filled) and area at the end (hollow) of every method, the largest frontier area first; a line at each baseline's."""
     methods = _best_first(data)
     high, right, top = 19.0, 560.0, 10.0
-    left = _room(method.name for method in methods)
+    left = room(method.name for method in methods)
     bottom = top + high * len(methods)
     x, ticks = _area_axis((area for m in methods for area in (m.summary.frontier_area, m.summary.end_area)), left, right)
     names: list[Tick] = []
@@ -379,7 +378,7 @@ def heat_map(data: ReportData, kind: str) -> HeatMap:
     groups, methods = data.groups()[kind], _best_first(data)
     names = _hardest_first(groups)
     wide, high = 27.0, 19.0
-    left, top = _room(method.name for method in methods), 12 + 4.6 * max(map(len, names))
+    left, top = room(method.name for method in methods), 12 + 4.6 * max(map(len, names))
     cells = []
     for row, method in enumerate(methods):
         for column, name in enumerate(names):
@@ -407,7 +406,7 @@ def sweep_map(swept: Swept, measure: str) -> HeatMap:
     steps = sorted({point.step for point in swept.points})
     names = [" · ".join(values) for values in rows]
     wide, high, top = 34.0, 19.0, 30.0
-    left = _room(names)
+    left = room(names)
     cells = []
     for point in swept.points:
         estimate = point.measures()[measure]
@@ -428,34 +427,6 @@ def sweep_map(swept: Swept, measure: str) -> HeatMap:
     )
 
 
-def game_map(played: Played, measure: str) -> HeatMap:
-    """One measure of a game: a row for each pipeline, a column for each move of red; what both sides play is framed."""
-    rows, columns = played.growth.blue, played.growth.red
-    wide, high, top = 38.0, 19.0, 12 + 4.6 * max(map(len, columns))
-    left = _room(rows)
-    solution, cells = played.measured.solution, []
-    for (row, column), numbers in played.cells.items():
-        estimate: Estimate = getattr(numbers, measure)
-        number = 0.0 if estimate.value is None else estimate.value
-        shade = min(1.0, max(0.0, (number + played.price) / (1 + played.price) if measure == "payoff" else number))
-        text = f"{number:+.2f}" if measure == "payoff" else f"{100 * number:.0f}"
-        at = left + columns.index(column) * wide, top + rows.index(row) * high
-        framed = row in solution.blue.support and column in solution.red.support
-        label = f"{row} against {column}: {words.name(measure)} {words.sentence(estimate)}"
-        cells.append(Cell(*at, shade, text, label, "inside" if framed else ""))
-    return HeatMap(
-        title=f"{words.name(measure).capitalize()} by pipeline and move of red",
-        width=left + wide * len(columns) + 60,
-        height=top + high * len(rows) + 4,
-        left=left,
-        top=top,
-        size=(wide, high),
-        columns=tuple(Tick(left + (i + 0.5) * wide, name) for i, name in enumerate(columns)),
-        rows=tuple(Tick(top + (i + 0.5) * high, name) for i, name in enumerate(rows)),
-        cells=tuple(cells),
-    )
-
-
 def _hardest_first(rows: Mapping[str, Mapping[str, Summary]]) -> list[str]:
     """Groups by their mean area over the methods; what has none comes last."""
 
@@ -472,7 +443,7 @@ def _best_first(data: ReportData) -> list[Method]:
     return sorted(data.methods, key=lambda method: math.inf if (area := areas[method.name]) is None else -area)
 
 
-def _room(names: Iterable[str]) -> float:
+def room(names: Iterable[str]) -> float:
     """Width that names take to the left of an axis."""
     return 20 + 6.2 * max((len(name) for name in names), default=0)
 

@@ -12,20 +12,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from offmodel import catalog
-from offmodel.lab.treatment import phase_name
 from offmodel.measure.stats import Estimate
 from offmodel.report import charts, words
 from offmodel.report.data import CHOSEN, GROUPED, Checkpoint, ReportData, Summary, Transcript
-from offmodel.report.game import Played
-from offmodel.report.trees import shown
-from offmodel.spec.game import Poisoning
 
 _QUOTED = 4  # methods in a transcript, beside the base and the untouched organism
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
     """Templates in which every value is escaped unless it is our own style or script."""
     env = Environment(
         loader=PackageLoader("offmodel.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -42,11 +37,11 @@ def _templates() -> Environment:
     return env
 
 
-def _source(name: str) -> Markup:
+def source(name: str) -> Markup:
     """One of our own files (style, script), to be put into the page as it is."""
-    loader = _templates().loader
+    loader = templates().loader
     assert loader is not None
-    return Markup(loader.get_source(_templates(), name)[0])
+    return Markup(loader.get_source(templates(), name)[0])
 
 
 def render_page(data: ReportData) -> str:
@@ -56,17 +51,17 @@ def render_page(data: ReportData) -> str:
     that is not ASCII are escaped too, and the script writes it by ``textContent`` only. The content security policy forbids
     every request and every script but the page's own, by its hash.
     """
-    script = _source("page.js")
+    script = source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     organisms = [o.id for o in data.organisms if any(c.organism == o.id for c in data.checkpoints)]
     featured = charts.featured(data)
     names = [method.name for method in featured]
     shown = [(i, c) for i, c in enumerate(data.checkpoints) if c.method in names]
-    template = _templates().get_template("page.html")
+    template = templates().get_template("page.html")
     return template.render(
         data=data,
         csp=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        css=_source("chart.css") + _source("page.css"),
+        css=source("chart.css") + source("page.css"),
         script=script,
         featured=featured,
         rest=[method for method in data.methods if method not in featured],
@@ -94,48 +89,16 @@ def render_page(data: ReportData) -> str:
         probes=[(probe, charts.probe_curves(data, probe) + charts.probe_scatters(data, probe)) for probe in data.probes],
         transcripts=_by_organism(data),
         quoted=data.featured(_QUOTED),
-        settings=list(_flat(data.settings)),
+        settings=list(flat(data.settings)),
     )
-
-
-def render_game(played: Played) -> str:
-    """The page of a game as HTML text, without any script; see :func:`render_page`."""
-    pipelines = sorted(played.measured.pipelines.items(), key=lambda one: -(one[1].worst.value or 0.0))
-    moves = {name: played.study.game.moves[name].poisoning for name in played.growth.red} if played.study.game else {}
-    return (
-        _templates()
-        .get_template("game.html")
-        .render(
-            data=played,
-            css=_source("chart.css") + _source("page.css"),
-            pipelines=pipelines,
-            phases={name: [phase_name(phase) for phase in played.study.phases(name)] for name in played.growth.blue},
-            moves={name: _policy(poisoning) for name, poisoning in moves.items()},
-            game_map=charts.game_map,
-            shown=shown,
-            settings=list(_flat(played.settings)),
-        )
-    )
-
-
-def _policy(poisoning: Poisoning) -> str:
-    """A move of red in words."""
-    parts = [
-        f"{100 * poisoning.rate[0]:g} % of the answers" if poisoning.rate[0] < 1 else "",
-        "only where nobody can check the answer" if poisoning.when == "unchecked" else "",
-        f"where a prompt holds {poisoning.signal!r}" if poisoning.signal else "",
-    ]
-    said = catalog.entry("policy", poisoning.policy).text.replace("\n", " ")
-    limits = ", ".join(part for part in parts if part)
-    return f"{said} ({limits})" if limits else said
 
 
 def render_frontier(data: ReportData) -> str:
     """The frontier alone as an SVG file."""
-    template = _templates().get_template("frontier.svg")
+    template = templates().get_template("frontier.svg")
     methods = charts.featured(data)
     styles = {method.name: charts.style_of(data, method.name) for method in methods}
-    frontier, css = charts.frontier(data), _source("chart.css")
+    frontier, css = charts.frontier(data), source("chart.css")
     if len(methods) < len(data.methods):  # without a script there is no box to hide the thicket of single organisms
         frontier = replace(frontier, hulls=(), checkpoints=())
     return template.render(frontier=frontier, css=css, methods=methods, of=len(data.methods), styles=styles)
@@ -177,11 +140,11 @@ def _by_organism(data: ReportData) -> dict[str, list[Transcript]]:
     return grouped
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     """Nested settings as rows of (dotted name, text)."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
