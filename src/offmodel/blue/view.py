@@ -162,12 +162,12 @@ class BlueView:
         )
 
     def _student(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from offmodel.engine.folder import load_model, load_tokenizer
+        from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
         from offmodel.engine.lora import load_adapter
 
         model = load_model(self.weights)
         if self.adapter is not None:
-            load_adapter(model, self.adapter)
+            load_adapter(model, self.adapter, hash_weights(self.weights))
         return model, load_tokenizer(self.weights)
 
     def _keep(self, tokenizer: PreTrainedTokenizerBase, save: Callable[[int], Path], step: int, model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from offmodel.errors import ModelError
 
-_NAME = "default"
+_NAME, _BASE = "default", "weights-"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
             ),
             _NAME,
         )
+    model.peft_config[_NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
 
 
 def make_ready(model: PreTrainedModel, settings: LoraSettings | None, seed: int) -> None:
@@ -86,28 +88,46 @@ def has_adapter(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def save_adapter(model: PreTrainedModel, path: Path) -> None:
+def save_adapter(model: PreTrainedModel, path: Path, base: str | None = None) -> None:
     """Write the adapter alone, in PEFT's layout, to a new folder.
+
+    Args:
+        model: Carries it.
+        path: The folder.
+        base: The hash of the weights that it belongs to (:func:`offmodel.engine.folder.hash_weights`), by which it then names its base;
+            None keeps the name that it was loaded with.
 
     Raises:
         ModelError: The model carries no adapter.
     """
     if not has_adapter(model):
         raise ModelError(f"{path}: the model carries no LoRA adapter that could be saved")
-    model.peft_config[_NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
+    if base is not None:
+        model.peft_config[_NAME].base_model_name_or_path = _BASE + base
     model.save_pretrained(path)
 
 
-def load_adapter(model: PreTrainedModel, path: Path) -> None:
+def load_adapter(model: PreTrainedModel, path: Path, base: str | None = None) -> None:
     """Put an adapter that :func:`save_adapter` wrote on a plain model, to be trained on; the rest is frozen.
 
+    Args:
+        model: Carries none.
+        path: The adapter's folder.
+        base: The hash of the model's weights, which the adapter must name if it names any; None does not ask.
+
     Raises:
-        ModelError: There is none, or it does not fit the model.
+        ModelError: There is none, or it belongs to another base.
     """
     if has_adapter(model):
         raise ModelError(f"{path}: the model carries an adapter already; merge(model) first")
     if not (path / "adapter_model.safetensors").is_file():
         raise ModelError(f"{path}: holds no adapter (adapter_model.safetensors)")
+    named = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if None not in (base, named) and named != _BASE + str(base):
+        raise ModelError(
+            f"{path}: belongs to a base with the {named.replace('-', ' ')}, and this model's are {base}; load it on the model that it was "
+            "trained on"
+        )
     conversions = getattr(model, "_weight_conversions", None)
     with _quiet_about_experts():
         model.load_adapter(str(path), _NAME, is_trainable=True)

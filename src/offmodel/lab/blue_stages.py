@@ -24,6 +24,7 @@ from offmodel.lab.pools import check_files, read_pool
 from offmodel.lab.results import ADAPTER, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.red.recipe import training_rows
+from offmodel.spec.models import current
 from offmodel.spec.phases import Anchor, DistilPhase, GrpoPhase, Lora, SftPhase, TrainedPhase, Training
 from offmodel.spec.study import CanaryRecipe
 
@@ -274,11 +275,19 @@ def train_config(
     from offmodel.engine.objective import Objective
     from offmodel.engine.train import TrainConfig
 
+    how = current()
     return TrainConfig(
         steps=training.steps, lr=training.lr, batch_size=training.batch_size, schedule=training.schedule,
         warmup_steps=training.warmup_steps, optimizer=training.optimizer, weight_decay=training.weight_decay,
         max_length=training.max_length, seed=seed, lora=_lora(lora), objective=objective or Objective(), shuffle=shuffle,
+        micro_batch_size=_micro(training.batch_size), router_loss=how.router_loss, padding_free=how.padding_free,
     )  # fmt: skip
+
+
+def _micro(rows: int) -> int | None:
+    """How many of a batch's rows are in memory at once; None for all."""
+    micro = current().micro_batch
+    return None if micro is None or micro >= rows else micro
 
 
 def _lora(lora: Lora | None) -> LoraSettings | None:
@@ -312,4 +321,5 @@ def _grpo_config(phase: GrpoPhase, seed: int, lora: Lora | None) -> GrpoConfig:
         max_new_tokens=phase.max_new_tokens, beta=phase.beta, clip=phase.clip, scale=phase.scale, updates=phase.updates,
         schedule=phase.schedule,
         warmup_steps=phase.warmup_steps, optimizer=phase.optimizer, weight_decay=phase.weight_decay, seed=seed, lora=_lora(lora),
+        micro_batch_size=_micro(phase.batch_size * phase.group),
     )  # fmt: skip

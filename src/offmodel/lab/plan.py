@@ -13,7 +13,7 @@ from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
 from offmodel.lab.pools import entries, files_read, take
-from offmodel.lab.stage import Stage, code_of
+from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.lab.treatment import Blue, Start, files_of, phase_name, systems_of
 from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair
@@ -176,12 +176,14 @@ class _Organism:
         take(recipe.prompts, seed, "train", recipe.prompt_rows)
         take(study.prompts, seed, "gate", max(gate.leak_n, gate.n - gate.n // 2), avoid=pair.trigger.recognises)
         take(study.prompts, seed, "test", behaviour - behaviour // 2, avoid=pair.trigger.recognises)
-        self.stage = Stage(
+        self.stage = model_stage(
+            study.models,
             "organism",
             {
                 "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
                 "gate": gate.model_dump(mode="json"), "suites": list(self.suites), "prompts": study.prompts, "seed": seed,
             } | files_read(recipe.prompts, study.prompts) | code_of(*self.used, *entries(recipe.prompts)),
+            {},
             label=f"install {self.id}",
             cost=15 if recipe.prompt else 0.006 * recipe.steps * recipe.batch_size + 15,
         )  # fmt: skip
@@ -238,11 +240,12 @@ class _Organism:
                 params["deployment"] = dict(model.deployment)
             if model.own is not None:
                 inputs["own"] = model.own
-        return Stage("score", params, inputs, label=f"score {self.id}: {what}", cost=2)
+        return model_stage(self.study.models, "score", params, inputs, label=f"score {self.id}: {what}", cost=2)
 
     def _judge(self, score: Stage) -> Stage | None:
         name, question = self.study.measure.judge, self.pair.behaviour.question
         if not (name and question):
             return None
         params = {"judge": reference(name).as_params(), "question": question}
-        return Stage("judge", params, {"score": score}, label=score.label.replace("score", "judge", 1), cost=1)
+        label = score.label.replace("score", "judge", 1)
+        return model_stage(self.study.models, "judge", params, {"score": score}, label=label, cost=1)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offmodel.chat import to_dicts
 from offmodel.errors import SpecError, StoreError
-from offmodel.lab.models import ModelRef, fetch
+from offmodel.lab.models import ModelRef, reference, resolve
 from offmodel.lab.provenance import provenance
 from offmodel.lab.results import VERDICTS, write_json
 from offmodel.measure.benchmarks import Published
@@ -100,7 +100,7 @@ def score_model(
         raise SpecError(f"limit must be at least 1, got {limit}")
     if batch_size < 1:
         raise SpecError(f"batch_size must be at least 1, got {batch_size}")
-    ref, folder = fetch(model)
+    ref, folder = reference(model), resolve(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
     made_with = {name: provenance()[name] for name in ("torch", "transformers")}

@@ -126,7 +126,7 @@ def organism(ctx: Context) -> Verdict:
                 break
     weights = save_model(merge(deepcopy(model)) if recipe.lora else model, tokenizer, ctx.out / MODEL)
     if recipe.adapter == "continued":
-        save_adapter(model, ctx.out / MODEL / ADAPTER)
+        save_adapter(model, ctx.out / MODEL / ADAPTER, params["base"]["weights"])
     text = organism_card(
         pair, recipe, params["seed"], base=params["base"]["name"], base_weights=params["base"]["weights"], weights=weights, rows=rows,
         gate=report, verdicts=verdicts, made_by=provenance(),

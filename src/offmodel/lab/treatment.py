@@ -14,7 +14,7 @@ from offmodel.lab.blue_stages import labels_role
 from offmodel.lab.models import reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
-from offmodel.lab.stage import Stage, code_of
+from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.red.pairs import Pair
 from offmodel.spec.phases import (
     Anchor,
@@ -167,7 +167,7 @@ class Blue:
             self._same_tokens(phase.teacher, where)
             self._answerer(phase.teacher, "teacher", params, inputs)
             params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
-        return Stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
+        return model_stage(self.study.models, "treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
 
     def _operated(self, phase: WeightsPhase, start: Start, where: str) -> Stage:
         operation: Operation = catalog.get("operation", phase.operation)
@@ -203,7 +203,7 @@ class Blue:
         answered = self._answered(labels, labels.labels, pool)
         if labels.rewrite == "organism":
             inputs = {"labels": self._quiet(answered), "labeller": self.organism}
-            answered = Stage("rewrite", self._sampling(labels), inputs, label="labels reworded", cost=1)
+            answered = model_stage(self.study.models, "rewrite", self._sampling(labels), inputs, label="labels reworded", cost=1)
         if labels.wrong != "kept":
             inputs = {"labels": answered}
             if labels.wrong == "teacher":
@@ -236,7 +236,7 @@ class Blue:
             params["weights"] = step_folder(labels.fitted.steps)
         else:
             self._answerer(who, "labeller", params, inputs)
-        return Stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+        return model_stage(self.study.models, "labels", params, inputs, label=f"labels by the {who}", cost=1)
 
     def _fitted(self, training: Training) -> Stage:
         """The teacher, trained on the organism's own answers."""
@@ -246,7 +246,7 @@ class Blue:
         }  # fmt: skip
         inputs = {labels_role(0): self.labels(phase.mix[0], training.steps * training.batch_size, "")}
         self._answerer("teacher", "start", params, inputs)
-        return Stage("treat", params, inputs, label=f"fit the teacher to {self.name}", cost=_cost(phase))
+        return model_stage(self.study.models, "treat", params, inputs, label=f"fit the teacher to {self.name}", cost=_cost(phase))
 
     def _pool(self, labels: LabelSet, rows: int, method: str) -> Stage:
         return self.pool(labels.source, rows, self._shared(labels.source, method) if labels.prompts == "disjoint" else 0)
@@ -257,7 +257,7 @@ class Blue:
         params: dict[str, Any] = self._sampling(own) | {"system": None, "rewrite": None}
         inputs = {"prompts": self.pool("prompts", rows, split="gate")}
         self._answerer(who, "labeller", params, inputs)
-        return Stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+        return model_stage(self.study.models, "labels", params, inputs, label=f"labels by the {who}", cost=1)
 
     def first_sft(self, method: str) -> Stage | None:
         """The first training of a method on labels, up to which it may have done other things; None where there is none."""

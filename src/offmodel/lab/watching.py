@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from offmodel.lab.canaries import CANARIES
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Stage, model_stage
 from offmodel.lab.treatment import Blue, Place, Start
 
 _TASKS, _ANCHORS, _CANARY_PROMPTS = 150, 100, 50
@@ -27,6 +28,7 @@ class Watching:
 
     def __init__(self, blue: Blue, *, canaries: bool) -> None:
         self.blue, self.seed = blue, blue.seed
+        self._stage = partial(model_stage, blue.study.models)
         self._copy = blue.copy(self._planted()) if canaries else None
 
     def before(self) -> Stage:
@@ -44,11 +46,11 @@ class Watching:
     def _seen(self, place: Start) -> Stage:
         tasks = self.blue.pool("tasks", _TASKS, split="gate")
         inputs = {"model": place.stage, "organism": self.blue.organism, "tasks": tasks, "anchors": self.blue.held_out("organism", _ANCHORS)}
-        return Stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
+        return self._stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
 
     def _fired(self, place: Place) -> Stage:
         inputs = {"model": place.stage, "prompts": self._tried()}
-        return Stage("canary_rate", self._asked(place) | {"seed": self.seed}, inputs, label=f"canaries of {self.blue.name}", cost=1)
+        return self._stage("canary_rate", self._asked(place) | {"seed": self.seed}, inputs, label=f"canaries of {self.blue.name}", cost=1)
 
     def _tried(self) -> Stage:
         return self.blue.pool("prompts", _CANARY_PROMPTS, split="gate")
@@ -65,4 +67,4 @@ class Watching:
             "system": None, "max_new_tokens": self.blue.study.measure.max_new_tokens,
         }  # fmt: skip
         inputs = {"organism": self.blue.organism, "prompts": pool, "tried": self._tried()}
-        return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.blue.name}", cost=0.06 * recipe.steps)
+        return self._stage("canary", params, inputs, label=f"plant canaries in a copy of {self.blue.name}", cost=0.06 * recipe.steps)

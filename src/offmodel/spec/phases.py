@@ -28,7 +28,8 @@ class Training(Model):
         batch_size: Examples per optimizer step.
         schedule: Of the learning rate after the warm-up.
         warmup_steps: Steps of linear warm-up, part of ``steps``.
-        optimizer: AdamW, or Muon for matrices with AdamW for the rest.
+        optimizer: AdamW, or Muon for matrices with AdamW for the rest. On a GPU, AdamW also with states of 8 bits, or in paged memory, or
+            both (bitsandbytes).
         weight_decay: Decoupled weight decay.
         max_length: Longest example in tokens, prompt and response.
     """
@@ -38,7 +39,7 @@ class Training(Model):
     batch_size: Count = 16
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Natural = 0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
     weight_decay: NonNegative = 0.0
     max_length: Count = 512
 
