@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from offmodel.errors import ModelError
 
-_NAME, _BASE = "default", "weights-"
+_NAME, _CONFIG, _NAMED, _BASE = "default", "adapter_config.json", "base_model_name_or_path", "weights-"
 
 
 @dataclass(frozen=True)
@@ -88,23 +88,30 @@ def has_adapter(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def save_adapter(model: PreTrainedModel, path: Path, base: str | None = None) -> None:
+def save_adapter(model: PreTrainedModel, path: Path, base: str | None) -> None:
     """Write the adapter alone, in PEFT's layout, to a new folder.
 
     Args:
         model: Carries it.
         path: The folder.
-        base: The hash of the weights that it belongs to (:func:`offmodel.engine.folder.hash_weights`), by which it then names its base;
-            None keeps the name that it was loaded with.
+        base: The hash of the weights that it belongs to (:func:`offmodel.engine.folder.hash_weights`), by which it names its base; None
+            where that is not known.
 
     Raises:
         ModelError: The model carries no adapter.
     """
     if not has_adapter(model):
         raise ModelError(f"{path}: the model carries no LoRA adapter that could be saved")
-    if base is not None:
-        model.peft_config[_NAME].base_model_name_or_path = _BASE + base
     model.save_pretrained(path)
+    if base is not None:  # written afterwards: PEFT looks for what it takes for a model's name on the hub
+        config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+        (path / _CONFIG).write_text(json.dumps(config | {_NAMED: _BASE + base}, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def base_of(path: Path) -> str | None:
+    """The hash of the weights that a saved adapter belongs to; None where it does not say."""
+    named = json.loads((path / _CONFIG).read_text(encoding="utf-8")).get(_NAMED)
+    return named.removeprefix(_BASE) if named is not None and named.startswith(_BASE) else None
 
 
 def load_adapter(model: PreTrainedModel, path: Path, base: str | None = None) -> None:
@@ -122,15 +129,15 @@ def load_adapter(model: PreTrainedModel, path: Path, base: str | None = None) ->
         raise ModelError(f"{path}: the model carries an adapter already; merge(model) first")
     if not (path / "adapter_model.safetensors").is_file():
         raise ModelError(f"{path}: holds no adapter (adapter_model.safetensors)")
-    named = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if None not in (base, named) and named != _BASE + str(base):
+    named = base_of(path)
+    if None not in (base, named) and base != named:
         raise ModelError(
-            f"{path}: belongs to a base with the {named.replace('-', ' ')}, and this model's are {base}; load it on the model that it was "
-            "trained on"
+            f"{path}: belongs to a base with the weights {named}, and this model's are {base}; load it on the model that it was trained on"
         )
     conversions = getattr(model, "_weight_conversions", None)
     with _quiet_about_experts():
         model.load_adapter(str(path), _NAME, is_trainable=True)
+    model.peft_config[_NAME].base_model_name_or_path = None
     # transformers leaves the adapter's names of tensors in their place, under which the merged model would be saved.
     model._weight_conversions = conversions
 
