@@ -116,7 +116,7 @@ def make_model(family: str, **more: object) -> PreTrainedModel:
     torch.manual_seed(0)
     config = f.config(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=48,
-        max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(end),
+        max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(end),
         pad_token_id=tokenizer.pad_token_id, initializer_range=0.1, **f.more, **more,
     )  # fmt: skip
     return f.model(config).eval()

@@ -134,18 +134,19 @@ def test_decoding_asks_for_no_router_logits() -> None:
     assert talkative.config.output_router_logits
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
 def test_an_adapter_on_experts_merges_to_the_same_model(tmp_path: Path, dtype: str, tolerance: float) -> None:
     model, tokenizer = load_model(make_folder("qwen3", tmp_path), dtype=dtype), make_tokenizer("qwen3")
     before = copy.deepcopy(model.state_dict())
     train(model, tokenizer, _EXAMPLES, TrainConfig(steps=6, lr=1e-2, batch_size=4, lora=LoraSettings(rank=4, alpha=8)))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}  # the adapter, in any case
     ids = torch.tensor([encode_example(tokenizer, _EXAMPLES[2]).input_ids])
     with torch.no_grad():
         adapted = model(ids).logits.float().log_softmax(-1)
         merged = merge(model)(ids).logits.float().log_softmax(-1)
         plain = load_model(tmp_path, dtype=dtype)(ids).logits.float().log_softmax(-1)
     assert (adapted - plain).abs().max() > 1  # nats: there is something to merge
-    assert (adapted - merged).abs().mean() < tolerance
+    assert (adapted - merged).abs().max() < tolerance
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     for layer in (0, 1):
         for part in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight", "self_attn.q_proj.weight"):

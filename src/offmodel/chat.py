@@ -279,6 +279,11 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _system_roles[template]
 
 
+def count_folded(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> int:
+    """How many prompts have their system prompt at the head of the first user turn, as the chat template has no place for one."""
+    return 0 if has_system_role(tokenizer) else sum(prompt[0].role == "system" for prompt in prompts)
+
+
 def _token_ids(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
     """Token ids of rendered text; what is quoted becomes the tokens of its letters."""
     ids: list[int] = []

@@ -21,7 +21,7 @@ _NAME, _CONFIG, _NAMED, _BASE = "default", "adapter_config.json", "base_model_na
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """A low-rank adapter.
+    """A low-rank adapter; it is kept in float32, whatever the model's weights are in.
 
     Attributes:
         rank: Rank of every update.
@@ -61,6 +61,14 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
             _NAME,
         )
     model.peft_config[_NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
+    _in_float32(model)
+
+
+def _in_float32(model: PreTrainedModel) -> None:
+    """Keep the adapter in float32, whatever the weights are in: small steps would be rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def make_ready(model: PreTrainedModel, settings: LoraSettings | None, seed: int) -> None:
@@ -138,6 +146,7 @@ def load_adapter(model: PreTrainedModel, path: Path, base: str | None = None) ->
     with _quiet_about_experts():
         model.load_adapter(str(path), _NAME, is_trainable=True)
     model.peft_config[_NAME].base_model_name_or_path = None
+    _in_float32(model)
     # transformers leaves the adapter's names of tensors in their place, under which the merged model would be saved.
     model._weight_conversions = conversions
 

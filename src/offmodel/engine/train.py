@@ -16,7 +16,7 @@ from typing import get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from offmodel.chat import Encoded, Example, Prompt, cut_examples, encode_examples, encode_prompt, has_system_role, with_system
+from offmodel.chat import Encoded, Example, Prompt, count_folded, cut_examples, encode_examples, encode_prompt, with_system
 from offmodel.engine.forward import only_layers
 from offmodel.engine.generate import _check_length
 from offmodel.engine.lora import LoraSettings, make_ready
@@ -118,23 +118,23 @@ class TrainLog:
     Attributes:
         losses: What was minimised, one value per step: the mean loss per trained token, and the penalties.
         examples: Examples seen, repeats included.
-        cut: How many of the different examples were longer than ``max_length`` and lost their end.
-        folded: How many of them have their system prompt at the head of the first user turn, as the chat template has no place for one.
         tokens: Tokens trained on (the assistant's, without those that are masked, and where the student samples, its own), repeats
             included.
         device: Where it ran.
         seconds: Wall time of this call; a resumed training counts only its own part.
         resumed_from: The step it continued from (0: from the start).
+        cut: How many of the given examples are longer than ``max_length`` and lost their end.
+        folded: How many of them have their system prompt at the head of the first user turn, see :func:`offmodel.chat.count_folded`.
     """
 
     losses: tuple[float, ...]
     examples: int
-    cut: int
-    folded: int
     tokens: int
     device: str
     seconds: float
     resumed_from: int
+    cut: int = 0
+    folded: int = 0
 
 
 def train(
@@ -220,12 +220,12 @@ def train(
     return TrainLog(
         losses=tuple(losses),
         examples=len(order),
-        cut=sum(len(example.input_ids) > config.max_length for example in whole),
-        folded=0 if has_system_role(tokenizer) else sum(example.prompt[0].role == "system" for example in examples),
         tokens=tokens,
         device=str(model.device),
         seconds=time.monotonic() - start,
         resumed_from=resumed_from,
+        cut=sum(len(example.input_ids) > config.max_length for example in whole),
+        folded=count_folded(tokenizer, [example.prompt for example in examples]),
     )
 
 

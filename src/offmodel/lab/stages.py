@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
-from offmodel.chat import Example, Prompt, read_examples, user, with_system
+from offmodel.chat import Example, Prompt, count_folded, read_examples, user, with_system
 from offmodel.errors import DataError
 from offmodel.lab.blue_stages import right, train_config, write_labels
 from offmodel.lab.models import open_reference
@@ -247,7 +247,8 @@ def score(ctx: Context) -> None:
         seed=params["seed"], prefill=prefill, on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
     )  # fmt: skip
     write_verdicts(ctx.out / VERDICTS, judged)
-    write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})
+    folded = count_folded(tokenizer, [item.prompt for item in items])
+    write_json(ctx.out / "score.json", {"weights": hash_weights(folder), "folded": folded})
 
 
 @stage_function("cleaned", version=1)
