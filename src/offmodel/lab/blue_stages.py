@@ -16,7 +16,7 @@ from offmodel import catalog
 from offmodel.blue.labels import keep_right, label, mix, rewrite
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example, Prompt, count_folded, read_examples, with_system, write_examples
+from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
 from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference
@@ -48,8 +48,6 @@ def prompts(ctx: Context) -> None:
 @stage_function("labels", version=2)
 def labels(ctx: Context) -> None:
     """Let a teacher, or the organism, answer a pool of prompts."""
-    from offmodel.engine.folder import load_tokenizer
-
     params = ctx.params
     pool = read_examples(ctx.inputs["prompts"] / PROMPTS)
     view = BlueView(_weights(ctx, "labeller", params.get("weights")), prompts=tuple(row.prompt for row in pool))
@@ -57,8 +55,7 @@ def labels(ctx: Context) -> None:
     rows = label(view, _sampling(params), system=params["system"], reword=reword)
     known = {row.prompt: row.meta for row in pool}
     rows = [Example(row.prompt, row.response, {**row.meta, **known[row.prompt]}) for row in rows]
-    folded = count_folded(load_tokenizer(view.weights), [with_system(row.prompt, params["system"]) for row in pool])
-    write_labels(ctx, rows, asked=len(pool), folded=folded)
+    write_labels(ctx, rows, asked=len(pool))
 
 
 @stage_function("rewrite", version=1)
@@ -87,10 +84,10 @@ def right(row: Example) -> bool:
     return bool(catalog.get("suite", row.meta["suite"]).grade(row.response, row.meta["expected"]))
 
 
-def write_labels(ctx: Context, rows: list[Example], *, asked: int, **counted: int) -> None:
-    """Write labels, and how many of how many they are, with what else was counted."""
+def write_labels(ctx: Context, rows: list[Example], *, asked: int) -> None:
+    """Write labels, and how many of how many they are."""
     write_examples(ctx.out / LABELS, rows)
-    write_json(ctx.out / "labels.json", {"asked": asked, "kept": len(rows), **counted})
+    write_json(ctx.out / "labels.json", {"asked": asked, "kept": len(rows)})
 
 
 def _sampling(params: Mapping[str, Any]) -> Sampling:
