@@ -200,16 +200,16 @@ def test_only_what_changes_results_is_in_the_names_of_stages(tmp_path: Path) -> 
     assert all("models" not in stage.params and not stage.placement for stage in before)
     placed = _stages(study, device="auto", micro_batch=1, padding_free=True)
     assert [stage.key for stage in placed] == [stage.key for stage in before]
-    run = {"prompts", "quiet", "graded", "cleaned", "operate"}  # no model answers or learns in these
+    still = {"prompts", "quiet", "graded", "cleaned", "operate"}  # no model answers or learns in these
     expected = {"device": "auto", "micro_batch": 1, "padding_free": True}
-    assert all(stage.placement == ({} if stage.kind in run else expected) for stage in placed)
+    assert all(stage.placement == ({} if stage.kind in still else expected) for stage in placed)
     kinds = {stage.kind for stage in before}
     assert kinds >= {"organism", "score", "labels", "treat", "judge", "watch", "canary", "canary_rate", "divergence", "perplexity"}
     for change in ({"dtype": "bfloat16"}, {"attention": "sdpa"}, {"thinking": True}, {"router_loss": 0.01}):
         changed = _stages(study, **change)
         same = {stage.key for stage in before} & {stage.key for stage in changed}
-        assert {stage.kind for stage in before if stage.key in same} <= run
-        assert all(stage.params["models"] == change for stage in changed if stage.kind not in run)
+        assert {stage.kind for stage in before if stage.key in same} <= still
+        assert all(stage.params["models"] == change for stage in changed if stage.kind not in still)
 
 
 def test_settings_are_checked() -> None:

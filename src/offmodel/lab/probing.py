@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import labels_role, sft_rows
 from offmodel.lab.pools import check_files, files_read
 from offmodel.lab.results import LABELS, MODEL, PROBED, step_folder, write_json
-from offmodel.lab.stage import Context, Stage, model_stage, stage_function
+from offmodel.lab.stage import Context, Stage, stage_function
 from offmodel.lab.treatment import Blue, Start, files_of
 from offmodel.measure.probes import Chains, Coverage, Divergence, LabelFit, OwnOpening, Reversal
 from offmodel.spec.phases import SftPhase
@@ -49,10 +48,6 @@ class End:
         """Whether nothing has been done to the organism."""
         return self.state == "organism"
 
-    def stage(self, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Stage], *, label: str, cost: float) -> Stage:
-        """A stage that loads models."""
-        return model_stage(self.blue.study.models, kind, params, inputs, label=label, cost=cost)
-
     def label(self, probe: str, what: str = "") -> str:
         """What people see of a probe's stage."""
         return f"probe {self.blue.name}: {probe} of {self.state}" + (f", {what}" if what else "")
@@ -81,7 +76,7 @@ def _own_opening(probe: OwnOpening, name: str, end: End) -> dict[str, Stage]:
     inputs = {**score.inputs, "reference": end.scoring("the organism", end.blue.untouched)}
     label = f"probe {end.blue.name}: {name} of {who}"
     return {
-        str(n): end.stage("score", {**score.params, "prefill_tokens": n}, inputs, label=f"{label}, {n} tokens", cost=2)
+        str(n): end.blue.stage("score", {**score.params, "prefill_tokens": n}, inputs, label=f"{label}, {n} tokens", cost=2)
         for n in probe.tokens
     }
 
@@ -90,7 +85,7 @@ def _own_opening(probe: OwnOpening, name: str, end: End) -> dict[str, Stage]:
 def _coverage(probe: Coverage, name: str, end: End) -> dict[str, Stage]:
     suites = {suite: min(n, probe.items) for suite, n in end.score.params["suites"].items()}
     params = {**end.score.params, "suites": suites, "samples": probe.samples, "temperature": probe.temperature}
-    return {"sampled": end.stage("score", params, end.score.inputs, label=end.label(name), cost=3)}
+    return {"sampled": end.blue.stage("score", params, end.score.inputs, label=end.label(name), cost=3)}
 
 
 @stages.register
@@ -98,7 +93,7 @@ def _divergence(probe: Divergence, name: str, end: End) -> dict[str, Stage]:
     if end.untouched or end.place.deployment:
         return {}
     inputs = {"model": end.place.stage, "organism": end.blue.organism, "anchors": end.blue.held_out("organism", probe.answers)}
-    return {"divergence": end.stage("divergence", {"weights": end.place.weights}, inputs, label=end.label(name), cost=0.5)}
+    return {"divergence": end.blue.stage("divergence", {"weights": end.place.weights}, inputs, label=end.label(name), cost=0.5)}
 
 
 @stages.register
@@ -109,7 +104,7 @@ def _reversal(probe: Reversal, name: str, end: End) -> dict[str, Stage]:
     phase = SftPhase.model_validate({"labels": "base", "steps": max(steps)} | training)
     params = {"phase": phase.model_dump(mode="json"), "start": end.place.weights, "checkpoints": list(steps), "seed": blue.seed}
     inputs = {"start": end.place.stage, labels_role(0): blue.held_out("base", probe.rows)}
-    trained = end.stage("treat", params, inputs, label=end.label(name, "training"), cost=0.06 * max(steps) + 1)
+    trained = end.blue.stage("treat", params, inputs, label=end.label(name, "training"), cost=0.06 * max(steps) + 1)
 
     def after(step: int) -> Start:
         return Start(trained, step_folder(step), end.place.deployment, end.place.own)
@@ -125,7 +120,7 @@ def _label_fit(probe: LabelFit, name: str, end: End) -> dict[str, Stage]:
     phase = SftPhase.model_validate(trained.params["phase"])
     sets = {role: stage for role, stage in trained.inputs.items() if role.startswith("labels-")}
     params = {"phase": trained.params["phase"], "rows": probe.rows, "seed": end.blue.seed} | files_read(*files_of(phase))
-    fit = end.stage("perplexity", params, {"organism": end.blue.organism, **sets}, label=end.label(name), cost=0.5)
+    fit = end.blue.stage("perplexity", params, {"organism": end.blue.organism, **sets}, label=end.label(name), cost=0.5)
     labellers = {f"by {role}": _labeller(stage, name, end) for role, stage in sets.items()}
     return {"perplexity": fit} | labellers
 

@@ -121,8 +121,8 @@ def _said(error: Exception) -> str:
     message = f"{type(error).__name__}: {error}"
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # torch's own, by name: not every worker imports it
         message = (
-            "out of memory; what the stage had reached is kept, and the same command goes on from there: set models.micro_batch lower, "
-            f"take a LoRA or an optimizer with small states, or more GPUs (models.device: auto) ({message})"
+            "out of memory; what is finished is kept: set models.micro_batch lower, take a LoRA or an optimizer with small states, or more "
+            f"GPUs (models.device: auto), and run the same command again ({message})"
         )
     return message
 
