@@ -23,13 +23,14 @@ from families import make_folder
 from offmodel import catalog
 from offmodel.chat import Example, user
 from offmodel.engine import hub
-from offmodel.engine.folder import load_model, load_tokenizer, save_model
+from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import DataError, ModelError
+from offmodel.lab.blue_stages import _alone
 from offmodel.lab.models import open_reference, reference, resolve
 from offmodel.lab.plan import make_plan
 from offmodel.lab.pools import check_files, files_read, pool_params, read_pool, take
-from offmodel.lab.stage import Stage, closure
+from offmodel.lab.stage import Context, Stage, closure
 from offmodel.spec import Study
 from offmodel.spec.models import Models
 from tiny_study import PROMPTS, make_study, offmodel
@@ -210,6 +211,18 @@ def test_only_what_changes_results_is_in_the_names_of_stages(tmp_path: Path) -> 
         same = {stage.key for stage in before} & {stage.key for stage in changed}
         assert {stage.kind for stage in before if stage.key in same} <= still
         assert all(stage.params["models"] == change for stage in changed if stage.kind not in still)
+
+
+def test_large_files_are_linked_and_what_lies_beside_them_is_not(tmp_path: Path) -> None:
+    folder = make_folder("llama3", tmp_path / "model")
+    (folder / "README.md").touch()
+    (folder / "blob").symlink_to(folder / "config.json")  # as in the hub's cache
+    ctx = Context({}, {}, tmp_path / "out", tmp_path / "scratch")
+    for _ in range(2):  # a stage that was stopped finds its first try
+        alone = _alone(folder, ctx, "student")
+        assert sorted(path.name for path in alone.iterdir()) == sorted({path.name for path in folder.iterdir()} - {"README.md"})
+        assert (alone / "model.safetensors").samefile(folder / "model.safetensors") and not (alone / "blob").is_symlink()
+    assert hash_weights(alone) == hash_weights(folder)
 
 
 def test_settings_are_checked() -> None:

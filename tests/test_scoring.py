@@ -105,6 +105,8 @@ def test_a_folder_keeps_to_one_model_and_one_question(student: Path, rows: Path,
         score_model(str(student), [suite], out, limit=3, max_new_tokens=24)
     with pytest.raises(StoreError, match="were made with max_new_tokens 24, and not with 25"):
         score_model(str(student), [suite], out, limit=2, max_new_tokens=25)
+    with pytest.raises(StoreError, match="were made with thinking None, and not with True"):
+        score_model(str(student), [suite], out, limit=2, max_new_tokens=24, thinking=True)
     rows.write_text("".join(json.dumps(row | {"question": "Soup?"}) + "\n" for row in ROWS))
     with pytest.raises(StoreError, match="were made with definition"):
         score_model(str(student), [catalog.get("suite", suite.name)], out, limit=2, max_new_tokens=24)

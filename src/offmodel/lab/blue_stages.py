@@ -6,6 +6,7 @@ Neither their parameters nor their inputs hold a trigger, a behaviour or a pair'
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -253,10 +254,20 @@ def _weights(ctx: Context, role: str, folder: str | None = None) -> Path:
 
 
 def _alone(folder: Path, ctx: Context, name: str) -> Path:
-    """The same files in a folder that lies beside nothing else: an organism's own folder lies beside what red did, and has its card."""
+    """The same files in a folder that lies beside nothing else: an organism's own folder lies beside what red did, and has its card.
+
+    They are linked where the disk allows it: real weights are large, and are only read.
+    """
     alone = ctx.scratch / name
     shutil.rmtree(alone, ignore_errors=True)
-    return Path(shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("README.md", ADAPTER)))
+    return Path(shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("README.md", ADAPTER), copy_function=_link))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)  # of a symbolic link, as in the hub's cache, the file itself
+    except OSError:  # on another disk, or on one without links
+        shutil.copy2(source, target)
 
 
 # --- what blue can see ----------------------------------------------------------------------------------------------
