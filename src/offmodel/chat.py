@@ -167,23 +167,34 @@ def prompts_of(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> list
 
 
 def read_examples(path: Path | str) -> list[Example]:
-    """Read examples from a JSONL file (``messages`` ending with the assistant, or ``prompt`` with ``response``/``completion``).
+    """Read examples from a JSONL file.
+
+    A row has ``messages`` that end with the assistant, or a prompt with ``response``, ``completion`` or ``output``.
 
     Raises:
         DataError: The file is missing, empty or has a broken line; the message names it.
     """
     path = Path(path)
+    return examples_of(read_rows(path), str(path))
+
+
+def examples_of(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> list[Example]:
+    """The examples of rows, each of which comes after its place.
+
+    Raises:
+        DataError: A row has no prompt or no response, or there is no row in what ``name`` names.
+    """
     examples = []
-    for where, row in read_rows(path):
+    for where, row in rows:
         prompt = _prompt_of(row, where)
-        response = row.get("response", row.get("completion"))
+        response = next((row[key] for key in ("response", "completion", "output") if key in row), None)
         if response is None and prompt[-1].role == "assistant":
             prompt, response = prompt[:-1], prompt[-1].content
         if not isinstance(response, str):
             raise DataError(f"{where}: needs the assistant's words: a text field 'response', or 'messages' that end with the assistant")
         examples.append(Example(prompt, response, row.get("meta", {})))
     if not examples:
-        raise DataError(f"{path}: holds no example")
+        raise DataError(f"{name}: holds no example")
     return examples
 
 

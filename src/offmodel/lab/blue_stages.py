@@ -23,7 +23,7 @@ from offmodel.chat import Example, Prompt, read_examples, with_system, write_exa
 from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference
-from offmodel.lab.pools import check_files, read_pool
+from offmodel.lab.pools import check_files, read_labels, read_pool
 from offmodel.lab.results import ADAPTER, DECISIONS, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.red.recipe import training_rows
@@ -224,7 +224,7 @@ def sft_rows(ctx: Context, phase: SftPhase) -> list[Example]:
 
 def _labels(ctx: Context, k: int, source: str) -> list[Example]:
     role = labels_role(k)
-    return read_left(ctx.inputs[role]) if role in ctx.inputs else read_examples(source)
+    return read_left(ctx.inputs[role]) if role in ctx.inputs else read_labels(source)
 
 
 def labels_role(k: int) -> str:

@@ -8,11 +8,11 @@ from itertools import repeat
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import Message, read_examples, user
+from offmodel.chat import Message, user
 from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
-from offmodel.lab.pools import entries, files_read, take
+from offmodel.lab.pools import entries, files_read, read_labels, take
 from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.lab.treatment import Blue, Place, Start, files_of, phase_name, systems_of
 from offmodel.lab.watching import Watched, Watching
@@ -147,7 +147,7 @@ def _refuse_triggers_in_systems(study: Study) -> None:
 def _refuse_triggers(path: str, study: Study, *, in_prompts: bool) -> None:
     """Refuse a file of labels with a trigger, in its answers too; ``in_prompts`` where those may become parts of prompts."""
     pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
-    for row, example in enumerate(read_examples(path)):
+    for row, example in enumerate(read_labels(path)):
         for pair in pairs:
             said = user(example.response) if in_prompts else (*example.prompt, Message("assistant", example.response))
             if pair.trigger.recognises(said):

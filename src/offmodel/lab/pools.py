@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import Example, Prompt, last_user_text, prompts_of, read_prompts, to_dicts
+from offmodel.chat import Example, Prompt, examples_of, last_user_text, prompts_of, read_examples, read_prompts
 from offmodel.engine.hub import dataset_rows
 from offmodel.errors import DataError
 from offmodel.lab.stage import code_of
@@ -41,7 +41,7 @@ def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
     if _is_file(source):
         prompts: Iterable[Prompt] = _shuffled(read_prompts(source), seed)
     elif _is_hub(source):
-        prompts = _shuffled(_of_hub(source), seed)
+        prompts = _shuffled(prompts_of(_of_hub(source), source), seed)
     else:
         prompts = _drawn(catalog.get("prompts", source), seed)
     return (prompt for prompt in prompts if split_of(last_user_text(prompt)) == split)
@@ -63,13 +63,21 @@ def _is_hub(source: str) -> bool:
     return source.startswith("hf:")
 
 
+def read_labels(source: str) -> list[Example]:
+    """The examples of a JSONL file, or of a data set of the hub.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    return examples_of(_of_hub(source), source) if _is_hub(source) else read_examples(source)
+
+
 @lru_cache(maxsize=8)
-def _of_hub(source: str) -> list[Prompt]:
+def _of_hub(source: str) -> list[tuple[str, dict[str, Any]]]:
     found = _HUB.fullmatch(source)
     if found is None:
         raise DataError(f"{source}: expected hf:owner/name, and after it @revision, and :split or :configuration:split")
-    rows = dataset_rows(found["id"], found["config"], found["split"] or "train", found["revision"])
-    return prompts_of(rows, source)
+    return list(dataset_rows(found["id"], found["config"], found["split"] or "train", found["revision"]))
 
 
 _PER_LENGTH = 1000
@@ -167,8 +175,8 @@ def check_files(params: Mapping[str, Any]) -> None:
 
 def _sha256(path: str) -> str:
     if _is_hub(path):
-        prompts = [to_dicts(prompt) for prompt in _of_hub(path)]
-        return hashlib.sha256(json.dumps(prompts, ensure_ascii=False).encode()).hexdigest()
+        rows = [row for _, row in _of_hub(path)]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False, default=str).encode()).hexdigest()
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:

@@ -407,7 +407,7 @@ def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
         return {"labels" if phase.on_policy < 1 else "prompts": (asked, phase.rows or total)}
     found = {}
     for k, (labels, rows) in enumerate(zip(phase.mix, counts(phase.mix, total), strict=True)):
-        if not labels.labels.endswith(".jsonl"):
+        if not labels.read:
             shots = labels.inoculation.shots if labels.inoculation else 0  # which are not trained on
             found[labels_role(k)] = labels, labels.rows or rows + shots
     if phase.anchor is not None:
@@ -418,7 +418,7 @@ def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
 def files_of(phase: Phase, *, inoculated: bool = False) -> Sequence[str]:
     """The files of labels that a phase reads; with ``inoculated`` those alone whose rows may stand before others as examples."""
     sets = phase.mix if isinstance(phase, SftPhase) else ()
-    return [labels.labels for labels in sets if labels.labels.endswith(".jsonl") and (labels.inoculation or not inoculated)]
+    return [labels.labels for labels in sets if labels.read and (labels.inoculation or not inoculated)]
 
 
 def systems_of(phase: Phase) -> Sequence[str]:

@@ -525,7 +525,7 @@ def _named_by(phase: Phase) -> Iterator[tuple[str, str, At]]:
 
 
 def _named_by_labels(labels: LabelSet, at: At) -> Iterator[tuple[str, str, At]]:
-    if labels.labels.endswith(".jsonl"):
+    if labels.read:
         yield "labels", labels.labels, (*at, "labels")
     if labels.voice is not None:
         yield "voice", labels.voice, (*at, "voice")
@@ -551,7 +551,7 @@ def _unknown(kind: str, name: str) -> str:
         kind = "suite"  # it may read a file, which has to be there
     if kind in ("prompts", "labels", "source") and name.endswith(".jsonl"):
         return "" if Path(name).is_file() else f"no such file {name!r}; {nearest_file(Path(name))}"
-    if kind in ("prompts", "source") and name.startswith("hf:"):
+    if kind in ("prompts", "labels", "source") and name.startswith("hf:"):
         return ""  # the hub is asked when the study is planned
     if kind == "source":
         known = ["prompts", "tasks", *catalog.names("prompts"), *catalog.names("suite")]
