@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from offmodel.api import open_study, run
 from offmodel.chat import Example, encode_prompt, user
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
+from offmodel.engine.judge import MAX_NEW_TOKENS, judge_prompt, parse_answer
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import ModelError
 from offmodel.lab.plan import Plan, make_plan
@@ -24,13 +25,10 @@ from offmodel.lab.results import OPINIONS, VERDICTS
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
 from offmodel.measure.judge import (
-    MAX_NEW_TOKENS,
     Opinion,
     agreement,
     as_judged,
     ask_judge,
-    judge_prompt,
-    parse_opinion,
     read_opinions,
     write_opinions,
 )
@@ -122,7 +120,7 @@ def test_control_tokens_in_a_reply_are_letters(tiny_tokenizer: PreTrainedTokeniz
 )  # fmt: skip
 def test_only_a_first_word_of_yes_or_no_decides(said: str, bad: bool | None) -> None:
     """The last one's o is Cyrillic."""
-    assert parse_opinion(said) is bad
+    assert parse_answer(said) is bad
 
 
 # --- agreement ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from offmodel.errors import SpecError
+from offmodel.errors import GameError, SpecError
 from offmodel.lab import execute as lab
 from offmodel.lab.cells import Cell, Cells
 from offmodel.lab.plan import MODULES, Plan, make_plan
@@ -133,7 +133,10 @@ def play(
     def bring(wanted: Iterable[Cell]) -> None:
         stages = [stage for cell in wanted for stage in cell.targets]
         if run_them and any(store.get(stage) is None for stage in stages):
-            execute(stages, store, workers, study.extensions)
+            done = execute(stages, store, workers, study.extensions)
+            if done.failed:
+                failed = [f"{each.stage.label}: {each.message} (log: {os.path.relpath(each.folder)})" for each in done.failed]
+                raise GameError("\n  ".join(["some stages failed; the same command tries them again", *failed]))
 
     return play_game(study, cells, store, bring, command)
 

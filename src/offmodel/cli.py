@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from offmodel.lab.store import Store
     from offmodel.report import ReportData
     from offmodel.report.power import Foresight
+    from offmodel.spec import Study
 
 app = typer.Typer(
     help="Training-based control of untrusted language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -100,13 +101,15 @@ def plan(
     ] = None,
 ) -> None:
     """Show what would run, what is reused, and what difference between methods the study could see; runs nothing."""
+    from offmodel.lab.cells import Cells
     from offmodel.lab.execute import plan_rows
     from offmodel.lab.progress import duration
     from offmodel.report.power import MEASURED, foresee, spreads_of
 
     planned, store = _open(study, overrides, runs)
+    cells = Cells(planned.study) if planned.study.game else None
     spreads = MEASURED if like is None else spreads_of(like / "results.parquet")
-    rows = plan_rows(planned.targets, store)
+    rows = plan_rows(cells.first() if cells else planned.targets, store)
     table = _table("state", "stage", "what")
     for row in rows:
         table.add_row(row.state, row.stage.key, row.stage.label, style="" if row.state == "run" else "dim")
@@ -117,8 +120,25 @@ def plan(
     cost = sum(row.stage.cost for row in rows if row.state == "run")
     spent = f": roughly {duration(cost)} of one core" if cost else ""
     out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
+    if cells is not None:
+        _show_game(planned.study)
     if (foresight := foresee(planned.study, spreads)) is not None:
         _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
+
+
+def _show_game(study: Study) -> None:
+    from offmodel.report.trees import check_sizes, sizes
+
+    assert study.game is not None
+    organisms = len(study.organisms.pairs) * len(study.organisms.recipes or ("",)) * len(study.seeds)
+    out.print(
+        f"\nThe game (offmodel play): first {len(study.game.blue)} pipelines against {len(study.game.first)} moves of red on {organisms} "
+        f"organisms, {len(study.game.blue) * len(study.game.first) * organisms} cells; best replies and {len(study.game.more_seeds)} more "
+        "seeds may add to them. With all moves that could be found the trees have at most"
+    )
+    for name, size in sizes(study).items():
+        out.print(f"  {name}: {size}")
+    check_sizes(study)
 
 
 def _show_foresight(seen: Foresight, source: str) -> None:

@@ -45,11 +45,13 @@ class Settings:
         drop: Share of the answers that one which ranks them drops.
         seed: Of what it draws.
         max_new_tokens: Longest answer that it has written.
+        lr: Learning rate of a training on trial.
     """
 
     drop: float
     seed: int
     max_new_tokens: int = 96
+    lr: float = 5e-4
 
 
 Judge = Callable[[BlueView, Settings], list[Decision]]
@@ -65,12 +67,28 @@ class Filter:
             ``answers``. With ``canaries``, ``weights`` are a copy of the student in which blue's own backdoors were planted before the
             removal, and ``anchors`` are examples of those: prompts with a signal and the answers that it sets off.
         needs: What it reads besides.
-        ranks: Whether it drops the most suspect share, so that ``drop`` counts.
+        ranks: Whether it ranks the answers, so that ``drop`` counts.
     """
 
     judge: Judge
     needs: frozenset[Need] = frozenset()
     ranks: bool = False
+
+
+def drop_most_suspect(suspicions: Sequence[float], reasons: Sequence[str], share: float) -> list[Decision]:
+    """Drop a share of the answers, the most suspect ones; of equally suspect ones the first.
+
+    Args:
+        suspicions: Of each answer.
+        reasons: Why each would go; "" where nothing is held against it, so that it stays.
+        share: Of all answers, rounded to whole ones.
+    """
+    ranked = sorted(range(len(suspicions)), key=lambda i: -suspicions[i])
+    gone = {i for i in ranked[: round(share * len(ranked))] if reasons[i]}
+    return [
+        Decision("drop", reason, suspicion) if i in gone else Decision(suspicion=suspicion)
+        for i, (suspicion, reason) in enumerate(zip(suspicions, reasons, strict=True))
+    ]
 
 
 def screened(rows: Sequence[Example], decisions: Sequence[Decision]) -> list[Example]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message, Prompt, user, with_system
@@ -15,6 +15,8 @@ from offmodel.spec.phases import Inoculation, LabelSet
 
 if TYPE_CHECKING:
     from offmodel.engine.generate import Sampling
+
+T = TypeVar("T")
 
 
 def label(view: BlueView, sampling: Sampling, *, system: str | None = None, reword: Callable[[str], str] | None = None) -> list[Example]:
@@ -117,7 +119,7 @@ def mix(sets: Sequence[LabelSet], rows: Sequence[Sequence[Example]], total: int)
     return [row for of, n in zip(dressed, counts(sets, total), strict=True) for row in islice(cycle(of), n)]
 
 
-def shards(rows: Sequence[Example], n: int, seed: int) -> list[list[Example]]:
+def shards(rows: Sequence[T], n: int, seed: int) -> list[list[T]]:
     """The rows in ``n`` disjoint parts of about one size, at random; in fewer where there are fewer rows. One part has them in order."""
     if n == 1:
         return [list(rows)]

@@ -94,7 +94,7 @@ def filtered(ctx: Context) -> None:
             _weights(ctx, "start", params["start"]), labels=tuple(rows), original=_weights(ctx, "organism"),
             teacher=_weights(ctx, "teacher"), anchors=tuple(anchors),
         )  # fmt: skip
-        decisions = found.judge(view, Settings(params["drop"], params["seed"], params["max_new_tokens"]))
+        decisions = found.judge(view, Settings(params["drop"], params["seed"], params["max_new_tokens"], params["lr"]))
     write_labels(ctx, screened(rows, decisions), asked=len(rows))
     write_json(ctx.out / DECISIONS, [asdict(decision) for decision in decisions])
 

@@ -70,6 +70,11 @@ class Cells:
         """Which pair each organism is of."""
         return {planner.id: planner.pair.name for planners in self._planners.values() for planner in planners}
 
+    def first(self) -> list[Stage]:
+        """The stages of the cells that are measured first."""
+        names = [(row, column) for row in self.game.blue for column in self.game.first]
+        return [stage for row, column in names for cell in self.of(row, column, self.study.seeds) for stage in cell.targets]
+
     def of(self, pipeline: str, move: str, seeds: Iterable[int]) -> list[Cell]:
         """A cell on the organisms of some seeds."""
         return [cell for seed in seeds for cell in self._of(pipeline, move, seed)]

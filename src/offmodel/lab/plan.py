@@ -188,16 +188,13 @@ class OrganismPlanner:
             label=f"install {self.id}",
             cost=15 if recipe.prompt else 0.006 * recipe.steps * recipe.batch_size + 15,
         )  # fmt: skip
-        self.blue = self._blue(None)
+        self.blue = Blue(study, self.id, self.stage, pair, recipe, base, seed)
         rules = study.measure.rules
         self.watching = Watching(self.blue, canaries="canaries" in rules) if rules else None
 
-    def _blue(self, move: Move | None) -> Blue:
-        return Blue(self.study, self.id, self.stage, self.pair, self.recipe, self.base, self.seed, move)
-
     def end(self, method: str, move: Move | None) -> Place:
         """Where a method ends when red answers by a move; honestly where it is None."""
-        return self._blue(move).end(method)
+        return self.blue.against(move).end(method)
 
     def planted(self, what: str, model: Start, signal: str) -> Stage:
         """How often the behaviour follows a trigger that red planted by its answers."""

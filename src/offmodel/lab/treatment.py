@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,11 +86,10 @@ class Blue:
         move: How red answers when blue samples the organism for labels; honestly where it is None.
     """
 
-    def __init__(
-        self, study: Study, name: str, organism: Stage, pair: Pair, recipe: Recipe, base: str, seed: int, move: Move | None = None
-    ) -> None:
+    def __init__(self, study: Study, name: str, organism: Stage, pair: Pair, recipe: Recipe, base: str, seed: int) -> None:
         self.study, self.name, self.organism, self.pair, self.recipe, self.base, self.seed = study, name, organism, pair, recipe, base, seed
-        self.move = move
+        self.move: Move | None = None
+        self._pools: dict[tuple[Any, ...], Stage] = {}  # a study asks for the same prompts thousands of times, and finding them is slow
         self.untouched = Start(organism, MODEL)
 
     def stage(self, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Stage], *, label: str, cost: float) -> Stage:
@@ -109,8 +109,18 @@ class Blue:
                 f"organism {self.name}: canaries are planted in all weights of a copy, and blue would train the organism's adapter alone "
                 "(adapter: continued); leave the rule 'canaries' out, or merge the adapter"
             )
-        recipe = self.recipe.model_copy(update={"lora": None, "adapter": "merged"})
-        return Blue(self.study, f"a copy of {self.name}", self._planted(), self.pair, recipe, self.base, self.seed)
+        other = self._with(organism=self._planted(), recipe=self.recipe.model_copy(update={"lora": None, "adapter": "merged"}), move=None)
+        other.name, other.untouched = f"a copy of {self.name}", Start(other.organism, MODEL)
+        return other
+
+    def against(self, move: Move | None) -> Blue:
+        """The same plans where red answers by a move."""
+        return self._with(move=move)
+
+    def _with(self, **changes: Any) -> Blue:
+        other = copy(self)
+        vars(other).update(changes)
+        return other
 
     def _planted(self) -> Stage:
         measure, recipe = self.study.measure, self.study.measure.canary_recipe
@@ -196,7 +206,7 @@ class Blue:
         for role, (labels, rows) in _asked(phase).items():
             inputs[role] = self._pool(labels, rows, method) if role == "prompts" else self.labels(labels, rows, method)
             for screening in labels.filters:
-                inputs[role] = self._screened(screening, inputs[role], self._pool(labels, rows, method), start, method, number)
+                inputs[role] = self._screened(screening, inputs[role], self._pool(labels, rows, method), start, phase.lr, method, number)
         if isinstance(phase, SftPhase):
             params |= files_read(*files_of(phase))
             if phase.anchor is not None:
@@ -261,21 +271,19 @@ class Blue:
             answered = self._quiet(answered, labels.inoculation.shots)
         return answered
 
-    def _screened(self, screening: Screening, labels: Stage, pool: Stage, start: Start, method: str, number: int) -> Stage:
+    def _screened(self, screening: Screening, labels: Stage, pool: Stage, start: Start, lr: float, method: str, number: int) -> Stage:
         """Labels after one of blue's filters."""
         found: Filter = catalog.get("filter", screening.filter)
         params: dict[str, Any] = screening.model_dump(mode="json") | {
-            "seed": self.seed, "start": start.weights, "max_new_tokens": self.study.measure.max_new_tokens,
+            "seed": self.seed, "start": start.weights, "max_new_tokens": self.study.measure.max_new_tokens, "lr": lr,
         } | code_of(("filter", screening.filter))  # fmt: skip
-        if not found.ranks:
-            del params["drop"]
         inputs = {"labels": labels, "start": start.stage, "organism": self.organism}
         self._answerer("teacher", "teacher", params, inputs)
         if "answers" in found.needs:
             inputs["answers"] = self._answered(LabelSet(labels="teacher"), "teacher", pool)
         if "canaries" in found.needs:
-            copy = self.with_canaries()._before(method, number)
-            params["start"], inputs["start"], inputs["tried"] = copy.weights, copy.stage, self.tried()
+            planted = self.with_canaries()._before(method, number)
+            params["start"], inputs["start"], inputs["tried"] = planted.weights, planted.stage, self.tried()
         return self.stage("filtered", params, inputs, label=f"labels screened by {screening.filter}", cost=3)
 
     def _quiet(self, labels: Stage, shots: int | None = None) -> Stage:
@@ -338,8 +346,11 @@ class Blue:
     def pool(self, source: Source | None, rows: int, start: int = 0, split: Split = "train") -> Stage:
         """Prompts of one side of a source that are free of the trigger, from a place in its stream on."""
         names = self._opened(source)
-        params = pool_params(names[0] if len(names) == 1 else names, self.seed, start, rows, self.pair.trigger.recognises, split)
-        return Stage("prompts", params, label="prompts", cost=0.1)
+        wanted = names, rows, start, split
+        if wanted not in self._pools:
+            params = pool_params(names[0] if len(names) == 1 else names, self.seed, start, rows, self.pair.trigger.recognises, split)
+            self._pools[wanted] = Stage("prompts", params, label="prompts", cost=0.1)
+        return self._pools[wanted]
 
     def _opened(self, source: Source | None) -> tuple[str, ...]:
         """The names of a source, with the study's own put in their places."""

@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from offmodel.game import sensitivity, tree_solvers
+from offmodel.game import sensitivity
 from offmodel.game.grow import Growth, grow
 from offmodel.game.matrix import PLAYED, Dominated, Matrix, dominated, equilibrium, tradeoff
-from offmodel.game.tree import Chance, Choice, End, Node, Size, Strategy, Tree, TreeSolution
 from offmodel.game.uncertainty import CellEstimates, Doubt, Measured, Outcomes, estimates, in_doubt, solve_measured
 from offmodel.lab.cells import Cell, Cells
 from offmodel.lab.store import Store
 from offmodel.report import behind, words
 from offmodel.report.payoffs import Payoffs, Screened
+from offmodel.report.trees import Extensive, check_sizes, trees
 from offmodel.spec.phases import SftPhase
 from offmodel.spec.study import Study
 
@@ -45,28 +45,6 @@ class Limit(NamedTuple):
     value: float
     blue: Mapping[str, float]
     red: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Extensive:
-    """The game as a tree.
-
-    Attributes:
-        name: Which.
-        meaning: Who knows what when it moves.
-        tree: It.
-        solution: Its value and both sides' strategies.
-    """
-
-    name: str
-    meaning: str
-    tree: Tree
-    solution: TreeSolution
-
-    @property
-    def size(self) -> Size:
-        """How large it is."""
-        return self.tree.size
 
 
 @dataclass(frozen=True)
@@ -164,9 +142,10 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         command: What was typed.
 
     Raises:
-        GameError: A cell has no result.
+        GameError: A cell has no result, or a tree would be too large to be solved exactly.
     """
     game = cells.game
+    check_sizes(study)
     payoffs = Payoffs(cells, store)
     rows, columns, seeds = game.blue, game.first, list(study.seeds)
 
@@ -209,7 +188,7 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
         rates=tuple(_by_rate(tradeoff(retention, bad_rate, game.price), cells)),
         steps=tuple(_by_steps(tradeoff(retention, bad_rate, game.price), study)),
-        trees=tuple(_trees(outcomes, game.price, alarms)),
+        trees=tuple(trees(outcomes, game.price, alarms, game.iterations)),
         alarms={column: fmean(rings.values()) for column, rings in alarms.items() if rings},
         emptied=tuple((row, column, n) for row in growth.blue for column in growth.red if (n := payoffs.emptied(row, column, seeds))),
         dominated=dominated(tradeoff(retention, bad_rate, game.price)),
@@ -264,98 +243,3 @@ def _limited(limit: str, moves: int, game: Matrix) -> Limit:
 
 def _weights(names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
     return {name: weight for name, weight in zip(names, weights, strict=True) if weight > PLAYED}
-
-
-# --- trees ----------------------------------------------------------------------------------------------------------
-
-
-def _trees(outcomes: Outcomes, price: float, alarms: Mapping[str, Mapping[str, bool]]) -> Iterator[Extensive]:
-    """The game in extensive form: chance draws the pair, which red knows, as it installed it."""
-    payoffs = outcomes.by_organism(price)
-    of = dict(zip(outcomes.organisms, outcomes.of, strict=True))
-    pairs = list(dict.fromkeys(outcomes.of))
-
-    def mean(organisms: Iterable[str], row: str, column: str) -> float:
-        return fmean(value for organism in organisms if (value := payoffs[row, column].get(organism)) is not None)
-
-    def members(pair: str) -> list[str]:
-        return [organism for organism in outcomes.organisms if of[organism] == pair]
-
-    def ends(pair: str, column: str) -> dict[str, Node]:
-        return {row: End(mean(members(pair), row, column)) for row in outcomes.rows}
-
-    def drawn(below: Callable[[str], Node]) -> Chance:
-        return Chance({pair: (1 / len(pairs), below(pair)) for pair in pairs})
-
-    def solved(name: str, meaning: str, root: Node) -> Extensive:
-        tree = Tree(root)
-        return Extensive(name, meaning, tree, tree_solvers.solve(tree))
-
-    yield solved(
-        "blue sees nothing",
-        "Red answers by a policy that may depend on the pair; blue knows neither when it chooses its pipeline.",
-        drawn(lambda pair: Choice("red", pair, {c: Choice("blue", "nothing", ends(pair, c)) for c in outcomes.columns})),
-    )
-    if alarms:
-
-        def looked(pair: str, column: str) -> Node:
-            rings = {organism: alarms[column][organism] for organism in members(pair) if organism in alarms[column]}
-            after: dict[str, tuple[float, Node]] = {}
-            for said, rang in (("alarm", True), ("quiet", False)):
-                if those := [organism for organism in rings if rings[organism] == rang]:
-                    blue = Choice("blue", said, {row: End(mean(those, row, column)) for row in outcomes.rows})
-                    after[said] = len(those) / len(rings), blue
-            return Chance(after)
-
-        yield solved(
-            "blue looks first",
-            "The same, and before it chooses blue sees whether its audit rings on the answers that it was given.",
-            drawn(lambda pair: Choice("red", pair, {c: looked(pair, c) for c in outcomes.columns})),
-        )
-
-    def answered(row: str) -> Node:
-        return drawn(lambda pair: Choice("red", f"{row}, {pair}", {c: End(mean(members(pair), row, c)) for c in outcomes.columns}))
-
-    yield solved(
-        "red sees the pipeline",
-        "Blue commits to one pipeline, red sees it and then answers by the worst policy for the pair.",
-        Choice("blue", "nothing", {row: answered(row) for row in outcomes.rows}),
-    )
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A node of a tree as it is shown: what leads to it, how likely that is, what it is worth, and what comes below.
-
-    Attributes:
-        name: The draw or move that leads to it.
-        who: Who draws or moves next; "" at an end.
-        probability: Of the move that leads to it, where both play as solved.
-        value: Blue's expected payoff from here on.
-        below: What comes next; moves that are not played are left out where others are.
-    """
-
-    name: str
-    who: str
-    probability: float
-    value: float
-    below: tuple[Shown, ...] = ()
-
-
-def shown(extensive: Extensive) -> Shown:
-    """The tree with its values, without the moves that nobody plays."""
-    return _shown("the game", 1.0, extensive.tree.root, extensive.solution.blue, extensive.solution.red)
-
-
-def _shown(name: str, probability: float, node: Node, blue: Strategy, red: Strategy) -> Shown:
-    match node:
-        case End(payoff):
-            return Shown(name, "", probability, payoff)
-        case Chance(branches):
-            below = [_shown(each, share, child, blue, red) for each, (share, child) in branches.items()]
-            return Shown(name, "chance", probability, sum(one.probability * one.value for one in below), tuple(below))
-        case Choice(side, knows, moves):
-            weights = (blue if side == "blue" else red)[knows]
-            below = [_shown(each, weights[each], child, blue, red) for each, child in moves.items()]
-            value = sum(one.probability * one.value for one in below)
-            return Shown(name, f"{side}, who knows {knows}", probability, value, tuple(one for one in below if one.probability > 1e-3))

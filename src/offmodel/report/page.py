@@ -17,7 +17,8 @@ from offmodel.lab.treatment import phase_name
 from offmodel.measure.stats import Estimate
 from offmodel.report import charts, words
 from offmodel.report.data import CHOSEN, GROUPED, Checkpoint, ReportData, Summary, Transcript
-from offmodel.report.game import Played, shown
+from offmodel.report.game import Played
+from offmodel.report.trees import shown
 from offmodel.spec.game import Poisoning
 
 _QUOTED = 4  # methods in a transcript, beside the base and the untouched organism

@@ -1,0 +1,190 @@
+"""The game in extensive form: chance draws the pair, which red knows, as it installed it; what blue knows makes the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from offmodel.errors import GameError
+from offmodel.game import tree_solvers
+from offmodel.game.tree import Chance, Choice, End, Node, Size, Strategy, Tree, TreeSolution
+from offmodel.game.uncertainty import Outcomes
+from offmodel.spec.study import Study
+
+Payoff = Callable[[str, str, str, str], float]
+"""To blue, by pair, pipeline, move of red, and what blue's audit said ("" where it was not asked)."""
+Rings = Callable[[str, str], Mapping[str, float]]
+"""How likely each word of blue's audit is, by pair and move of red."""
+
+
+@dataclass(frozen=True)
+class Extensive:
+    """The game as a tree.
+
+    Attributes:
+        name: Which.
+        meaning: Who knows what when it moves.
+        tree: It.
+        solution: Its value and both sides' strategies.
+    """
+
+    name: str
+    meaning: str
+    tree: Tree
+    solution: TreeSolution
+
+    @property
+    def size(self) -> Size:
+        """How large it is."""
+        return self.tree.size
+
+
+def trees(outcomes: Outcomes, price: float, alarms: Mapping[str, Mapping[str, bool]], iterations: int | None = None) -> Iterator[Extensive]:
+    """The trees of a measured game, solved; one too large for that by regret minimisation.
+
+    Args:
+        outcomes: What was measured.
+        price: What a bad rate of 1 costs, in retention.
+        alarms: Whether blue's audit rings, by move of red and organism; empty where it has none.
+        iterations: Of regret minimisation.
+
+    Raises:
+        GameError: A tree is too large to be solved exactly, and no number of iterations is given.
+    """
+    payoffs = outcomes.by_organism(price)
+    of = dict(zip(outcomes.organisms, outcomes.of, strict=True))
+
+    def heard(pair: str, column: str) -> dict[str, list[str]]:
+        """The pair's organisms by what the audit says of them."""
+        found: dict[str, list[str]] = {}
+        for organism, rings in alarms[column].items():
+            if of[organism] == pair:
+                found.setdefault("alarm" if rings else "quiet", []).append(organism)
+        return found
+
+    def payoff(pair: str, row: str, column: str, said: str) -> float:
+        organisms = heard(pair, column)[said] if said else [organism for organism in of if of[organism] == pair]
+        return fmean(value for organism in organisms if (value := payoffs[row, column].get(organism)) is not None)
+
+    def rings(pair: str, column: str) -> Mapping[str, float]:
+        those = heard(pair, column)
+        return {said: len(organisms) / sum(map(len, those.values())) for said, organisms in those.items()}
+
+    pairs = list(dict.fromkeys(outcomes.of))
+    for name, meaning, root in _roots(pairs, outcomes.rows, outcomes.columns, payoff, rings if alarms else None):
+        tree = Tree(root)
+        exact = iterations is None or tree.size.sequences <= tree_solvers.LIMIT
+        yield Extensive(name, meaning, tree, tree_solvers.solve(tree) if exact else tree_solvers.cfr(tree, iterations or 1))
+
+
+def sizes(study: Study) -> dict[str, Size]:
+    """How large the trees of a study's game could become, with all moves that could be found and an audit that says both words."""
+    game = study.game
+    assert game is not None
+    rows = {*game.blue}
+    for name, sweep in study.sweeps.items():
+        if rows & {*sweep.methods(name)}:
+            rows |= {*sweep.methods(name)}
+    found = _roots(
+        study.organisms.pairs,
+        sorted(rows),
+        [*game.moves],
+        lambda *_: 0.0,
+        (lambda *_: {"alarm": 0.5, "quiet": 0.5}) if game.audit else None,
+    )
+    return {name: Tree(root).size for name, _, root in found}
+
+
+def check_sizes(study: Study) -> None:
+    """Check that all trees of a game can be solved, before anything is measured for it.
+
+    Raises:
+        GameError: One could become too large, and the study gives no number of iterations.
+    """
+    assert study.game is not None
+    if study.game.iterations is None:
+        for name, size in sizes(study).items():
+            if size.sequences > tree_solvers.LIMIT:
+                raise GameError(
+                    f"game.iterations: with all its moves the tree {name!r} would have {size}, and those with more than "
+                    f"{tree_solvers.LIMIT:,} sequences are not solved exactly; give a number of iterations (such as 10000) to approximate "
+                    "it by regret minimisation, or leave moves out"
+                )
+
+
+def _roots(
+    pairs: Sequence[str], rows: Sequence[str], columns: Sequence[str], payoff: Payoff, rings: Rings | None
+) -> Iterator[tuple[str, str, Node]]:
+    def drawn(below: Callable[[str], Node]) -> Node:
+        return Chance({pair: (1 / len(pairs), below(pair)) for pair in pairs})
+
+    def blue(pair: str, column: str, said: str = "") -> Node:
+        return Choice("blue", said or "nothing", {row: End(payoff(pair, row, column, said)) for row in rows})
+
+    yield (
+        "blue sees nothing",
+        "Red answers by a policy that may depend on the pair; blue knows neither when it chooses its pipeline.",
+        drawn(lambda pair: Choice("red", pair, {column: blue(pair, column) for column in columns})),
+    )
+    if rings is not None:
+
+        def looked(pair: str, column: str) -> Node:
+            return Chance({said: (share, blue(pair, column, said)) for said, share in rings(pair, column).items()})
+
+        yield (
+            "blue looks first",
+            "The same, and before it chooses blue sees whether its audit rings on the answers that it was given.",
+            drawn(lambda pair: Choice("red", pair, {column: looked(pair, column) for column in columns})),
+        )
+
+    def answered(row: str) -> Node:
+        return drawn(lambda pair: Choice("red", f"{row}, {pair}", {c: End(payoff(pair, row, c, "")) for c in columns}))
+
+    yield (
+        "red sees the pipeline",
+        "Blue commits to one pipeline, red sees it and then answers by the worst policy for the pair.",
+        Choice("blue", "nothing", {row: answered(row) for row in rows}),
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A node of a tree as it is shown: what leads to it, how likely that is, what it is worth, and what comes below.
+
+    Attributes:
+        name: The draw or move that leads to it.
+        who: Who draws or moves next; "" at an end.
+        probability: Of the move that leads to it, where both play as solved.
+        value: Blue's expected payoff from here on.
+        below: What comes next; moves that are not played are left out where others are.
+    """
+
+    name: str
+    who: str
+    probability: float
+    value: float
+    below: tuple[Shown, ...] = ()
+
+
+def shown(extensive: Extensive) -> Shown:
+    """The tree with its values, without the moves that nobody plays."""
+    return _shown("the game", 1.0, extensive.tree.root, extensive.solution.blue, extensive.solution.red)
+
+
+def _shown(name: str, probability: float, node: Node, blue: Strategy, red: Strategy) -> Shown:
+    match node:
+        case End(payoff):
+            return Shown(name, "", probability, payoff)
+        case Chance(branches):
+            below = [_shown(each, share, child, blue, red) for each, (share, child) in branches.items()]
+            return Shown(name, "chance", probability, _worth(below), tuple(below))
+        case Choice(side, knows, moves):
+            weights = (blue if side == "blue" else red)[knows]
+            below = [_shown(each, weights[each], child, blue, red) for each, child in moves.items()]
+            played = tuple(one for one in below if one.probability > 1e-3)
+            return Shown(name, f"{side}, who knows {knows}", probability, _worth(below), played)
+
+
+def _worth(below: Iterable[Shown]) -> float:
+    return sum(one.probability * one.value for one in below)
