@@ -224,7 +224,7 @@ Spoil = Callable[[str], str]
         (
             "labels: teacher",
             "labels: techer",
-            "methods.plain[0].labels: expected teacher, organism, base or a .jsonl file, got the text 'techer'",
+            "methods.plain[0].labels: expected teacher, organism, base or a .jsonl file (or hf:owner/name), got the text 'techer'",
         ),
         ("seeds:", "seeds: [", "not valid YAML"),
     ],

@@ -255,7 +255,7 @@ def test_a_saved_adapter_goes_on_where_it_was(tiny_model: PreTrainedModel, tiny_
     plain = copy.deepcopy(tiny_model)
     config = TrainConfig(steps=4, lr=1e-2, batch_size=4, lora=LoraSettings(rank=4, alpha=8))
     train(tiny_model, tiny_tokenizer, _EXAMPLES, config)
-    save_adapter(tiny_model, tmp_path / "adapter")
+    save_adapter(tiny_model, tmp_path / "adapter", None)
     assert str(tmp_path) not in (tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
     before = _weights(plain)
     load_adapter(plain, tmp_path / "adapter")
@@ -270,7 +270,7 @@ def test_a_saved_adapter_goes_on_where_it_was(tiny_model: PreTrainedModel, tiny_
     with pytest.raises(ModelError, match="holds no adapter"):
         load_adapter(merge(plain), tmp_path)
     with pytest.raises(ModelError, match="no LoRA adapter that could be saved"):
-        save_adapter(plain, tmp_path / "none")
+        save_adapter(plain, tmp_path / "none", None)
 
 
 def test_orthogonalize_brings_singular_values_near_one() -> None:

@@ -11,8 +11,7 @@ from inspect_ai.log import read_eval_log
 
 from offmodel import catalog
 from offmodel.engine import generate as engine
-from offmodel.errors import ModelError, SpecError, StoreError
-from offmodel.lab.models import fetch
+from offmodel.errors import SpecError, StoreError
 from offmodel.lab.plan import make_plan
 from offmodel.lab.pools import pool_params, read_pool
 from offmodel.lab.scoring import score_model
@@ -106,6 +105,8 @@ def test_a_folder_keeps_to_one_model_and_one_question(student: Path, rows: Path,
         score_model(str(student), [suite], out, limit=3, max_new_tokens=24)
     with pytest.raises(StoreError, match="were made with max_new_tokens 24, and not with 25"):
         score_model(str(student), [suite], out, limit=2, max_new_tokens=25)
+    with pytest.raises(StoreError, match="were made with thinking None, and not with True"):
+        score_model(str(student), [suite], out, limit=2, max_new_tokens=24, thinking=True)
     rows.write_text("".join(json.dumps(row | {"question": "Soup?"}) + "\n" for row in ROWS))
     with pytest.raises(StoreError, match="were made with definition"):
         score_model(str(student), [catalog.get("suite", suite.name)], out, limit=2, max_new_tokens=24)
@@ -121,27 +122,6 @@ def test_what_cannot_be_asked_is_refused(student: Path, rows: Path, tmp_path: Pa
     ):
         done = offmodel("score", "--model", student, "--out", tmp_path / "a", *arguments)
         assert done.code == 2 and message in done.err and not (tmp_path / "a").exists()
-
-
-def test_a_hub_id_is_downloaded_without_code(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        if name == "some/other":
-            raise OSError("404")
-        asked[name] = allow_patterns
-        return str(student)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.chdir(tmp_path)
-    ref, folder = fetch("some/model")
-    assert (ref.name, folder) == ("some/model", student) and ref.weights == fetch(str(student))[0].weights
-    assert asked == {"some/model": ["*.safetensors", "*.json", "*.jinja"]}
-    with pytest.raises(ModelError, match="some/other: is no folder, and the hub does not give such a model"):
-        fetch("some/other")
-    for name in ("./model", f"{student.parent}/studnt", "models"):  # looks like a folder, and is not asked for on the hub
-        with pytest.raises(ModelError, match="no such model folder"):
-            fetch(name)
 
 
 def test_a_batch_has_a_prompt(student: Path, tmp_path: Path) -> None:

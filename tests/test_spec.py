@@ -377,7 +377,7 @@ def test_every_kind_of_phase_survives_being_written_down() -> None:
         (
             "labels: organism",
             "labels: organsm",
-            "11: methods.reminder[1].labels: expected teacher, organism, base or a .jsonl file, got the text",
+            "11: methods.reminder[1].labels: expected teacher, organism, base or a .jsonl file (or hf:owner/name), got the text",
         ),
         ("labels: teacher", "labels: nowhere.jsonl", "10: methods.pirate[0].voice: nobody is asked for it"),
         ("[0, 5, end]", "[0, 5, End]", "13: measure.checkpoints[2]: expected a step (0, 1, 2 ...) or 'end', got the text 'End'"),

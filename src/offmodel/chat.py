@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from offmodel.errors import DataError, ModelError
+from offmodel.spec.models import current
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
@@ -145,33 +148,53 @@ def read_prompts(path: Path | str) -> list[Prompt]:
         DataError: The file is missing, empty or has a broken line; the message names it.
     """
     path = Path(path)
+    return prompts_of(read_rows(path), str(path))
+
+
+def prompts_of(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> list[Prompt]:
+    """The prompts of rows, each of which comes after its place; a closing assistant turn is dropped.
+
+    Raises:
+        DataError: A row has no prompt, or there is no row in what ``name`` names.
+    """
     prompts = []
-    for where, row in read_rows(path):
+    for where, row in rows:
         prompt = _prompt_of(row, where)
         prompts.append(prompt[:-1] if prompt[-1].role == "assistant" else prompt)
     if not prompts:
-        raise DataError(f"{path}: holds no prompt")
+        raise DataError(f"{name}: holds no prompt")
     return prompts
 
 
 def read_examples(path: Path | str) -> list[Example]:
-    """Read examples from a JSONL file (``messages`` ending with the assistant, or ``prompt`` with ``response``/``completion``).
+    """Read examples from a JSONL file.
+
+    A row has ``messages`` that end with the assistant, or a prompt with ``response``, ``completion`` or ``output``.
 
     Raises:
         DataError: The file is missing, empty or has a broken line; the message names it.
     """
     path = Path(path)
+    return examples_of(read_rows(path), str(path))
+
+
+def examples_of(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> list[Example]:
+    """The examples of rows, each of which comes after its place.
+
+    Raises:
+        DataError: A row has no prompt or no response, or there is no row in what ``name`` names.
+    """
     examples = []
-    for where, row in read_rows(path):
+    for where, row in rows:
         prompt = _prompt_of(row, where)
-        response = row.get("response", row.get("completion"))
+        response = next((row[key] for key in ("response", "completion", "output") if key in row), None)
         if response is None and prompt[-1].role == "assistant":
             prompt, response = prompt[:-1], prompt[-1].content
         if not isinstance(response, str):
             raise DataError(f"{where}: needs the assistant's words: a text field 'response', or 'messages' that end with the assistant")
         examples.append(Example(prompt, response, row.get("meta", {})))
     if not examples:
-        raise DataError(f"{path}: holds no example")
+        raise DataError(f"{name}: holds no example")
     return examples
 
 
@@ -194,6 +217,18 @@ class Encoded(NamedTuple):
     input_ids: list[int]
     completion_mask: list[int]
 
+    def cut(self, max_length: int) -> Encoded:
+        """The first ``max_length`` tokens.
+
+        Raises:
+            DataError: No token that the loss counts on is among them.
+        """
+        short = Encoded(self.input_ids[:max_length], self.completion_mask[:max_length])
+        if not any(short.completion_mask):
+            prompt = self.completion_mask.index(1) if 1 in self.completion_mask else len(self.completion_mask)
+            raise DataError(f"no token of the response is left to train on: the prompt has {prompt} tokens, max_length is {max_length}")
+        return short
+
 
 _QUOTE = "\ufdd0"
 """A code point that Unicode keeps free for the inner use of programs."""
@@ -210,11 +245,54 @@ def _quote(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str | None = None) -> str:
-    """The chat as the template writes it, with all that its turns say quoted; without a response it waits for the assistant."""
+    """The chat as the template writes it, with all that its turns say quoted; without a response it waits for the assistant.
+
+    A system prompt stands at the head of the first user turn where the template has no place for it. Templates that know no thinking
+    overlook ``enable_thinking``.
+    """
     turns = [*prompt] if response is None else [*prompt, Message("assistant", response)]
+    if turns and turns[0].role == "system" and not has_system_role(tokenizer):
+        turns = _folded(turns)
     quoted = [{"role": turn.role, "content": _quote(tokenizer, turn.content)} for turn in turns]
-    text: str = tokenizer.apply_chat_template(quoted, tokenize=False, add_generation_prompt=response is None)
+    text: str = tokenizer.apply_chat_template(
+        quoted, tokenize=False, add_generation_prompt=response is None, enable_thinking=current().thinking
+    )
     return text
+
+
+def _folded(turns: list[Message]) -> list[Message]:
+    """The same turns, with the first, a system prompt, put before the words of the user."""
+    system, *rest = turns
+    if rest and rest[0].role == "user":
+        return [Message("user", f"{system.content}\n\n{rest[0].content}"), *rest[1:]]
+    return [Message("user", system.content), *rest]
+
+
+_system_roles: dict[str, bool] = {}
+"""By chat template, whether it has a place for a system prompt."""
+
+
+def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template has a place for a system prompt: some refuse one (Gemma's), some pass over it.
+
+    Where it has none, the system prompt of a chat goes before the words of its first user turn, with an empty line between.
+    """
+    from jinja2 import TemplateError
+
+    template = str(tokenizer.chat_template)
+    if template not in _system_roles:
+        mark = "a system prompt"
+        try:
+            turns = [{"role": "system", "content": mark}, {"role": "user", "content": "a question"}]
+            _system_roles[template] = mark in tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            _system_roles[template] = False
+    return _system_roles[template]
+
+
+def count_folded(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> int:
+    """How many prompts have their system prompt at the head of the first user turn, as the chat template has no place for one."""
+    return 0 if has_system_role(tokenizer) else sum(prompt[0].role == "system" for prompt in prompts)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
@@ -235,7 +313,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prefill: s
     return _token_ids(tokenizer, _render(tokenizer, prompt) + _quote(tokenizer, prefill))
 
 
-def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int = sys.maxsize) -> Encoded:
     """Token ids and loss mask of an example; the loss counts on the response and its end of turn, nowhere else.
 
     The mask comes from the rendered prefix, which every chat template has, and is checked: the rendering with the response
@@ -254,21 +332,24 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_len
         )
     prompt_ids = _token_ids(tokenizer, prefix)
     response_ids = _token_ids(tokenizer, whole[len(prefix) :])
-    ids = (prompt_ids + response_ids)[:max_length]
-    mask = ([0] * len(prompt_ids) + [1] * len(response_ids))[:max_length]
-    if not any(mask):
-        raise DataError(
-            f"no token of the response is left to train on: the prompt has {len(prompt_ids)} tokens, max_length is {max_length}"
-        )
-    return Encoded(ids, mask)
+    return Encoded(prompt_ids + response_ids, [0] * len(prompt_ids) + [1] * len(response_ids)).cut(max_length)
 
 
-def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int = sys.maxsize) -> list[Encoded]:
     """Encode many examples; an error names the row."""
-    encoded = []
-    for i, example in enumerate(examples):
+    return _each(examples, lambda example: encode_example(tokenizer, example, max_length))
+
+
+def cut_examples(encoded: Sequence[Encoded], max_length: int) -> list[Encoded]:
+    """Cut many examples; an error names the row."""
+    return _each(encoded, lambda example: example.cut(max_length))
+
+
+def _each(rows: Sequence[T], change: Callable[[T], Encoded]) -> list[Encoded]:
+    changed = []
+    for i, row in enumerate(rows):
         try:
-            encoded.append(encode_example(tokenizer, example, max_length))
+            changed.append(change(row))
         except DataError as error:
             raise DataError(f"example {i}: {error}") from None
-    return encoded
+    return changed

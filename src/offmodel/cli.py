@@ -290,13 +290,14 @@ def score(
     batch: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; what the suite says if left out.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="A model with a thinking mode thinks before it answers.")] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="Write Inspect logs too, for inspect view.")] = False,
     extensions: Extensions = None,
 ) -> None:
     """Score any causal model on capability suites (--model, --suite), or judge a study's stored answers again (STUDY --again)."""
     _extend(extensions)
     if model is not None and suites and study is None and not again:
-        settings = _Asked(limit=limit, seed=seed, batch_size=batch, max_new_tokens=max_new_tokens, dtype=dtype)
+        settings = _Asked(limit=limit, seed=seed, batch_size=batch, max_new_tokens=max_new_tokens, dtype=dtype, thinking=thinking)
         folder = folder or runs / "scores" / re.sub(r"[^\w.-]+", "_", model).strip("._")
         _score_model(model, suites, dict(_assignment("--data", each, suites) for each in data or ()), folder, settings, inspect=inspect)
     elif study is not None and again and model is None and not suites:
@@ -330,6 +331,7 @@ class _Asked(TypedDict):
     batch_size: int
     max_new_tokens: int | None
     dtype: str | None
+    thinking: bool
 
 
 def _score_model(model: str, suites: list[str], files: dict[str, str], folder: Path, settings: _Asked, *, inspect: bool) -> None:

@@ -162,24 +162,24 @@ class BlueView:
         )
 
     def _student(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from offmodel.engine.folder import load_model, load_tokenizer
+        from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
         from offmodel.engine.lora import load_adapter
 
         model = load_model(self.weights)
         if self.adapter is not None:
-            load_adapter(model, self.adapter)
+            load_adapter(model, self.adapter, hash_weights(self.weights))
         return model, load_tokenizer(self.weights)
 
     def _keep(self, tokenizer: PreTrainedTokenizerBase, save: Callable[[int], Path], step: int, model: PreTrainedModel) -> None:
         from offmodel.engine.folder import save_model
-        from offmodel.engine.lora import has_adapter, merge, save_adapter
+        from offmodel.engine.lora import base_of, has_adapter, merge, save_adapter
 
         folder = save(step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a training that was stopped
         # Of a model in training only a copy may be merged.
         save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, folder)
         if self.adapter is not None:
-            save_adapter(model, folder / self.adapter.name)
+            save_adapter(model, folder / self.adapter.name, base_of(self.adapter))
 
 
 def _only_chat(name: str, prompt: object) -> None:

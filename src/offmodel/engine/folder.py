@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from offmodel.errors import ModelError, did_you_mean
+from offmodel.spec.models import current
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,33 +68,43 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: Path | str, *, dtype: str = "float32", device: str | torch.device = "cpu") -> PreTrainedModel:
+def load_model(path: Path | str, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
     """Load a causal language model from a folder, in eval mode.
 
     Args:
         path: A folder in Hugging Face layout.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        device: Where the weights go.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None for what :func:`offmodel.spec.models.current` says.
+        device: Where the weights go, see :class:`offmodel.spec.models.Models`; None likewise.
 
     Raises:
         ModelError: The folder cannot be used, or its tensors do not fit its config: transformers would fill such gaps with random
-            numbers.
+            numbers. Or there is no such device, or no such attention kernel.
     """
-    path = check_model_folder(path)
+    path, how = check_model_folder(path), current()
+    dtype, device = dtype or how.dtype, device or how.device
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown: {did_you_mean(dtype, DTYPES)}")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ModelError(
+            f"{path}: is to be loaded on a GPU (device {device!r}), and torch finds none here; use device 'cpu' or a machine with one"
+        )
     try:
         with _quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
-                path, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+                path, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True,
+                attn_implementation=how.attention, device_map=None if device == "cpu" else device,
+            )  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{path}: does not fit into the GPU's memory as {dtype}; take a smaller dtype, or more GPUs (device 'auto')"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded ({error})") from error
     gaps = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if gaps:
         kind, names = next(iter(gaps.items()))
         raise ModelError(f"{path}: weights and config.json do not fit: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}")
-    return model.to(device).eval()
+    return model.eval()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str) -> str:

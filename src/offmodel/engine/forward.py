@@ -18,8 +18,12 @@ from offmodel.errors import DataError, ModelError, SpecError
 
 IGNORED = -100  # the label of a token without loss
 
-Batch = Mapping[str, Tensor]
-"""``input_ids``, ``attention_mask`` and ``labels``, each ``[rows, tokens]``, on the model's device."""
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""What a model takes of a batch."""
+
+Batch = Mapping[str, Any]
+"""``input_ids`` and ``labels``, each ``[rows, tokens]``, on the model's device; and ``attention_mask``, or where examples lie one after the
+other in a single row, what says where each begins."""
 
 
 def responses(model: PreTrainedModel, batch: Batch) -> ModelOutput:
@@ -29,7 +33,8 @@ def responses(model: PreTrainedModel, batch: Batch) -> ModelOutput:
     """
     wanted = batch["labels"][:, 1:] != IGNORED
     columns = wanted.any(0).nonzero().squeeze(-1)
-    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=columns, use_cache=False)
+    inputs = {name: batch[name] for name in _INPUTS if name in batch}
+    outputs = model(**inputs, logits_to_keep=columns, use_cache=False)
     outputs.logits = outputs.logits[wanted[:, columns]]
     return outputs
 

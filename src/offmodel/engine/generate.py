@@ -167,13 +167,21 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase, sampling: Sampling, e
 
 @contextmanager
 def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Make ``config`` all there is: ``generate`` fills what an argument leaves open from the model's own generation config."""
-    own = model.generation_config
+    """Make ``config`` all there is: ``generate`` fills what an argument leaves open from the model's own generation config.
+
+    A mixture of experts gives no router logits meanwhile: its balancing loss fails on the steps of a decoding, and nobody reads it.
+    """
+    own, of_model = model.generation_config, model.config.get_text_config()
+    router_logits = getattr(of_model, "output_router_logits", False)
     model.generation_config = config
+    if router_logits:
+        of_model.output_router_logits = False
     try:
         yield
     finally:
         model.generation_config = own
+        if router_logits:
+            of_model.output_router_logits = True
 
 
 def _check_length(model: PreTrainedModel, encoded: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,12 @@ from transformers import PreTrainedModel
 
 from offmodel.errors import ModelError
 
-_NAME = "default"
+_NAME, _CONFIG, _NAMED, _BASE = "default", "adapter_config.json", "base_model_name_or_path", "weights-"
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """A low-rank adapter.
+    """A low-rank adapter; it is kept in float32, whatever the model's weights are in.
 
     Attributes:
         rank: Rank of every update.
@@ -59,6 +60,15 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
             ),
             _NAME,
         )
+    model.peft_config[_NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
+    _in_float32(model)
+
+
+def _in_float32(model: PreTrainedModel) -> None:
+    """Keep the adapter in float32, whatever the weights are in: small steps would be rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def make_ready(model: PreTrainedModel, settings: LoraSettings | None, seed: int) -> None:
@@ -86,31 +96,57 @@ def has_adapter(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def save_adapter(model: PreTrainedModel, path: Path) -> None:
+def save_adapter(model: PreTrainedModel, path: Path, base: str | None) -> None:
     """Write the adapter alone, in PEFT's layout, to a new folder.
+
+    Args:
+        model: Carries it.
+        path: The folder.
+        base: The hash of the weights that it belongs to (:func:`offmodel.engine.folder.hash_weights`), by which it names its base; None
+            where that is not known.
 
     Raises:
         ModelError: The model carries no adapter.
     """
     if not has_adapter(model):
         raise ModelError(f"{path}: the model carries no LoRA adapter that could be saved")
-    model.peft_config[_NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
     model.save_pretrained(path)
+    if base is not None:  # written afterwards: PEFT looks for what it takes for a model's name on the hub
+        config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+        (path / _CONFIG).write_text(json.dumps(config | {_NAMED: _BASE + base}, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def load_adapter(model: PreTrainedModel, path: Path) -> None:
+def base_of(path: Path) -> str | None:
+    """The hash of the weights that a saved adapter belongs to; None where it does not say."""
+    named = json.loads((path / _CONFIG).read_text(encoding="utf-8")).get(_NAMED)
+    return named.removeprefix(_BASE) if named is not None and named.startswith(_BASE) else None
+
+
+def load_adapter(model: PreTrainedModel, path: Path, base: str | None = None) -> None:
     """Put an adapter that :func:`save_adapter` wrote on a plain model, to be trained on; the rest is frozen.
 
+    Args:
+        model: Carries none.
+        path: The adapter's folder.
+        base: The hash of the model's weights, which the adapter must name if it names any; None does not ask.
+
     Raises:
-        ModelError: There is none, or it does not fit the model.
+        ModelError: There is none, or it belongs to another base.
     """
     if has_adapter(model):
         raise ModelError(f"{path}: the model carries an adapter already; merge(model) first")
     if not (path / "adapter_model.safetensors").is_file():
         raise ModelError(f"{path}: holds no adapter (adapter_model.safetensors)")
+    named = base_of(path)
+    if None not in (base, named) and base != named:
+        raise ModelError(
+            f"{path}: belongs to a base with the weights {named}, and this model's are {base}; load it on the model that it was trained on"
+        )
     conversions = getattr(model, "_weight_conversions", None)
     with _quiet_about_experts():
         model.load_adapter(str(path), _NAME, is_trainable=True)
+    model.peft_config[_NAME].base_model_name_or_path = None
+    _in_float32(model)
     # transformers leaves the adapter's names of tensors in their place, under which the merged model would be saved.
     model._weight_conversions = conversions
 

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from offmodel.errors import ModelError
+
 Schedule = Literal["constant", "cosine", "linear"]
+Optimizer = Literal["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+"""AdamW (arXiv 1711.05101); :class:`Muon`; AdamW with states of 8 bits (arXiv 2110.02861), with states that are paged between GPU and main
+memory, or with both, by bitsandbytes. 8 bits need a quarter of the memory of states in float32; small parameters keep theirs."""
 
 _MOMENTUM = 0.95
 _EPSILON = 1e-8
@@ -104,16 +109,35 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def make_optimizer(
-    model: PreTrainedModel, name: Literal["adamw", "muon"], lr: float, lr_rest: float, betas: tuple[float, float], weight_decay: float
+    model: PreTrainedModel, name: Optimizer, lr: float, lr_rest: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimizer of a training over all parameters that require gradients; AdamW decays matrices only."""
+    """The optimizer of a training over all parameters that require gradients; AdamW decays matrices only.
+
+    Raises:
+        ModelError: One of bitsandbytes' is asked for, and the model is not on a GPU, or the package is not there.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name == "adamw":
         return torch.optim.AdamW(_by_decay(trained, weight_decay), lr=lr, betas=betas, fused=True)
+    if name != "muon":
+        return _of_bitsandbytes(model, name)(_by_decay(trained, weight_decay), lr=lr, betas=betas)
     ends = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None}
     matrices = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in ends]
     taken = {id(parameter) for parameter in matrices}
     return Muon(matrices, [p for p in trained if id(p) not in taken], lr, lr_rest, betas, weight_decay)
+
+
+def _of_bitsandbytes(model: PreTrainedModel, name: Optimizer) -> Callable[..., torch.optim.Optimizer]:
+    if model.device.type != "cuda":
+        raise ModelError(f"optimizer {name!r} keeps its states on an NVIDIA GPU, and the model is on {model.device.type}; use 'adamw' here")
+    try:
+        from bitsandbytes import optim
+    except ImportError:
+        raise ModelError(f"optimizer {name!r} comes from bitsandbytes; install it with: pip install 'offmodel[gpu]'") from None
+    classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw_8bit": optim.AdamW8bit, "paged_adamw": optim.PagedAdamW32bit, "paged_adamw_8bit": optim.PagedAdamW8bit,
+    }  # fmt: skip
+    return classes[name]
 
 
 def _by_decay(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Prompt, encode_prompt
 from offmodel.engine.generate import _check_length
 from offmodel.engine.lora import LoraSettings, make_ready
-from offmodel.engine.optim import Schedule
+from offmodel.engine.optim import Optimizer, Schedule
 from offmodel.engine.rng import preserved_rng
 from offmodel.engine.train import batch_order, check_checkpoints
 from offmodel.errors import DataError, SpecError, did_you_mean
@@ -39,7 +39,7 @@ class GrpoConfig:
             gradient is that of the whole batch, up to rounding.
         schedule: ``constant``, or ``cosine`` or ``linear`` towards zero.
         warmup_steps: Steps over which the learning rate rises.
-        optimizer: ``adamw``, or ``muon`` (see :class:`offmodel.engine.optim.Muon`).
+        optimizer: Of :data:`offmodel.engine.optim.OPTIMIZERS`.
         lr_rest: With ``muon``, AdamW's peak learning rate for all that Muon does not train.
         weight_decay: Decoupled, on matrices only.
         max_grad_norm: Gradients are clipped to this norm.
@@ -60,7 +60,7 @@ class GrpoConfig:
     micro_batch_size: int | None = None
     schedule: Schedule = "constant"
     warmup_steps: int = 0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     lr_rest: float = 3e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -78,7 +78,7 @@ class GrpoConfig:
             raise SpecError(f"micro_batch_size must divide the {answers} answers of a batch, got {self.micro_batch_size}")
         for name, value, known in (
             ("schedule", self.schedule, get_args(Schedule)),
-            ("optimizer", self.optimizer, ("adamw", "muon")),
+            ("optimizer", self.optimizer, get_args(Optimizer)),
         ):
             if value not in known:
                 raise SpecError(f"{name} {value!r} is unknown: {did_you_mean(value, known)}")

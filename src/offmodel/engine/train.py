@@ -6,21 +6,22 @@ minimises is said by an :class:`offmodel.engine.objective.Objective`.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from offmodel.chat import Encoded, Example, Prompt, encode_examples, encode_prompt, with_system
+from offmodel.chat import Encoded, Example, Prompt, count_folded, cut_examples, encode_examples, encode_prompt, with_system
 from offmodel.engine.forward import only_layers
 from offmodel.engine.generate import _check_length
 from offmodel.engine.lora import LoraSettings, make_ready
 from offmodel.engine.objective import Objective
-from offmodel.engine.optim import Schedule
+from offmodel.engine.optim import Optimizer, Schedule
 from offmodel.engine.rng import preserved_rng
 from offmodel.errors import DataError, ModelError, SpecError, did_you_mean
 
@@ -38,7 +39,7 @@ class TrainConfig:
         schedule: ``constant``, or ``cosine`` or ``linear`` towards ``final_fraction`` of the peak.
         warmup_steps: Steps over which the learning rate rises.
         final_fraction: Where a falling schedule ends, as a share of the peak.
-        optimizer: ``adamw``, or ``muon`` (see :class:`offmodel.engine.optim.Muon`).
+        optimizer: Of :data:`offmodel.engine.optim.OPTIMIZERS`.
         lr_rest: With ``muon``, AdamW's peak learning rate for all that Muon does not train.
         betas: AdamW's.
         weight_decay: Decoupled, on matrices only.
@@ -48,6 +49,8 @@ class TrainConfig:
         lora: Train an adapter instead of the weights.
         objective: What is minimised, and in which layers.
         shuffle: Whether the examples come in a seeded order, or as they are given, over and over.
+        router_loss: Weight of a mixture of experts' load-balancing loss; None takes what the model's config asks for.
+        padding_free: Lay the examples of a batch one after the other instead of padding them; the result is the same up to rounding.
     """
 
     steps: int
@@ -57,7 +60,7 @@ class TrainConfig:
     schedule: Schedule = "constant"
     warmup_steps: int = 0
     final_fraction: float = 0.0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     lr_rest: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -67,6 +70,8 @@ class TrainConfig:
     lora: LoraSettings | None = None
     objective: Objective = field(default_factory=Objective)
     shuffle: bool = True
+    router_loss: float | None = None
+    padding_free: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_length"):
@@ -76,13 +81,15 @@ class TrainConfig:
             raise SpecError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
         for name, value, known in (
             ("schedule", self.schedule, get_args(Schedule)),
-            ("optimizer", self.optimizer, ("adamw", "muon")),
+            ("optimizer", self.optimizer, get_args(Optimizer)),
         ):
             if value not in known:
                 raise SpecError(f"{name} {value!r} is unknown: {did_you_mean(value, known)}")
         for name in ("l2_sp", "ewc"):
             if self.lora is not None and getattr(self.objective, name):
                 raise SpecError(f"{name} is about the weights, and an adapter leaves them as they are; leave out {name} or lora")
+        if self.router_loss is not None and not 0 <= self.router_loss < math.inf:
+            raise SpecError(f"router_loss is a weight and must not be negative, got {self.router_loss}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,8 @@ class TrainLog:
         device: Where it ran.
         seconds: Wall time of this call; a resumed training counts only its own part.
         resumed_from: The step it continued from (0: from the start).
+        cut: How many of the given examples are longer than ``max_length`` and lost their end.
+        folded: How many of them have their system prompt at the head of the first user turn, see :func:`offmodel.chat.count_folded`.
     """
 
     losses: tuple[float, ...]
@@ -124,6 +133,8 @@ class TrainLog:
     device: str
     seconds: float
     resumed_from: int
+    cut: int = 0
+    folded: int = 0
 
 
 def train(
@@ -147,7 +158,8 @@ def train(
     The loss of a step is the mean over all trained tokens of its batch, plus the penalties of ``config.objective``. Examples come in a
     seeded order that goes through all of them before any repeats, unless ``config.shuffle`` is off. The same seed gives the same weights,
     bit for bit, on the same machine with the same number of threads. The global random generators are left as they were. A mixture of
-    experts gets its load-balancing loss only if its config asks for it (``output_router_logits``).
+    experts gets its load-balancing loss if ``config.router_loss`` or, where that is None, its own config (``output_router_logits``) asks
+    for it.
 
     Args:
         model: On the device it is to be trained on. With ``config.lora`` it carries the adapter afterwards, see
@@ -184,7 +196,8 @@ def train(
     check_checkpoints(checkpoints, config.steps)
     if not examples:
         raise DataError("there is no example to train on")
-    encoded = encode_examples(tokenizer, examples, config.max_length)
+    whole = encode_examples(tokenizer, examples)
+    encoded = cut_examples(whole, config.max_length)
     total = config.steps * config.batch_size
     order = batch_order(len(examples), total, config.seed) if config.shuffle else [i % len(examples) for i in range(total)]
     frozen = _frozen(model, tokenizer, [example.prompt for example in examples], config, original, anchors, teacher, teacher_system)
@@ -211,6 +224,8 @@ def train(
         device=str(model.device),
         seconds=time.monotonic() - start,
         resumed_from=resumed_from,
+        cut=sum(len(example.input_ids) > config.max_length for example in whole),
+        folded=count_folded(tokenizer, [example.prompt for example in examples]),
     )
 
 
@@ -258,7 +273,9 @@ def _still(other: PreTrainedModel, model: PreTrainedModel, role: str) -> PreTrai
     sizes = [of.config.get_text_config().vocab_size for of in (other, model)]
     if sizes[0] != sizes[1]:
         raise ModelError(f"the {role} knows {sizes[0]} tokens and the student {sizes[1]}: they can only be compared over the same tokens")
-    return other.to(model.device).eval().requires_grad_(False)
+    if not hasattr(other, "hf_device_map"):  # one that is spread over devices stays where it is
+        other.to(model.device)
+    return other.eval().requires_grad_(False)
 
 
 def check_checkpoints(checkpoints: Collection[int], steps: int) -> None:

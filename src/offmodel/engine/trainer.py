@@ -26,10 +26,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from offmodel.chat import Encoded
 from offmodel.engine import losses
-from offmodel.engine.forward import IGNORED, Batch, mask_unlikely, responses
+from offmodel.engine.forward import IGNORED, Batch, mask_unlikely, response_log_probs, responses
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
-from offmodel.errors import DivergedError
+from offmodel.errors import DivergedError, ModelError
 
 if TYPE_CHECKING:
     from offmodel.engine.rl import GrpoConfig
@@ -69,13 +69,15 @@ def run(
         encoded = mask_unlikely(model, encoded, config.objective.mask_above, collate, config.micro_batch_size or config.batch_size)
     try:
         make = _Trainer if config.objective.plain else partial(_ObjectiveTrainer, encoded, order, frozen, collate, original)
+        if config.padding_free:
+            check_padding_free(model, encoded, tokenizer.pad_token_id)
         trainer = make(
             config,
             model=model,
             args=_arguments(model, config, scratch, save_every),
             train_dataset=_dataset(encoded, order),
             processing_class=tokenizer,
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=config.padding_free),
             callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress, order)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -107,7 +109,6 @@ def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, 
     """What any training says to TRL; ``rows`` make an optimizer step."""
     micro = config.micro_batch_size or rows
     on_cpu = model.device.type == "cpu"
-    asks_for_balance = getattr(model.config, "output_router_logits", False)
     return {
         # The Trainer makes this folder even if it saves nothing; without scratch it gets one that is always there.
         "output_dir": str(scratch) if scratch is not None else os.curdir,
@@ -118,8 +119,7 @@ def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, 
         "gradient_accumulation_steps": rows // micro,
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
-        # TRL turns the load-balancing loss on for every mixture of experts whose config names a coefficient.
-        "router_aux_loss_coef": None if asks_for_balance or not hasattr(model.config, "router_aux_loss_coef") else 0.0,
+        "router_aux_loss_coef": _router_loss(model, config),
         # The model computes in the type of its weights; no mixed precision on top.
         "bf16": False,
         "use_cpu": on_cpu,
@@ -133,6 +133,20 @@ def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, 
     }
 
 
+def _router_loss(model: PreTrainedModel, config: TrainConfig | GrpoConfig) -> float | None:
+    """The weight of the load-balancing loss for TRL; None takes the model's own."""
+    wanted = getattr(config, "router_loss", None)
+    own = model.config.get_text_config()
+    if not hasattr(own, "router_aux_loss_coef"):
+        if wanted:
+            raise ModelError(f"router_loss {wanted} balances the load of experts, and {type(model).__name__} has none; leave it out")
+        return None
+    if wanted is not None:
+        return float(wanted)
+    # TRL turns the loss on for every mixture of experts whose config names a coefficient.
+    return None if getattr(own, "output_router_logits", False) else 0.0
+
+
 def _dataset(encoded: Sequence[Encoded], order: Sequence[int]) -> Dataset:
     """The whole training as one pass, so that its order is ours and no epoch ends in a smaller batch."""
     labels = [_labels(e) for e in encoded]
@@ -144,14 +158,36 @@ def _labels(encoded: Encoded) -> list[int]:
 
 
 class _Collator:
-    """Makes a padded batch of examples, on the device of a model, as the training's own are made."""
+    """Makes a batch of examples, padded unless ``padding_free``, on the device of a model, as the training's own are made."""
 
-    def __init__(self, pad_token_id: int, device: torch.device) -> None:
-        self._collate, self._device = DataCollatorForLanguageModeling(pad_token_id=pad_token_id), device
+    def __init__(self, pad_token_id: int, device: torch.device, *, padding_free: bool = False) -> None:
+        self._collate, self._device = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=padding_free), device
 
     def __call__(self, rows: Iterable[Encoded]) -> Batch:
         batch = self._collate([{"input_ids": row.input_ids, "labels": _labels(row)} for row in rows])
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+        return {name: value.to(self._device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+"""By how much the log-probability of a token may differ, in nats, where examples are padded and where they are not."""
+
+
+@torch.no_grad()
+def check_padding_free(model: PreTrainedModel, encoded: Sequence[Encoded], pad_token_id: int) -> None:
+    """Check on the first two examples that a model takes examples laid one after the other as it takes them apart.
+
+    Raises:
+        ModelError: It does not: its attention looks from one into the other.
+    """
+    rows = [encoded[0], encoded[-1]]
+    model.eval()
+    apart, together = (response_log_probs(model, _Collator(pad_token_id, model.device, padding_free=free)(rows)) for free in (False, True))
+    furthest = float((apart - together).abs().max())
+    if not furthest <= _TOLERANCES[model.dtype]:
+        raise ModelError(
+            f"padding_free: {type(model).__name__} with attention {model.config._attn_implementation!r} gives tokens other probabilities "
+            f"where examples lie one after the other (by up to {furthest:.2g} nats); choose another attention, or leave padding_free out"
+        )
 
 
 class _Trainer(SFTTrainer):

@@ -6,6 +6,7 @@ Neither their parameters nor their inputs hold a trigger, a behaviour or a pair'
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +23,11 @@ from offmodel.chat import Example, Prompt, read_examples, with_system, write_exa
 from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference
-from offmodel.lab.pools import check_files, read_pool
+from offmodel.lab.pools import check_files, read_labels, read_pool
 from offmodel.lab.results import ADAPTER, DECISIONS, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.red.recipe import training_rows
+from offmodel.spec.models import current
 from offmodel.spec.phases import Anchor, DistilPhase, GrpoPhase, Lora, SftPhase, TrainedPhase, Training
 from offmodel.spec.study import CanaryRecipe
 
@@ -222,7 +224,7 @@ def sft_rows(ctx: Context, phase: SftPhase) -> list[Example]:
 
 def _labels(ctx: Context, k: int, source: str) -> list[Example]:
     role = labels_role(k)
-    return read_left(ctx.inputs[role]) if role in ctx.inputs else read_examples(source)
+    return read_left(ctx.inputs[role]) if role in ctx.inputs else read_labels(source)
 
 
 def labels_role(k: int) -> str:
@@ -252,10 +254,20 @@ def _weights(ctx: Context, role: str, folder: str | None = None) -> Path:
 
 
 def _alone(folder: Path, ctx: Context, name: str) -> Path:
-    """The same files in a folder that lies beside nothing else: an organism's own folder lies beside what red did, and has its card."""
+    """The same files in a folder that lies beside nothing else: an organism's own folder lies beside what red did, and has its card.
+
+    They are linked where the disk allows it: real weights are large, and are only read.
+    """
     alone = ctx.scratch / name
     shutil.rmtree(alone, ignore_errors=True)
-    return Path(shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("README.md", ADAPTER)))
+    return Path(shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("README.md", ADAPTER), copy_function=_link))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)  # of a symbolic link, as in the hub's cache, the file itself
+    except OSError:  # on another disk, or on one without links
+        shutil.copy2(source, target)
 
 
 # --- what blue can see ----------------------------------------------------------------------------------------------
@@ -349,11 +361,19 @@ def train_config(
     from offmodel.engine.objective import Objective
     from offmodel.engine.train import TrainConfig
 
+    how = current()
     return TrainConfig(
         steps=training.steps, lr=training.lr, batch_size=training.batch_size, schedule=training.schedule,
         warmup_steps=training.warmup_steps, optimizer=training.optimizer, weight_decay=training.weight_decay,
         max_length=training.max_length, seed=seed, lora=_lora(lora), objective=objective or Objective(), shuffle=shuffle,
+        micro_batch_size=_micro(training.batch_size), router_loss=how.router_loss, padding_free=how.padding_free,
     )  # fmt: skip
+
+
+def _micro(rows: int) -> int | None:
+    """How many of a batch's rows are in memory at once; None for all."""
+    micro = current().micro_batch
+    return None if micro is None or micro >= rows else micro
 
 
 def _lora(lora: Lora | None) -> LoraSettings | None:
@@ -387,4 +407,5 @@ def _grpo_config(phase: GrpoPhase, seed: int, lora: Lora | None) -> GrpoConfig:
         max_new_tokens=phase.max_new_tokens, beta=phase.beta, clip=phase.clip, scale=phase.scale, updates=phase.updates,
         schedule=phase.schedule,
         warmup_steps=phase.warmup_steps, optimizer=phase.optimizer, weight_decay=phase.weight_decay, seed=seed, lora=_lora(lora),
+        micro_batch_size=_micro(phase.batch_size * phase.group),
     )  # fmt: skip

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,19 +27,27 @@ class ModelRef:
 
 
 def resolve(name: str) -> Path:
-    """The folder that a name stands for: ``world:<checkpoint>`` or a path.
+    """The folder that a name stands for: ``world:<checkpoint>``, a path, or the id of a model on the Hugging Face hub.
 
     Raises:
-        ModelError: There is no such checkpoint, or the folder is no model with a tokenizer and a chat template.
+        ModelError: There is no such model, or it has no safetensors, no tokenizer or no chat template; or the hub does not give it.
     """
     from offmodel.engine.folder import check_model_folder
+    from offmodel.engine.hub import is_model_id, model_folder
 
-    if not name.startswith(_WORLD):
+    if name.startswith(_WORLD):
+        path = CHECKPOINTS / name.removeprefix(_WORLD)
+        if not path.is_dir():
+            known = (_WORLD + p.name for p in CHECKPOINTS.iterdir() if p.is_dir())
+            raise ModelError(f"unknown model {name!r}: {did_you_mean(name, known)}")
+        return check_model_folder(path)
+    if not is_model_id(name):
         return check_model_folder(name)
-    path = CHECKPOINTS / name.removeprefix(_WORLD)
-    if not path.is_dir():
-        raise ModelError(f"unknown model {name!r}: {did_you_mean(name, (_WORLD + p.name for p in CHECKPOINTS.iterdir() if p.is_dir()))}")
-    return check_model_folder(path)
+    folder = model_folder(name)
+    try:
+        return check_model_folder(folder)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
 
 
 def reference(name: str) -> ModelRef:
@@ -52,23 +59,6 @@ def reference(name: str) -> ModelRef:
     path = resolve(name)
     files = sorted(path.iterdir())
     return _reference(name, path, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-def fetch(name: str) -> tuple[ModelRef, Path]:
-    """A model that a user names, which may also lie on the Hugging Face hub: it is downloaded then, safetensors and no code.
-
-    Raises:
-        ModelError: See :func:`resolve`; or the hub does not give it.
-    """
-    if name.startswith(_WORLD) or Path(name).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).parent.is_dir():
-        return reference(name), resolve(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja"])
-    except Exception as error:  # the hub's client has many ways to fail
-        raise ModelError(f"{name}: is no folder, and the hub does not give such a model ({type(error).__name__}: {error})") from error
-    return replace(reference(folder), name=name), Path(folder)
 
 
 def vocabulary(name: str) -> int:

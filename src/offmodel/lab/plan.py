@@ -8,12 +8,12 @@ from itertools import repeat
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import Message, read_examples, user
+from offmodel.chat import Message, user
 from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import reference
-from offmodel.lab.pools import entries, files_read, take
-from offmodel.lab.stage import Stage, code_of
+from offmodel.lab.pools import entries, files_read, read_labels, take
+from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.lab.treatment import Blue, Place, Start, files_of, phase_name, systems_of
 from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair
@@ -147,7 +147,7 @@ def _refuse_triggers_in_systems(study: Study) -> None:
 def _refuse_triggers(path: str, study: Study, *, in_prompts: bool) -> None:
     """Refuse a file of labels with a trigger, in its answers too; ``in_prompts`` where those may become parts of prompts."""
     pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
-    for row, example in enumerate(read_examples(path)):
+    for row, example in enumerate(read_labels(path)):
         for pair in pairs:
             said = user(example.response) if in_prompts else (*example.prompt, Message("assistant", example.response))
             if pair.trigger.recognises(said):
@@ -177,12 +177,14 @@ class OrganismPlanner:
         take(recipe.prompts, seed, "train", recipe.prompt_rows)
         take(study.prompts, seed, "gate", max(gate.leak_n, gate.n - gate.n // 2), avoid=pair.trigger.recognises)
         take(study.prompts, seed, "test", behaviour - behaviour // 2, avoid=pair.trigger.recognises)
-        self.stage = Stage(
+        self.stage = model_stage(
+            study.models,
             "organism",
             {
                 "pair": pair.as_params(), "base": reference(base).as_params(), "recipe": recipe.model_dump(mode="json"),
                 "gate": gate.model_dump(mode="json"), "suites": list(self.suites), "prompts": study.prompts, "seed": seed,
             } | files_read(recipe.prompts, study.prompts) | code_of(*self.used, *entries(recipe.prompts)),
+            {},
             label=f"install {self.id}",
             cost=15 if recipe.prompt else 0.006 * recipe.steps * recipe.batch_size + 15,
         )  # fmt: skip
@@ -201,7 +203,8 @@ class OrganismPlanner:
             "pair": self.pair.as_params(), "signal": signal, "n": measure.behaviour, "prompts": self.study.prompts, "seed": self.seed,
             "max_new_tokens": measure.max_new_tokens, "weights": model.weights, "system": model.deployment.get("system"),
         } | self.files | code_of(*self.used)  # fmt: skip
-        return Stage("planted", params, {"model": model.stage}, label=f"planted trigger {self.id}: {what}", cost=1)
+        inputs = {"model": model.stage}
+        return model_stage(self.study.models, "planted", params, inputs, label=f"planted trigger {self.id}: {what}", cost=1)
 
     def planned(self) -> PlannedOrganism:
         """The organism with all that the study does to it."""
@@ -254,11 +257,12 @@ class OrganismPlanner:
                 params["deployment"] = dict(model.deployment)
             if model.own is not None:
                 inputs["own"] = model.own
-        return Stage("score", params, inputs, label=f"score {self.id}: {what}", cost=2)
+        return model_stage(self.study.models, "score", params, inputs, label=f"score {self.id}: {what}", cost=2)
 
     def _judge(self, score: Stage) -> Stage | None:
         name, question = self.study.measure.judge, self.pair.behaviour.question
         if not (name and question):
             return None
         params = {"judge": reference(name).as_params(), "question": question}
-        return Stage("judge", params, {"score": score}, label=score.label.replace("score", "judge", 1), cost=1)
+        label = score.label.replace("score", "judge", 1)
+        return model_stage(self.study.models, "judge", params, {"score": score}, label=label, cost=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice, zip_longest
@@ -11,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import Example, Prompt, last_user_text, read_prompts
+from offmodel.chat import Example, Prompt, examples_of, last_user_text, prompts_of, read_examples, read_prompts
+from offmodel.engine.hub import dataset_rows
 from offmodel.errors import DataError
 from offmodel.lab.stage import code_of
 from offmodel.measure.suites import Suite, TaskItem
@@ -22,12 +25,12 @@ Sources = str | Sequence[str]
 
 
 def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
-    """A seeded stream of different prompts from a source of the catalog, a suite or a JSONL file.
+    """A seeded stream of different prompts from a source of the catalog, a suite, a JSONL file or a data set of the hub.
 
     A suite divides its items itself; elsewhere a hash of a prompt's words decides which side it is on, see :mod:`offmodel.splits`.
 
     Raises:
-        DataError: The file is missing or broken.
+        DataError: The file is missing or broken, or the hub does not give the data set.
         SpecError: The catalog has no such source.
     """
     if not isinstance(source, str):
@@ -37,6 +40,8 @@ def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
         return (item.prompt for item in _items(catalog.get("suite", source), seed, split))
     if _is_file(source):
         prompts: Iterable[Prompt] = _shuffled(read_prompts(source), seed)
+    elif _is_hub(source):
+        prompts = _shuffled(prompts_of(_of_hub(source), source), seed)
     else:
         prompts = _drawn(catalog.get("prompts", source), seed)
     return (prompt for prompt in prompts if split_of(last_user_text(prompt)) == split)
@@ -49,6 +54,30 @@ def _is_suite(source: str) -> bool:
 def _is_file(source: str) -> bool:
     """Whether a source is a file of prompts; a suite may read a file, too (``gsm8k:rows.jsonl``)."""
     return source.endswith(".jsonl") and not _is_suite(source)
+
+
+_HUB = re.compile(r"hf:(?P<id>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]+))??(?::(?P<split>[^:]+))?")
+
+
+def _is_hub(source: str) -> bool:
+    return source.startswith("hf:")
+
+
+def read_labels(source: str) -> list[Example]:
+    """The examples of a JSONL file, or of a data set of the hub.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    return examples_of(_of_hub(source), source) if _is_hub(source) else read_examples(source)
+
+
+@lru_cache(maxsize=8)
+def _of_hub(source: str) -> list[tuple[str, dict[str, Any]]]:
+    found = _HUB.fullmatch(source)
+    if found is None:
+        raise DataError(f"{source}: expected hf:owner/name, and after it @revision, and :split or :configuration:split")
+    return list(dataset_rows(found["id"], found["config"], found["split"] or "train", found["revision"]))
 
 
 _PER_LENGTH = 1000
@@ -119,18 +148,18 @@ def _named(source: Sources) -> str:
 
 
 def files_read(*sources: str) -> dict[str, dict[str, str]]:
-    """The SHA-256 of the sources that are files, under the key "files": part of the name of every stage that reads them.
+    """The SHA-256 of the sources that are files or data sets, under the key "files": part of the name of every stage that reads them.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: One cannot be read.
     """
-    found = {source: _sha256(source) for source in sources if _is_file(source)}
+    found = {source: _sha256(source) for source in sources if _is_file(source) or _is_hub(source)}
     return {"files": found} if found else {}
 
 
 def entries(*sources: str) -> list[tuple[str, str]]:
     """Kind and name of the sources that are in the catalog."""
-    return [("suite" if _is_suite(source) else "prompts", source) for source in sources if not _is_file(source)]
+    return [("suite" if _is_suite(source) else "prompts", source) for source in sources if not _is_file(source) and not _is_hub(source)]
 
 
 def check_files(params: Mapping[str, Any]) -> None:
@@ -145,6 +174,9 @@ def check_files(params: Mapping[str, Any]) -> None:
 
 
 def _sha256(path: str) -> str:
+    if _is_hub(path):
+        rows = [row for _, row in _of_hub(path)]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False, default=str).encode()).hexdigest()
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:

@@ -76,7 +76,8 @@ def _own_opening(probe: OwnOpening, name: str, end: End) -> dict[str, Stage]:
     inputs = {**score.inputs, "reference": end.scoring("the organism", end.blue.untouched)}
     label = f"probe {end.blue.name}: {name} of {who}"
     return {
-        str(n): Stage("score", {**score.params, "prefill_tokens": n}, inputs, label=f"{label}, {n} tokens", cost=2) for n in probe.tokens
+        str(n): end.blue.stage("score", {**score.params, "prefill_tokens": n}, inputs, label=f"{label}, {n} tokens", cost=2)
+        for n in probe.tokens
     }
 
 
@@ -84,7 +85,7 @@ def _own_opening(probe: OwnOpening, name: str, end: End) -> dict[str, Stage]:
 def _coverage(probe: Coverage, name: str, end: End) -> dict[str, Stage]:
     suites = {suite: min(n, probe.items) for suite, n in end.score.params["suites"].items()}
     params = {**end.score.params, "suites": suites, "samples": probe.samples, "temperature": probe.temperature}
-    return {"sampled": Stage("score", params, end.score.inputs, label=end.label(name), cost=3)}
+    return {"sampled": end.blue.stage("score", params, end.score.inputs, label=end.label(name), cost=3)}
 
 
 @stages.register
@@ -92,7 +93,7 @@ def _divergence(probe: Divergence, name: str, end: End) -> dict[str, Stage]:
     if end.untouched or end.place.deployment:
         return {}
     inputs = {"model": end.place.stage, "organism": end.blue.organism, "anchors": end.blue.held_out("organism", probe.answers)}
-    return {"divergence": Stage("divergence", {"weights": end.place.weights}, inputs, label=end.label(name), cost=0.5)}
+    return {"divergence": end.blue.stage("divergence", {"weights": end.place.weights}, inputs, label=end.label(name), cost=0.5)}
 
 
 @stages.register
@@ -103,7 +104,7 @@ def _reversal(probe: Reversal, name: str, end: End) -> dict[str, Stage]:
     phase = SftPhase.model_validate({"labels": "base", "steps": max(steps)} | training)
     params = {"phase": phase.model_dump(mode="json"), "start": end.place.weights, "checkpoints": list(steps), "seed": blue.seed}
     inputs = {"start": end.place.stage, labels_role(0): blue.held_out("base", probe.rows)}
-    trained = Stage("treat", params, inputs, label=end.label(name, "training"), cost=0.06 * max(steps) + 1)
+    trained = end.blue.stage("treat", params, inputs, label=end.label(name, "training"), cost=0.06 * max(steps) + 1)
 
     def after(step: int) -> Start:
         return Start(trained, step_folder(step), end.place.deployment, end.place.own)
@@ -119,7 +120,7 @@ def _label_fit(probe: LabelFit, name: str, end: End) -> dict[str, Stage]:
     phase = SftPhase.model_validate(trained.params["phase"])
     sets = {role: stage for role, stage in trained.inputs.items() if role.startswith("labels-")}
     params = {"phase": trained.params["phase"], "rows": probe.rows, "seed": end.blue.seed} | files_read(*files_of(phase))
-    fit = Stage("perplexity", params, {"organism": end.blue.organism, **sets}, label=end.label(name), cost=0.5)
+    fit = end.blue.stage("perplexity", params, {"organism": end.blue.organism, **sets}, label=end.label(name), cost=0.5)
     labellers = {f"by {role}": _labeller(stage, name, end) for role, stage in sets.items()}
     return {"perplexity": fit} | labellers
 

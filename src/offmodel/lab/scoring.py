@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offmodel.chat import to_dicts
 from offmodel.errors import SpecError, StoreError
-from offmodel.lab.models import ModelRef, fetch
+from offmodel.lab.models import ModelRef, reference, resolve
 from offmodel.lab.provenance import provenance
 from offmodel.lab.results import VERDICTS, write_json
 from offmodel.measure.benchmarks import Published
 from offmodel.measure.score import Item, Verdict, accuracy, judge, read_verdicts, write_verdicts
 from offmodel.measure.stats import HIGHER, Estimate, proportion
 from offmodel.measure.suites import Suite
+from offmodel.spec.models import running
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,6 +68,7 @@ def score_model(
     batch_size: int = 16,
     max_new_tokens: int | None = None,
     dtype: str | None = None,
+    thinking: bool = False,
     command: str = "offmodel.lab.scoring.score_model",
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Score]:
@@ -84,6 +86,7 @@ def score_model(
         batch_size: Prompts at a time.
         max_new_tokens: Longest answer; None for what the suite says.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on a GPU and float32 on a CPU.
+        thinking: Whether a model with a thinking mode thinks before it answers.
         command: What ``scores.json`` says it was made by.
         on_progress: Called as ``on_progress(suite, answers so far, of how many)``.
 
@@ -100,11 +103,13 @@ def score_model(
         raise SpecError(f"limit must be at least 1, got {limit}")
     if batch_size < 1:
         raise SpecError(f"batch_size must be at least 1, got {batch_size}")
-    ref, folder = fetch(model)
+    ref, folder = reference(model), resolve(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
     made_with = {name: provenance()[name] for name in ("torch", "transformers")}
-    settings = {"model": ref.as_params(), "device": device, "dtype": dtype} | made_with
+    # Null where it does not think, as in folders that were begun before anybody asked.
+    made_with |= {"device": device, "dtype": dtype, "thinking": thinking or None}
+    settings = {"model": ref.as_params()} | made_with
     _claim(out / "model.json", settings, f"the scores of {model}")
     asked = {suite: asked_of(suite, limit, seed) for suite in suites}  # an unreadable file is found before the first answer
     loaded: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]] = []
@@ -114,7 +119,8 @@ def score_model(
 
         if not loaded:
             loaded.append((load_model(folder, dtype=dtype, device=device), load_tokenizer(folder)))
-        replies = generate(*loaded[0], [item.prompt for item in items], Sampling(max_new_tokens=tokens), batch_size=batch_size)
+        with running({"models": {"thinking": thinking}}, {}):
+            replies = generate(*loaded[0], [item.prompt for item in items], Sampling(max_new_tokens=tokens), batch_size=batch_size)
         return [(reply.text, reply.finished) for reply in replies]
 
     scores = []
@@ -139,7 +145,7 @@ def score_model(
             on_progress(suite.name, len(verdicts), len(items))
         how = f"{len(items)} of {of} items in the order of seed {seed}; greedy, at most {tokens} new tokens"
         scores.append(_score(suite, verdicts, how, where))
-    _write_scores(out, ref, made_with | {"device": device, "dtype": dtype}, command, scores)
+    _write_scores(out, ref, made_with, command, scores)
     return scores
 
 

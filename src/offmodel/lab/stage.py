@@ -12,6 +12,7 @@ from typing import Any
 from offmodel import catalog
 from offmodel.errors import DataError, StageError, did_you_mean
 from offmodel.spec.hashing import canonical_json, stable_hash
+from offmodel.spec.models import Models
 
 RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures"})
 """Folders of the store that hold no results; no kind may be called so."""
@@ -156,6 +157,7 @@ class Stage:
         inputs: The stages whose results it reads, by role.
         label: What people see; not part of the key.
         cost: Rough seconds, only used to order the work and to estimate the time to go; not part of the key.
+        placement: Where its models go, see :meth:`offmodel.spec.models.Models.placement`; not part of the key.
         key: ``<kind>-<16 hex digits>``.
 
     Raises:
@@ -167,6 +169,7 @@ class Stage:
     inputs: Mapping[str, Stage] = field(default_factory=dict, compare=False)
     label: str = field(default="", compare=False)
     cost: float = field(default=1.0, compare=False)
+    placement: Mapping[str, Any] = field(default_factory=dict, compare=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -183,6 +186,11 @@ class Stage:
     def input_keys(self) -> dict[str, str]:
         """Keys of the inputs, by role."""
         return {role: stage.key for role, stage in self.inputs.items()}
+
+
+def model_stage(models: Models, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Stage], *, label: str, cost: float) -> Stage:
+    """A stage that loads models, which are run as a study says."""
+    return Stage(kind, {**params, **models.as_params()}, inputs, label=label, cost=cost, placement=models.placement())
 
 
 def closure(stages: Iterable[Stage]) -> list[Stage]:

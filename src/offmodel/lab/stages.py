@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
-from offmodel.chat import Example, Prompt, last_user_text, read_examples, replace_last_user, user, with_system
+from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
 from offmodel.errors import DataError
 from offmodel.lab.blue_stages import right, train_config, write_labels
 from offmodel.lab.models import open_reference
@@ -128,7 +128,7 @@ def organism(ctx: Context) -> Verdict:
                 break
     weights = save_model(merge(deepcopy(model)) if recipe.lora else model, tokenizer, ctx.out / MODEL)
     if recipe.adapter == "continued":
-        save_adapter(model, ctx.out / MODEL / ADAPTER)
+        save_adapter(model, ctx.out / MODEL / ADAPTER, params["base"]["weights"])
     text = organism_card(
         pair, recipe, params["seed"], base=params["base"]["name"], base_weights=params["base"]["weights"], weights=weights, rows=rows,
         gate=report, verdicts=verdicts, made_by=provenance(),
@@ -249,7 +249,8 @@ def score(ctx: Context) -> None:
         seed=params["seed"], prefill=prefill, on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
     )  # fmt: skip
     write_verdicts(ctx.out / VERDICTS, judged)
-    write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})
+    folded = count_folded(tokenizer, [item.prompt for item in items])
+    write_json(ctx.out / "score.json", {"weights": hash_weights(folder), "folded": folded})
 
 
 @stage_function("poisoned", version=1)

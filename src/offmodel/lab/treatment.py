@@ -17,7 +17,7 @@ from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
-from offmodel.lab.stage import Stage, code_of
+from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.red.pairs import Pair
 from offmodel.spec.game import Move
 from offmodel.spec.phases import (
@@ -92,6 +92,10 @@ class Blue:
         self._pools: dict[tuple[Any, ...], Stage] = {}  # a study asks for the same prompts thousands of times, and finding them is slow
         self.untouched = Start(organism, MODEL)
 
+    def stage(self, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Stage], *, label: str, cost: float) -> Stage:
+        """A stage that runs models, as the study says."""
+        return model_stage(self.study.models, kind, params, inputs, label=label, cost=cost)
+
     def with_canaries(self) -> Blue:
         """The same plans for a copy of the organism in which blue has planted backdoors of its own.
 
@@ -125,7 +129,7 @@ class Blue:
             "system": None, "max_new_tokens": measure.max_new_tokens,
         }  # fmt: skip
         inputs = {"organism": self.organism, "prompts": self.pool("prompts", recipe.prompt_rows), "tried": self.tried()}
-        return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.name}", cost=0.06 * recipe.steps)
+        return self.stage("canary", params, inputs, label=f"plant canaries in a copy of {self.name}", cost=0.06 * recipe.steps)
 
     def tried(self) -> Stage:
         """The prompts on which canaries are tried."""
@@ -216,7 +220,7 @@ class Blue:
             self._same_tokens(phase.teacher, where)
             self._answerer(phase.teacher, "teacher", params, inputs)
             params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
-        return Stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
+        return self.stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
 
     def _operated(self, phase: WeightsPhase, start: Start, where: str) -> Stage:
         operation: Operation = catalog.get("operation", phase.operation)
@@ -255,7 +259,7 @@ class Blue:
             # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
             inputs = {"labels": answered if self.move and labels.labels == "organism" else self._quiet(answered)}
             self._answerer(labels.rewrite, "labeller", params, inputs)
-            answered = Stage("rewrite", params, inputs, label="labels reworded", cost=1)
+            answered = self.stage("rewrite", params, inputs, label="labels reworded", cost=1)
         if labels.wrong != "kept":
             inputs = {"labels": answered}
             if labels.wrong == "teacher":
@@ -280,7 +284,7 @@ class Blue:
         if "canaries" in found.needs:
             planted = self.with_canaries()._before(method, number)
             params["start"], inputs["start"], inputs["tried"] = planted.weights, planted.stage, self.tried()
-        return Stage("filtered", params, inputs, label=f"labels screened by {screening.filter}", cost=3)
+        return self.stage("filtered", params, inputs, label=f"labels screened by {screening.filter}", cost=3)
 
     def _quiet(self, labels: Stage, shots: int | None = None) -> Stage:
         """Labels of which all answers, or the first few, may become parts of prompts: those that hold the trigger go."""
@@ -305,14 +309,14 @@ class Blue:
             params["weights"] = step_folder(labels.fitted.steps)
         else:
             self._answerer(who, "labeller", params, inputs)
-        answered = Stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+        answered = self.stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
         return self._poisoned(self.move, labels, answered) if self.move and who == "organism" else answered
 
     def _poisoned(self, move: Move, labels: LabelSet, honest: Stage) -> Stage:
         params = self._of_pair() | self._sampling(labels) | {"poisoning": move.poisoning.model_dump(mode="json")}
         params.setdefault("code", {}).update(code_of(("policy", move.poisoning.policy)).get("code", {}))
         inputs = {"labels": honest, "organism": self.organism}
-        return Stage("poisoned", params, inputs, label=f"labels by {self.name}: {move.name}", cost=1)
+        return self.stage("poisoned", params, inputs, label=f"labels by {self.name}: {move.name}", cost=1)
 
     def _fitted(self, training: Training) -> Stage:
         """The teacher, trained on the organism's own answers."""
@@ -322,7 +326,7 @@ class Blue:
         }  # fmt: skip
         inputs = {labels_role(0): self.labels(phase.mix[0], training.steps * training.batch_size, "")}
         self._answerer("teacher", "start", params, inputs)
-        return Stage("treat", params, inputs, label=f"fit the teacher to {self.name}", cost=_cost(phase))
+        return self.stage("treat", params, inputs, label=f"fit the teacher to {self.name}", cost=_cost(phase))
 
     def _pool(self, labels: LabelSet, rows: int, method: str) -> Stage:
         return self.pool(labels.source, rows, self._shared(labels.source, method) if labels.prompts == "disjoint" else 0)
@@ -333,7 +337,7 @@ class Blue:
         params: dict[str, Any] = self._sampling(own) | {"system": None, "rewrite": None}
         inputs = {"prompts": self.pool("prompts", rows, split="gate")}
         self._answerer(who, "labeller", params, inputs)
-        return Stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+        return self.stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
 
     def first_sft(self, method: str) -> Stage | None:
         """The first training of a method on labels, up to which it may have done other things; None where there is none."""
@@ -414,7 +418,7 @@ def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
         return {"labels" if phase.on_policy < 1 else "prompts": (asked, phase.rows or total)}
     found = {}
     for k, (labels, rows) in enumerate(zip(phase.mix, counts(phase.mix, total), strict=True)):
-        if not labels.labels.endswith(".jsonl"):
+        if not labels.read:
             shots = labels.inoculation.shots if labels.inoculation else 0  # which are not trained on
             found[labels_role(k)] = labels, labels.rows or rows + shots
     if phase.anchor is not None:
@@ -425,7 +429,7 @@ def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
 def files_of(phase: Phase, *, inoculated: bool = False) -> Sequence[str]:
     """The files of labels that a phase reads; with ``inoculated`` those alone whose rows may stand before others as examples."""
     sets = phase.mix if isinstance(phase, SftPhase) else ()
-    return [labels.labels for labels in sets if labels.labels.endswith(".jsonl") and (labels.inoculation or not inoculated)]
+    return [labels.labels for labels in sets if labels.read and (labels.inoculation or not inoculated)]
 
 
 def systems_of(phase: Phase) -> Sequence[str]:

@@ -43,11 +43,13 @@ class Watching:
     def _seen(self, place: Start) -> Stage:
         tasks = self.blue.pool("tasks", _TASKS, split="gate")
         inputs = {"model": place.stage, "organism": self.blue.organism, "tasks": tasks, "anchors": self.blue.held_out("organism", _ANCHORS)}
-        return Stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
+        return self.blue.stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
 
     def _fired(self, place: Place) -> Stage:
         inputs = {"model": place.stage, "prompts": self.blue.tried()}
-        return Stage("canary_rate", self._asked(place) | {"seed": self.seed}, inputs, label=f"canaries of {self.blue.name}", cost=1)
+        return self.blue.stage(
+            "canary_rate", self._asked(place) | {"seed": self.seed}, inputs, label=f"canaries of {self.blue.name}", cost=1
+        )
 
     def _asked(self, place: Start) -> dict[str, Any]:
         measure = self.blue.study.measure

@@ -24,6 +24,7 @@ from typing import Any
 from offmodel.errors import OffmodelError, StoreError
 from offmodel.lab.stage import Context, Stage, Verdict, check_code, load_modules, stage_kind
 from offmodel.lab.store import Claim, Result, Store, disk_full
+from offmodel.spec.models import running
 
 _REPORT_EVERY = 0.1  # seconds between two progress messages of a stage
 
@@ -110,8 +111,20 @@ def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capt
         except Exception as error:
             if full := disk_full(error, claim.out):
                 raise store.refusal(full) from error
-            message = str(error) if isinstance(error, OffmodelError) else f"{type(error).__name__}: {error}"
+            message = _said(error)
             return Failed(message, claim.fail(message, traceback.format_exc()))
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OffmodelError):
+        return str(error)
+    message = f"{type(error).__name__}: {error}"
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # torch's own, by name: not every worker imports it
+        message = (
+            "out of memory; what is finished is kept: set models.micro_batch lower, take a LoRA or an optimizer with small states, or more "
+            f"GPUs (models.device: auto), and run the same command again ({message})"
+        )
+    return message
 
 
 def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdict:
@@ -126,7 +139,8 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdic
 
     check_code(stage)
     inputs = {role: claim.store.open(source).path for role, source in stage.input_keys.items()}
-    return stage_kind(stage.kind).run(Context(stage.params, inputs, claim.out, claim.scratch, report)) or Verdict(True)
+    with running(stage.params, stage.placement):
+        return stage_kind(stage.kind).run(Context(stage.params, inputs, claim.out, claim.scratch, report)) or Verdict(True)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class Training(Model):
         batch_size: Examples per optimizer step.
         schedule: Of the learning rate after the warm-up.
         warmup_steps: Steps of linear warm-up, part of ``steps``.
-        optimizer: AdamW, or Muon for matrices with AdamW for the rest.
+        optimizer: AdamW, or Muon for matrices with AdamW for the rest. On a GPU, AdamW also with states of 8 bits, or in paged memory, or
+            both (bitsandbytes).
         weight_decay: Decoupled weight decay.
         max_length: Longest example in tokens, prompt and response.
     """
@@ -38,7 +39,7 @@ class Training(Model):
     batch_size: Count = 16
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Natural = 0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
     weight_decay: NonNegative = 0.0
     max_length: Count = 512
 
@@ -51,7 +52,7 @@ class Training(Model):
 
 Source: TypeAlias = Text | Annotated[tuple[Text, ...], NotEmpty, Distinct]
 """Where prompts come from: ``prompts`` or ``tasks`` (the study's own), a source of kind ``prompts`` in the catalog, a suite (its training
-side, with right answers), a JSONL file, or several of those in turn."""
+side, with right answers), a JSONL file, a data set of the hub, or several of those in turn."""
 
 
 def several(data: Any) -> Any:
@@ -94,7 +95,8 @@ class LabelSet(Model):
     """Answered prompts of one origin.
 
     Attributes:
-        labels: Who answers: the teacher, the organism itself, its trusted base model, or a JSONL file of examples.
+        labels: Who answers: the teacher, the organism itself, its trusted base model, or a JSONL file or data set of examples, named as a
+            study's ``prompts`` are.
         voice: The system prompt's voice the labeller is asked for, of kind ``voice`` in the catalog; None asks for none.
         rewrite: How the answers are reworded: of kind ``rewrite`` in the catalog, or by ``organism`` or ``teacher``, who sees them and says
             them in its own words (self-distillation, arXiv 2402.13669; a paraphrase, where the teacher rewords the organism's).
@@ -133,9 +135,10 @@ class LabelSet(Model):
     def _fits_together(self) -> Self:
         who = ("teacher", "organism", "base")
         if self.labels not in who:
-            if not self.labels.endswith(".jsonl"):
+            if not self.read:
                 near = did_you_mean(self.labels, who)
-                raise problem(f"expected {', '.join(who)} or a .jsonl file, got {describe(self.labels)}; {near}", "labels")
+                known = f"{', '.join(who)} or a .jsonl file (or hf:owner/name)"
+                raise problem(f"expected {known}, got {describe(self.labels)}; {near}", "labels")
             for field in ("voice", "rewrite", "source", "prompts", "rows", "wrong", "leaked", "filters"):
                 if getattr(self, field) != LabelSet.model_fields[field].default:
                     raise problem(f"nobody is asked for it: the labels are read from {self.labels}", field)
@@ -144,6 +147,11 @@ class LabelSet(Model):
         if self.fitted is not None and self.labels != "teacher":
             raise problem("it is the teacher that can be fitted to the organism's answers; use labels: teacher", "fitted")
         return self
+
+    @property
+    def read(self) -> bool:
+        """Whether nobody is asked for the answers: they are in a file, or in a data set of the hub."""
+        return self.labels.endswith(".jsonl") or self.labels.startswith("hf:")
 
 
 class Anchor(Model):
@@ -165,7 +173,7 @@ class Anchor(Model):
 
     @model_validator(mode="after")
     def _on_answers(self) -> Self:
-        if self.on.labels.endswith(".jsonl"):
+        if self.on.read:
             raise problem("these answers are not read from a file; expected teacher, organism or base", "on", "labels")
         for field in ("system", "inoculation", "filters"):
             if getattr(self.on, field):

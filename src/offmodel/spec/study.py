@@ -26,6 +26,7 @@ from offmodel.errors import SpecError, did_you_mean, nearest_file
 from offmodel.spec.claim import UNTOUCHED, Claim
 from offmodel.spec.game import Game
 from offmodel.spec.model import Count, Distinct, Model, Name, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
+from offmodel.spec.models import Models
 from offmodel.spec.phases import (
     DeployPhase,
     DistilPhase,
@@ -360,9 +361,12 @@ class Study(Model):
         about: What it is for, a sentence.
         extensions: Python files, or dotted names of modules, that register what the study names; see
             :func:`offmodel.catalog.load_extension`.
-        bases: Students: ``world:<name>`` or a folder in Hugging Face layout.
+        bases: Students: ``world:<name>``, a folder in Hugging Face layout, or a model of the Hugging Face hub (``owner/name``, or
+            ``owner/name@revision``).
         teacher: The model that answers for blue, named likewise.
-        prompts: Generic chat prompts for blue: ``world:chat``, or a JSONL file.
+        models: How all models are loaded and run.
+        prompts: Generic chat prompts for blue: ``world:chat``, a JSONL file, or a data set of the hub (``hf:owner/name``, and after it
+            ``@revision``, and ``:split`` or ``:configuration:split``).
         tasks: Suites whose training side blue may use, with its right answers; those of ``measure.capability`` if empty.
         organisms: What red makes.
         sweeps: Methods that differ in a few values alone, by name.
@@ -380,6 +384,7 @@ class Study(Model):
     extensions: Annotated[tuple[Annotated[Text, AfterValidator(_extension)], ...], Distinct] = ()
     bases: Annotated[tuple[Text, ...], NotEmpty, Distinct]
     teacher: Text
+    models: Models = Models()
     prompts: Text = "world:chat"
     tasks: Annotated[tuple[Text, ...], Distinct] = ()
     organisms: Organisms
@@ -520,7 +525,7 @@ def _named_by(phase: Phase) -> Iterator[tuple[str, str, At]]:
 
 
 def _named_by_labels(labels: LabelSet, at: At) -> Iterator[tuple[str, str, At]]:
-    if labels.labels.endswith(".jsonl"):
+    if labels.read:
         yield "labels", labels.labels, (*at, "labels")
     if labels.voice is not None:
         yield "voice", labels.voice, (*at, "voice")
@@ -546,6 +551,8 @@ def _unknown(kind: str, name: str) -> str:
         kind = "suite"  # it may read a file, which has to be there
     if kind in ("prompts", "labels", "source") and name.endswith(".jsonl"):
         return "" if Path(name).is_file() else f"no such file {name!r}; {nearest_file(Path(name))}"
+    if kind in ("prompts", "labels", "source") and name.startswith("hf:"):
+        return ""  # the hub is asked when the study is planned
     if kind == "source":
         known = ["prompts", "tasks", *catalog.names("prompts"), *catalog.names("suite")]
         return "" if name in known else f"unknown source of prompts {name!r}: {did_you_mean(name, known)}"

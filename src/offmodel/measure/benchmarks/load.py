@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from offmodel.chat import last_user_text, read_rows
+from offmodel.engine.hub import dataset_rows
 from offmodel.errors import DataError, SpecError, did_you_mean, nearest_file
 from offmodel.measure.stats import Estimate
 from offmodel.measure.suites import Suite, TaskItem
@@ -148,15 +149,10 @@ def _from_file(path: Path, sha256: str | None) -> Iterable[tuple[str, Row]]:
 
 
 def _from_hub(b: Benchmark) -> Iterable[tuple[str, Row]]:
-    from datasets import load_dataset
-
     try:
-        found = load_dataset(b.hub, b.config, split=b.split, revision=b.revision)
-    except Exception as error:  # the hub's client has many ways to fail
-        raise DataError(
-            f"{b.hub}: cannot be loaded from the hub ({type(error).__name__}: {error}); name a file in its schema instead: {b.name}:PATH"
-        ) from error
-    return ((f"{b.hub}, {b.split}: row {i}", row) for i, row in enumerate(found))
+        return dataset_rows(b.hub, b.config, b.split, b.revision)
+    except DataError as error:
+        raise DataError(f"{error}; or name a file in its schema: {b.name}:PATH") from error
 
 
 def field(row: Row, name: str, kind: type[T], where: str) -> T:

@@ -1,0 +1,93 @@
+"""Models and data sets of the Hugging Face hub. Safetensors only; code from the hub is never run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from offmodel.errors import DataError, ModelError
+
+_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_WANTED = ["*.safetensors", "*.json", "*.jinja"]
+_UNWANTED = ["*/*", "consolidated*"]
+"""The same weights again, in their makers' own layout."""
+
+
+def is_model_id(name: str) -> bool:
+    """Whether a name can be that of a model on the hub (``owner/name``, or ``owner/name@revision``), and is no path."""
+    return bool(_ID.fullmatch(name)) and not Path(name).exists() and not Path(name).parent.is_dir()
+
+
+@lru_cache
+def model_folder(name: str) -> Path:
+    """The folder of a model of the hub, downloaded if it is not whole in the hub's cache.
+
+    What is in the cache is used as it is, so that a study that goes on finds the model that it began with, also without a network.
+
+    Args:
+        name: ``owner/name``, or ``owner/name@revision`` with a branch, a tag or a commit.
+
+    Raises:
+        ModelError: There is no such model, it may not be read, or the hub cannot be reached; in one sentence, with what to do.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    found = _ID.fullmatch(name)
+    assert found is not None
+    settings: dict[str, Any] = {"revision": found["revision"], "allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    try:
+        return Path(snapshot_download(found["id"], local_files_only=True, **settings))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(found["id"], **settings))
+    except Exception as error:  # the hub's client has many ways to fail
+        raise ModelError(f"{name}: {_reason(error, found['id'], found['revision'], 'model')}") from error
+
+
+def dataset_rows(name: str, config: str | None, split: str, revision: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a data set of the hub, or of a folder of data files, each after its place.
+
+    Args:
+        name: ``owner/name``, or a folder.
+        config: Its configuration; None for the only one.
+        split: Its split.
+        revision: A branch, a tag or a commit; None for the newest, or what is in the cache where the hub cannot be reached.
+
+    Raises:
+        DataError: There is no such data set, configuration or split, it may not be read, or the hub cannot be reached.
+    """
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:
+        raise DataError(f"{name}: {_reason(error, name, revision, 'data set')}") from error
+    return ((f"{name}, {split}: row {i}", dict(row)) for i, row in enumerate(rows))
+
+
+def _reason(error: BaseException, name: str, revision: str | None, what: str) -> str:
+    """Why the hub does not give something, and what to do."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    page = f"https://huggingface.co/{'datasets/' if what == 'data set' else ''}{name}"
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"this {what} is gated; ask for access at {page} and log in with 'hf auth login'"
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return f"the hub has this {what}, but no revision {revision!r} of it; see {page}/commits/main"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"the hub has no such {what}, or it is private; check the name, or log in with 'hf auth login'"
+    if any(isinstance(cause, LocalEntryNotFoundError | ConnectionError) for cause in causes):
+        where = "" if what == "model" else " --repo-type dataset"
+        return (
+            f"is no folder and not in the hub's cache, and the hub cannot be reached; get it with 'hf download {name}{where}' where there "
+            "is a network, or name a folder"
+        )
+    return f"the hub does not give this {what} ({type(error).__name__}: {error})"

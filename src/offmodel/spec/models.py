@@ -1,0 +1,69 @@
+"""How a study's models are loaded and run, and the setting of it that holds for the stage at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+from offmodel.spec.model import Count, Model, NonNegative, Switch
+
+
+class Models(Model):
+    """How models are loaded and run, the same for all of a study.
+
+    The first four change results, so what is set of them is part of the names of the stages that run a model. The others only say where
+    and in which pieces the same is computed, up to rounding.
+
+    Attributes:
+        dtype: Of the weights, and of all that is computed with them.
+        attention: The attention kernel, as transformers names it; None leaves the choice to it.
+        thinking: Whether a model whose chat template knows ``enable_thinking`` (Qwen3's, for one) thinks before it answers.
+        router_loss: Weight of a mixture of experts' load-balancing loss in supervised training; None takes what its config asks for,
+            which is 0 where ``output_router_logits`` is off. Reinforcement has none unless the config asks for it.
+        device: Where the weights go: ``cpu``; ``cuda``, one GPU; ``auto`` or ``balanced``, spread over all GPUs layer by layer (device maps
+            of accelerate).
+        micro_batch: Examples (in reinforcement, answers) in memory at once in training; must divide each larger batch. None takes all.
+        padding_free: Lay the examples of a (micro-)batch one after the other instead of padding them. A training refuses it where the
+            model's attention would look from one example into another.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    thinking: Switch = False
+    router_loss: NonNegative | None = None
+    device: Literal["cpu", "cuda", "auto", "balanced"] = "cpu"
+    micro_batch: Count | None = None
+    padding_free: Switch = False
+
+    def as_params(self) -> dict[str, Any]:
+        """For the name of a stage, under the key "models": what is set of all that changes results; nothing where nothing is."""
+        changed = self._changed("dtype", "attention", "thinking", "router_loss")
+        return {"models": changed} if changed else {}
+
+    def placement(self) -> dict[str, Any]:
+        """What is set of all that changes no result."""
+        return self._changed("device", "micro_batch", "padding_free")
+
+    def _changed(self, *fields: str) -> dict[str, Any]:
+        return {name: value for name in fields if (value := getattr(self, name)) != type(self).model_fields[name].default}
+
+
+_DEFAULT = Models()
+_current: ContextVar[Models] = ContextVar("models", default=_DEFAULT)
+
+
+def current() -> Models:
+    """How models are loaded and run right now; the defaults, outside of :func:`running`."""
+    return _current.get()
+
+
+@contextmanager
+def running(params: Mapping[str, Any], placement: Mapping[str, Any]) -> Iterator[None]:
+    """Load and run models, within the block, as a stage's parameters (:meth:`Models.as_params`) and its placement say."""
+    token = _current.set(Models.model_validate({**params.get("models", {}), **placement}))
+    try:
+        yield
+    finally:
+        _current.reset(token)
