@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from offmodel import catalog
 from offmodel.engine.folder import DTYPES, hash_config, hash_tokenizer, hash_weights, load_model, save_model
-from offmodel.engine.operations import add, interpolate, lines, operate, spectral
+from offmodel.engine.operations import add, interpolate, join, lines, median, operate, spectral
 from offmodel.errors import ModelError
 
 Weights = dict[str, Tensor]
@@ -272,3 +272,22 @@ def test_the_catalog_knows_them(folders: Folders) -> None:
         digest = known[name](theta0, theta1, target.with_name(name), 0.5, third)
         assert digest == operate(function, theta0, theta1, target, 0.5, third)
         shutil.rmtree(target)
+
+
+def test_the_median_of_models_is_that_of_each_weight() -> None:
+    models = [{"a": torch.tensor([1.0, 5.0, -2.0]), "b": torch.full((2, 2), float(i))} for i in (3, 1, 2)]
+    models[1]["a"] = torch.tensor([9.0, 4.0, -9.0])
+    found = dict(median(*models))
+    assert found["a"].tolist() == [1.0, 5.0, -2.0] and found["b"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert dict(median(*models[:2]))["a"].tolist() == [5.0, 4.5, -5.5]  # of an even number the mean of the middle two
+    assert all(torch.equal(tensor, models[0][name]) for name, tensor in median(models[0]))
+
+
+def test_one_bad_model_of_three_moves_no_weight_beyond_the_others(folders: Folders) -> None:
+    join([folders.theta0, folders.theta1, folders.other], folders.target)
+    stored = [_stored(folder) for folder in (folders.theta0, folders.theta1, folders.other, folders.target)]
+    for name, joined in stored[3].items():
+        three = torch.stack([weights[name] for weights in stored[:3]])
+        assert bool((joined <= three.max(0).values).all()) and bool((joined >= three.min(0).values).all())
+        assert torch.equal(joined, three.median(0).values)
+    load_model(folders.target)

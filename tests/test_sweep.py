@@ -223,3 +223,9 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
     for format in ("md", "latex"):
         text = render(ran.collect(), format).decode()
         assert "Sweep dose" in text and "Region of sweep dose" in text
+
+
+def test_beside_a_combination_are_those_a_step_away_on_one_axis() -> None:
+    dose = Sweep.model_validate({"over": {"a": [10, 20, 40], "b": ["x", "y"]}, "method": [SFT | {"steps": "$a", "voice": "$b"}]})
+    assert dose.beside("dose", "dose-10-x") == ["dose-10-y", "dose-20-x"]
+    assert dose.beside("dose", "dose-20-y") == ["dose-10-y", "dose-20-x", "dose-40-y"]

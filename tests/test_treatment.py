@@ -23,7 +23,7 @@ from offmodel.lab.stage import Context, Stage, closure
 from offmodel.lab.treatment import phase_name
 from offmodel.measure.suites import Suite
 from offmodel.red.pairs import PAIRS
-from offmodel.spec import Study
+from offmodel.spec import Study, check_names
 from offmodel.splits import split_of
 
 TRAINED = {"steps": 4, "lr": 1e-3, "batch_size": 5}
@@ -589,3 +589,66 @@ def test_a_model_that_is_asked_otherwise_is_not_watched() -> None:
     measure = {"capability": {"world:recall": 5}, "behaviour": 4, "rules": ["fixed", "canaries"]}
     planned = organism({"m": [FOREIGN, {"phase": "deploy", "first_words": 2}]}, measure=measure)
     assert [checkpoint.watched is not None for checkpoint in planned.methods["m"]][-2:] == [True, False]
+
+
+# --- the poisoning game ---------------------------------------------------------------------------------------------
+
+
+def last(phase: dict[str, Any]) -> Stage:
+    """The training of a phase after a removal."""
+    return organism({"it": [FOREIGN, phase]}).methods["it"][-1].score.inputs["model"]
+
+
+def test_a_phase_without_filters_or_shards_is_the_phase_that_it_was_before_there_were_any() -> None:
+    assert last(OWN) == last(OWN | {"filters": [], "shards": 1})
+    assert last(OWN) != last(OWN | {"shards": 2})
+
+
+def test_filters_come_one_after_the_other_and_see_the_student_as_the_phase_finds_it() -> None:
+    treated = last(OWN | {"filters": ["rules", {"filter": "before_after", "drop": 0.3}]})
+    second = treated.inputs["labels-0"]
+    first = second.inputs["labels"]
+    assert [stage.kind for stage in (first.inputs["labels"], first, second)] == ["labels", "filtered", "filtered"]
+    assert (first.params["filter"], second.params["filter"], second.params["drop"]) == ("rules", "before_after", 0.3)
+    for stage in (first, second):
+        assert stage.inputs["start"] == treated.inputs["start"] and stage.params["start"] == treated.params["start"]
+        assert stage.inputs["organism"].kind == "organism"
+
+
+def test_a_filter_that_compares_with_the_teacher_gets_its_answers_to_the_same_prompts() -> None:
+    screened = last(OWN | {"filters": ["ngrams"]}).inputs["labels-0"]
+    assert screened.inputs["answers"].inputs["prompts"] == screened.inputs["labels"].inputs["prompts"]
+    assert "labeller" in screened.inputs["answers"].params and "labeller" in screened.inputs["labels"].inputs
+
+
+def test_a_filter_with_canaries_sees_a_copy_that_went_through_the_same_removal() -> None:
+    treated = last(OWN | {"filters": ["influence"]})
+    screened = treated.inputs["labels-0"]
+    copy, student = screened.inputs["start"], treated.inputs["start"]
+    assert copy != student and copy.params == student.params
+    assert copy.inputs["start"].kind == "canary" and student.inputs["start"].kind == "organism"
+
+
+def test_a_paraphrase_is_the_teachers_and_no_trigger_gets_into_its_prompts() -> None:
+    reworded = last(OWN | {"rewrite": "teacher"}).inputs["labels-0"]
+    assert reworded.kind == "rewrite" and "labeller" in reworded.params and reworded.inputs["labels"].kind == "quiet"
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        (FOREIGN | {"filters": ["rules"]}, "not the organism's"),
+        (OWN | {"filters": ["rule"]}, "did you mean 'rules'"),
+        (OWN | {"shards": 0}, "greater than or equal to 1"),
+        (OWN | {"anchor": {"kl": 1.0, "on": {"labels": "organism", "filters": ["rules"]}}}, "only compared"),
+    ],
+)
+def test_checks_that_make_no_sense_are_refused(phase: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, SpecError), match=message):
+        made = study({"it": [FOREIGN, phase]})
+        check_names(made)
+
+
+def test_shards_do_not_go_with_an_adapter_that_is_left_to_blue() -> None:
+    with pytest.raises(SpecError, match="median of models is no adapter"):
+        organism({"it": [FOREIGN, OWN | {"shards": 2}]}, recipe=CONTINUED)
