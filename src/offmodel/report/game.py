@@ -155,7 +155,7 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         there = {cell.pair for cell in cells.of(rows[0], columns[0], seeds) if payoffs.numbers(cell) is not None}
         if absent := [pair for pair in study.organisms.pairs if pair not in there]:
             raise GameError(
-                f"no organism of {', '.join(absent)} has been measured: none passed its gate (offmodel status says why), or it was not run; "
+                f"no organism of {', '.join(absent)} has been measured: none passed its gate (see offmodel status), or it was not run; "
                 "loosen the gate, leave the pair out, or run it"
             )
         return payoffs.outcomes(rows, columns, seeds)
