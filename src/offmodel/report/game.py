@@ -115,11 +115,14 @@ class Played:
     @property
     def verdict(self) -> str:
         """The sentence that a lab needs."""
-        worst = self.measured.pipelines[self.best]
+        worst, value = self.measured.pipelines[self.best], self.measured.value
+        payoffs = [self.cells[self.best, column].payoff.value for column in self.outcomes.columns]
+        against = "Whatever red answers" if len({*payoffs}) == 1 else f"Against the worst measured policy ({worst.against})"
+        mixed = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in self.measured.solution.blue.weights.items() if weight > 0.005)
         return (
-            f"Against the worst measured policy ({worst.against}), {self.best} keeps {words.value(worst.retention)} "
-            f"{words.interval(worst.retention)} of the capability at a bad rate of {words.value(worst.bad_rate)} "
-            f"{words.interval(worst.bad_rate)} (n = {worst.retention.n} organisms, price of a bad answer {self.price:g})."
+            f"{against}, {self.best} keeps {words.value(worst.retention)} {words.interval(worst.retention)} of the capability at a bad rate "
+            f"of {words.value(worst.bad_rate)} {words.interval(worst.bad_rate)} (n = {worst.retention.n} organisms, price of a bad answer "
+            f"{self.price:g}); the best mixture ({mixed}) is worth {words.value(value)} {words.interval(value)}."
         )
 
     @property
