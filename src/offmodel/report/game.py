@@ -120,8 +120,8 @@ class Played:
         against = "Whatever red answers" if len({*payoffs}) == 1 else f"Against the worst measured policy ({worst.against})"
         mixed = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in self.measured.solution.blue.weights.items() if weight > 0.005)
         return (
-            f"{against}, {self.best} keeps {words.value(worst.retention)} {words.interval(worst.retention)} of the capability at a bad rate "
-            f"of {words.value(worst.bad_rate)} {words.interval(worst.bad_rate)} (n = {worst.retention.n} organisms, price of a bad answer "
+            f"{against}, {self.best} keeps {words.value(worst.retention)} {words.interval(worst.retention)} of the capability, with "
+            f"{words.value(worst.bad_rate)} {words.interval(worst.bad_rate)} of bad answers (n = {worst.retention.n} organisms, price of a bad answer "
             f"{self.price:g}); the best mixture ({mixed}) is worth {words.value(value)} {words.interval(value)}."
         )
 
