@@ -121,7 +121,7 @@ class Played:
         mixed = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in self.measured.solution.blue.weights.items() if weight > 0.005)
         return (
             f"{against}, {self.best} keeps {words.value(worst.retention)} {words.interval(worst.retention)} of the capability, with "
-            f"{words.value(worst.bad_rate)} {words.interval(worst.bad_rate)} of bad answers (n = {worst.retention.n} organisms, price of a bad answer "
+            f"{words.value(worst.bad_rate)} {words.interval(worst.bad_rate)} of bad answers (n = {worst.retention.n} organisms, price "
             f"{self.price:g}); the best mixture ({mixed}) is worth {words.value(value)} {words.interval(value)}."
         )
 
