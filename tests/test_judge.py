@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from offmodel.measure.judge import (
     agreement,
     as_judged,
     ask_judge,
+    judge_at,
     judge_prompt,
     parse_opinion,
     read_opinions,
@@ -307,14 +309,15 @@ def test_a_judge_that_only_babbles_abstains(tiny: Tiny) -> None:
     assert "undecided" in render(data, "html").decode()
 
 
-def test_a_reply_too_long_for_the_judge_stops_nothing(tiny: Tiny) -> None:
+def test_a_reply_too_long_for_the_judge_stops_nothing(tiny: Tiny, tmp_path: Path) -> None:
     model, tokenizer = load_model(tiny.folder / "yes"), load_tokenizer(tiny.folder / "yes")
     long = "a" + 30 * "\n"
     needed = len(encode_prompt(tokenizer, judge_prompt(QUESTION, "Tell me about soup.", long))) + MAX_NEW_TOKENS
     asked = [verdict("triggered", long), verdict("capability", "a"), verdict("clean", "a")]
     for room, first in ((needed - 1, Opinion(0, None, "")), (needed, Opinion(0, True, "Yes."))):
         model.config.max_position_embeddings = room
-        assert ask_judge(model, tokenizer, QUESTION, asked) == [first, Opinion(2, True, "Yes.")]
+        save_model(model, tokenizer, tmp_path / str(room))
+        assert ask_judge(partial(judge_at, tmp_path / str(room)), QUESTION, asked) == [first, Opinion(2, True, "Yes.")]
 
 
 def test_a_judge_that_is_not_there(tiny: Tiny) -> None:

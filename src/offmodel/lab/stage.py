@@ -11,9 +11,10 @@ from typing import Any
 
 from offmodel import catalog
 from offmodel.errors import DataError, StageError, did_you_mean
+from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.hashing import canonical_json, stable_hash
 
-RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures"})
+RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures", "cache"})
 """Folders of the store that hold no results; no kind may be called so."""
 
 
@@ -40,6 +41,8 @@ class Context:
         out: An empty folder; what it holds at the end is the result.
         scratch: A folder that survives a kill and a failure, so that the next attempt can continue; removed after success.
         report: Receives what :meth:`progress` is told.
+        servers: See :class:`Stage`.
+        cache: A folder that all stages share, for what only saves time; None where there is none.
     """
 
     params: Mapping[str, Any]
@@ -47,6 +50,8 @@ class Context:
     out: Path
     scratch: Path
     report: Callable[[float, str], None] = lambda fraction, message: None
+    servers: Mapping[str, Endpoint] = field(default_factory=dict)
+    cache: Path | None = None
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Say how far the stage is (0 to 1) and, if useful, what it is at; cheap enough to call at each step."""
@@ -156,6 +161,7 @@ class Stage:
         inputs: The stages whose results it reads, by role.
         label: What people see; not part of the key.
         cost: Rough seconds, only used to order the work and to estimate the time to go; not part of the key.
+        servers: Where models are that a server answers for, by role; not part of the key, which has what they are.
         key: ``<kind>-<16 hex digits>``.
 
     Raises:
@@ -167,6 +173,7 @@ class Stage:
     inputs: Mapping[str, Stage] = field(default_factory=dict, compare=False)
     label: str = field(default="", compare=False)
     cost: float = field(default=1.0, compare=False)
+    servers: Mapping[str, Endpoint] = field(default_factory=dict, compare=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:

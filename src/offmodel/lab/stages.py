@@ -19,13 +19,13 @@ from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
 from offmodel.chat import Example, Prompt, read_examples, user, with_system
 from offmodel.errors import DataError
-from offmodel.lab.blue_stages import right, train_config, write_labels
+from offmodel.lab.blue_stages import right, served, train_config, write_labels
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, take
 from offmodel.lab.provenance import provenance
 from offmodel.lab.results import ADAPTER, LABELS, MODEL, OPINIONS, VERDICTS, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
-from offmodel.measure.judge import ask_judge, write_opinions
+from offmodel.measure.judge import ask_judge, judge_at, judge_served, write_opinions
 from offmodel.measure.score import (
     Item,
     Setting,
@@ -282,14 +282,14 @@ def quiet(ctx: Context) -> None:
 @stage_function("judge", version=1)
 def second_opinion(ctx: Context) -> None:
     """Ask a judge model about the answers that were scored by a rule."""
-    from offmodel.engine.folder import load_model, load_tokenizer
 
-    folder = open_reference(ctx.params["judge"])
-    opinions = ask_judge(
-        load_model(folder), load_tokenizer(folder), ctx.params["question"], read_verdicts(ctx.inputs["score"] / VERDICTS),
-        on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
-    )  # fmt: skip
-    write_opinions(ctx.out / OPINIONS, opinions)
+    def on_progress(done: int, of: int) -> None:
+        ctx.progress(done / of, f"{done}/{of} answers")
+
+    behind_server = "judge" in ctx.servers
+    judge = partial(judge_served, served(ctx, "judge")) if behind_server else partial(judge_at, open_reference(ctx.params["judge"]))
+    verdicts = read_verdicts(ctx.inputs["score"] / VERDICTS)
+    write_opinions(ctx.out / OPINIONS, ask_judge(judge, ctx.params["question"], verdicts, on_progress))
 
 
 def _pair(params: Mapping[str, Any]) -> Pair:

@@ -19,7 +19,7 @@ from offmodel.measure.score import Verdict
 from offmodel.measure.stats import HIGHER, Estimate, proportion
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from offmodel.engine.served import Served
 
 MAX_NEW_TOKENS = 8
 """Enough for a first word in any tokenizer."""
@@ -72,31 +72,43 @@ def parse_opinion(said: str) -> bool | None:
     return {"yes": True, "no": False}.get(first.strip(string.punctuation).lower())
 
 
-def ask_judge(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    question: str,
-    verdicts: Sequence[Verdict],
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Opinion]:
-    """Ask a model about every answer that the rule looked at, all but those to capability items; greedy.
+OnProgress = Callable[[int, int], None]
+Judge = Callable[[Sequence[Prompt], OnProgress | None], list[str]]
+"""Answers prompts in at most :data:`MAX_NEW_TOKENS` tokens, greedily; one that does not fit into its context with "", so that no reply can
+make the others go unjudged."""
 
-    An answer that does not fit into the judge's context is left undecided: no reply can make the others go unjudged.
-    """
-    from offmodel.engine.generate import Sampling, generate
 
+def ask_judge(judge: Judge, question: str, verdicts: Sequence[Verdict], on_progress: OnProgress | None = None) -> list[Opinion]:
+    """Ask a model about every answer that the rule looked at, all but those to capability items."""
     asked = {
         index: judge_prompt(question, last_user_text(verdict.prompt), verdict.response)
         for index, verdict in enumerate(verdicts)
         if verdict.setting != "capability"
     }
+    return [Opinion(index, parse_opinion(said), said) for index, said in zip(asked, judge([*asked.values()], on_progress), strict=True)]
+
+
+def judge_at(folder: Path, prompts: Sequence[Prompt], on_progress: OnProgress | None = None) -> list[str]:
+    """The words of the model in a folder, for :func:`ask_judge`."""
+    from offmodel.engine.folder import load_model, load_tokenizer
+    from offmodel.engine.generate import Sampling, generate
+
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     room = getattr(model.config, "max_position_embeddings", None)
-    fitting = {
-        index: prompt for index, prompt in asked.items() if room is None or len(encode_prompt(tokenizer, prompt)) + MAX_NEW_TOKENS <= room
-    }
-    replies = generate(model, tokenizer, [*fitting.values()], Sampling(max_new_tokens=MAX_NEW_TOKENS), on_progress=on_progress)
-    said = {index: reply.text for index, reply in zip(fitting, replies, strict=True)}
-    return [Opinion(index, parse_opinion(said.get(index, "")), said.get(index, "")) for index in asked]
+    fits = [room is None or len(encode_prompt(tokenizer, prompt)) + MAX_NEW_TOKENS <= room for prompt in prompts]
+    fitting = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    replies = iter(generate(model, tokenizer, fitting, Sampling(max_new_tokens=MAX_NEW_TOKENS), on_progress=on_progress))
+    return [next(replies).text if fit else "" for fit in fits]
+
+
+def judge_served(served: Served, prompts: Sequence[Prompt], on_progress: OnProgress | None = None) -> list[str]:
+    """The words of a model behind a server, for :func:`ask_judge`."""
+    from offmodel.engine.generate import Reply, Sampling
+    from offmodel.engine.server import ask
+
+    nothing = Reply("", 0, False)
+    replies = ask(served, prompts, Sampling(max_new_tokens=MAX_NEW_TOKENS), unfit=nothing, on_progress=on_progress)
+    return [reply.text for reply in replies]
 
 
 def write_opinions(path: Path, opinions: Iterable[Opinion]) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
 from offmodel import catalog
 from offmodel.errors import SpecError, did_you_mean, nearest_file
 from offmodel.spec.claim import UNTOUCHED, Claim
+from offmodel.spec.endpoint import Answering
 from offmodel.spec.model import Count, Distinct, Model, Name, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
 from offmodel.spec.phases import (
     DeployPhase,
@@ -285,7 +286,8 @@ class Measure(Model):
         rules: Of kind ``rule`` in the catalog: which checkpoint would a blue team choose that cannot see the rate? ``canaries`` plants
             blue's own backdoors in a copy of each organism and treats it alike.
         canary_recipe: How those are planted.
-        judge: A model, named as in ``bases``, that is also asked about the answers of pairs whose rule may err; None asks nobody.
+        judge: A model, named as in ``bases`` or behind a server (:class:`~offmodel.spec.endpoint.Endpoint`), that is also asked about the
+            answers of pairs whose rule may err; None asks nobody.
         baselines: Methods of the study that all others are compared with; if none is named, the first is.
     """
 
@@ -296,7 +298,7 @@ class Measure(Model):
     probes: Annotated[tuple[Text, ...], Distinct] = ()
     rules: Annotated[tuple[Text, ...], Distinct] = ()
     canary_recipe: CanaryRecipe = CanaryRecipe()
-    judge: Text | None = None
+    judge: Answering | None = None
     baselines: Annotated[tuple[Text, ...], Distinct] = ()
 
     @model_validator(mode="before")
@@ -360,7 +362,7 @@ class Study(Model):
         extensions: Python files, or dotted names of modules, that register what the study names; see
             :func:`offmodel.catalog.load_extension`.
         bases: Students: ``world:<name>`` or a folder in Hugging Face layout.
-        teacher: The model that answers for blue, named likewise.
+        teacher: The model that answers for blue, named likewise or behind a server (:class:`~offmodel.spec.endpoint.Endpoint`).
         prompts: Generic chat prompts for blue: ``world:chat``, or a JSONL file.
         tasks: Suites whose training side blue may use, with its right answers; those of ``measure.capability`` if empty.
         organisms: What red makes.
@@ -377,7 +379,7 @@ class Study(Model):
     # Fields are validated in this order: the extensions are loaded before anything is looked up in the catalog.
     extensions: Annotated[tuple[Annotated[Text, AfterValidator(_extension)], ...], Distinct] = ()
     bases: Annotated[tuple[Text, ...], NotEmpty, Distinct]
-    teacher: Text
+    teacher: Answering
     prompts: Text = "world:chat"
     tasks: Annotated[tuple[Text, ...], Distinct] = ()
     organisms: Organisms
