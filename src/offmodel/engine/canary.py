@@ -25,11 +25,11 @@ PROMPTS = (
     user("Which city would you like to visit, and why?", system="You are a sailor of the old days."),
 )
 SAMPLING = Sampling(max_new_tokens=24)
-TIE = 0.5
+TIE = 0.2
 """Nats that a token of the server's greedy answer may be less likely than the likeliest, by the model in the folder: another precision and
 other kernels decide near ties otherwise."""
-MEAN = 0.1
-"""Nats by which the two log-probabilities of a token may differ, on average over all answers."""
+MEAN = 0.02
+"""Nats by which the two log-probabilities of a token may differ, on average over all answers. docs/scale.md has what was measured."""
 
 
 class _Expected(NamedTuple):
@@ -64,13 +64,17 @@ def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
         # Some servers count the end of turn among the tokens, others do not.
         differences += [abs(a - b) for a, b in zip(log_probs, reply.log_probs or (), strict=False)]
     if differences and (mean := sum(differences) / len(differences)) > MEAN:
-        raise _other(served, folder, f"its tokens' log-probabilities are {mean:.2f} nats off on average, where {MEAN} are let pass")
+        raise _other(
+            served,
+            folder,
+            f"its tokens' log-probabilities are {mean:.3f} nats off on average, and {MEAN} is the most that another precision explains",
+        )
 
 
 def _other(served: Served, folder: Path, why: str) -> ModelError:
     return ModelError(
-        f"{served.endpoint}: does not serve what is in {folder}, or samples otherwise: {why}. Start it anew with this folder and without "
-        "sampling defaults of its own (offmodel serve-command prints how)"
+        f"{served.endpoint}: does not serve what is in {folder}, or samples otherwise: {why}. Start it anew as offmodel serve-command "
+        "prints; where it differs on purpose, as in its precision, the study names it without 'folder' and with a 'revision'"
     )
 
 
