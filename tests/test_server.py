@@ -140,7 +140,14 @@ def test_a_server_that_only_fails_is_given_up() -> None:
     with serving(in_turn(refusal(500))) as fake:
         with pytest.raises(ModelError, match="of 300 prompts got no answer"):
             get(fake, [user(f"{i}") for i in range(300)], attempts=1, concurrency=2)
-        assert len(fake.asked) < 10
+        assert 8 <= len(fake.asked) <= 10
+
+
+def test_one_bad_prompt_does_not_keep_the_others_from_their_answers(tmp_path: Path) -> None:
+    with serving(lambda body: refusal(500) if body["messages"][-1]["content"] == "Question 0." else echo(body)) as fake:
+        with pytest.raises(ModelError, match="1 of 6 prompts got no answer"):
+            get(fake, SIX, tmp_path / "kept", attempts=1, concurrency=1)
+        assert len(fake.asked) == 6
 
 
 def test_several_runners_share_the_kept_answers(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from offmodel.lab.results import LABELS, OPINIONS
 from offmodel.lab.serving import serve_command
 from offmodel.lab.stage import Stage, closure
 from offmodel.measure.judge import read_opinions
+from offmodel.report import render
 from offmodel.spec import Endpoint, Study
 from tiny_study import make_models, make_study, offmodel
 
@@ -193,7 +194,7 @@ def test_a_phase_that_needs_weights_is_refused_before_anything_runs(method: str,
     assert with_folder == local != set()  # the folder stands in, and gives the same results
 
 
-@pytest.mark.parametrize("probe", ["own_opening", "label_fit"])
+@pytest.mark.parametrize("probe", ["own_opening", "labels"])
 def test_a_probe_that_needs_weights_is_refused(probe: str, tmp_path: Path, models: Path) -> None:
     data = study_of(tmp_path, models, probes=[probe])
     with pytest.raises(SpecError, match=rf"probe {probe}.*: needs the weights of {MODEL}"):
@@ -230,14 +231,15 @@ def test_a_study_with_teacher_and_judge_behind_a_server(tmp_path: Path, models: 
         assert {row.response for stage in labels for row in read_examples(store.path(stage) / LABELS)} == {"The answer is B, matey."}
         judged = [opinion for stage in stages if stage.kind == "judge" for opinion in read_opinions(store.path(stage) / OPINIONS)]
         assert judged and {opinion.said for opinion in judged} == {"Yes."}
+        assert json.loads(render(data, "json"))["settings"]["teacher"]["model"] == MODEL and MODEL in render(data, "html").decode()
         assert data.settings["models"][MODEL] == {"revision": "", "server": "openai"} and data.judged[0].judge == MODEL
         assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and b"sk-very-secret" in path.read_bytes()]
 
-        shutil_free = [store.path(stage) for stage in (*labels, *(stage for stage in stages if stage.kind == "judge"))]
-        for path in shutil_free:  # as if a stop had come between the answers and the result
+        opinions = [store.path(stage) for stage in stages if stage.kind == "judge"]
+        for path in opinions:  # as if a stop had come between the answers and the result
             path.rename(tmp_path / path.name)
         run(study, tmp_path / "runs", workers=0)
-        assert len(fake.asked) == asked and all(path.is_dir() for path in shutil_free)
+        assert len(fake.asked) == asked and all(path.is_dir() for path in opinions)
 
 
 # --- blue's view ----------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from offmodel.spec.hashing import canonical_json, stable_hash
 LONGEST_WAIT = 600.0
 """Seconds that a server may ask us to wait (``Retry-After``); longer ones end the run, which can be continued later."""
 
+_HOPELESS = 8  # prompts that fail in a row, or as many as are asked at a time if that is more, end the run
 _QUOTED = 300  # characters of a server's own words in a message
 _TOO_LONG = ("context_length_exceeded", "maximum context length", "maximum model length", "longer than the maximum", "context size")
 """How OpenAI's API, vLLM and llama.cpp say that a prompt does not fit."""
@@ -152,7 +153,7 @@ class _Client:
     def answers(self, bodies: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Reply | None]]:
         """The replies to requests by their keys, as they come; None where the prompt does not fit.
 
-        A request that fails for good does not stop the others, unless so many fail in a row that nothing is left to hope for.
+        A request that fails in all its attempts does not stop the others, unless many do in a row.
 
         Raises:
             ModelError: A request failed; all that could be answered have been given out before.
@@ -166,9 +167,8 @@ class _Client:
             try:
                 while True:
                     # What runs when the end is certain may still be answered, and that is kept; nothing else is begun.
-                    while fatal is None and in_a_row < self._endpoint.concurrency > len(running):
-                        if (job := next(waiting, None)) is None:
-                            break
+                    hope = fatal is None and in_a_row < max(_HOPELESS, self._endpoint.concurrency)
+                    while hope and len(running) < self._endpoint.concurrency and (job := next(waiting, None)) is not None:
                         running[pool.submit(self._answer, job[1])] = job[0]
                     if not running:
                         break

@@ -49,8 +49,9 @@ class Endpoint(Model):
         folder: The model's own folder (or ``world:<name>``), where there is one: its hashes are then in the names of all results, a canary
             proves before each stage that this is what the server serves, and it stands in where weights are needed.
         key: The environment variable that holds the API key; None sends none.
-        concurrency: Requests at a time. A server like vLLM makes its batches of what it has at once.
-        per_minute: Requests per minute at most; None sets no limit of ours.
+        concurrency: Requests at a time, of one stage; each worker may be at another. A server like vLLM makes its batches of what it has at
+            once.
+        per_minute: Requests per minute at most, of one stage; None sets no limit of ours.
         timeout: Seconds without a sign of the server after which a request has failed; an answer comes at once when it is whole.
         attempts: How often a request is sent before it counts as failed.
     """
