@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import encode_prompt, user
 from offmodel.engine.folder import load_model, load_tokenizer
-from offmodel.engine.forward import responses
+from offmodel.engine.forward import IGNORED, responses
 from offmodel.engine.generate import Reply, Sampling, sample_ids
 from offmodel.engine.served import Served
 from offmodel.engine.server import ask
@@ -32,11 +32,16 @@ MEAN = 0.02
 """Nats by which the two log-probabilities of a token may differ, on average over all answers. docs/scale.md has what was measured."""
 
 
-class _Expected(NamedTuple):
-    """The model's own greedy answer, and the log-probabilities of its tokens in nats."""
+class Distance(NamedTuple):
+    """How far greedy answers to the canary prompts are from a model's own, in nats.
 
-    text: str
-    log_probs: list[float]
+    Attributes:
+        gaps: Of each answer, how far its least likely token lies below the likeliest there, by the model; 0 where it is the model's own.
+        mean: Mean difference of the tokens' log-probabilities; None where none are given.
+    """
+
+    gaps: tuple[float, ...]
+    mean: float | None
 
 
 def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
@@ -46,36 +51,53 @@ def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
 
     Args:
         served: What the server is asked for; no kept answer is used.
-        folder: The model, in Hugging Face layout. It is run here once in float32; what it says is remembered by the process.
+        folder: The model, in Hugging Face layout. It is run here; what it says is remembered by the process.
         backoff: See :func:`offmodel.engine.server.ask`.
 
     Raises:
         ModelError: The server has another model, changes the way of sampling, or cannot be asked.
     """
-    expected = _expected(folder, served.identity)
     replies = ask(replace(served, cache=None), PROMPTS, SAMPLING, log_probs=True, backoff=backoff)
-    differences: list[float] = []
-    for i, (ours, reply) in enumerate(zip(expected, replies, strict=True)):
-        log_probs = ours.log_probs
-        if reply.text != ours.text:
-            log_probs, gap = _followed(folder, i, reply)
-            if gap > TIE:
-                raise _other(served, folder, f"to {PROMPTS[i][-1].content!r} it answers {reply.text!r}, the folder's model {ours.text!r}")
-        # Some servers count the end of turn among the tokens, others do not.
-        differences += [abs(a - b) for a, b in zip(log_probs, reply.log_probs or (), strict=False)]
-    if differences and (mean := sum(differences) / len(differences)) > MEAN:
-        raise _other(
-            served,
-            folder,
-            f"its tokens' log-probabilities are {mean:.3f} nats off on average, and {MEAN} is the most that another precision explains",
+    found = distance(folder, served.identity, replies)
+    if max(found.gaps) > TIE:
+        i = found.gaps.index(max(found.gaps))
+        own = _expected(folder, served.identity)[i].text
+        why = f"to {PROMPTS[i][-1].content!r} it answers {replies[i].text!r}, the folder's model {own!r}"
+    elif found.mean is not None and found.mean > MEAN:
+        why = (
+            f"its tokens' log-probabilities are {found.mean:.3f} nats off on average, more than the {MEAN} that another precision explains"
         )
-
-
-def _other(served: Served, folder: Path, why: str) -> ModelError:
-    return ModelError(
+    else:
+        return
+    raise ModelError(
         f"{served.endpoint}: does not serve what is in {folder}, or samples otherwise: {why}. Start it anew as offmodel serve-command "
         "prints; where it differs on purpose, as in its precision, the study names it without 'folder' and with a 'revision'"
     )
+
+
+def distance(folder: Path, identity: str, replies: Sequence[Reply]) -> Distance:
+    """How far a server's replies to the canary prompts are from those of the model in a folder.
+
+    Args:
+        folder: The model.
+        identity: Changes when its files do.
+        replies: One for each of :data:`PROMPTS`, greedy.
+    """
+    gaps: list[float] = []
+    differences: list[float] = []
+    for i, (own, reply) in enumerate(zip(_expected(folder, identity), replies, strict=True)):
+        log_probs, gap = (own.log_probs, 0.0) if reply.text == own.text else _followed(folder, i, reply)
+        gaps.append(gap)
+        # Some servers count the end of turn among the tokens, others do not.
+        differences += [abs(a - b) for a, b in zip(log_probs, reply.log_probs or (), strict=False)]
+    return Distance(tuple(gaps), sum(differences) / len(differences) if differences else None)
+
+
+class _Expected(NamedTuple):
+    """The model's own greedy answer, and the log-probabilities of its tokens in nats."""
+
+    text: str
+    log_probs: list[float]
 
 
 @lru_cache(maxsize=4)
@@ -104,8 +126,8 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, reply: Reply) -> list[int]:
 
 @torch.inference_mode()
 def _scored(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], float]:
-    ids = torch.tensor([[*prompt, *answer]])
-    labels = torch.tensor([[-100] * len(prompt) + list(answer)])
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    labels = torch.tensor([[IGNORED] * len(prompt) + list(answer)], device=model.device)
     table = responses(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}).logits.float().log_softmax(-1)
-    own = table.gather(1, torch.tensor(answer)[:, None]).squeeze(1)
+    own = table.gather(1, ids[0, len(prompt) :, None]).squeeze(1)
     return own.tolist(), float((table.max(1).values - own).max())
