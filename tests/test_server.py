@@ -274,6 +274,32 @@ def test_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop.waited == [0, 0.5, 1, 7, 7.5]
 
 
+def test_what_a_server_and_a_study_say_of_the_pace_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+
+    class Pace(client._Pace):
+        def __init__(self, interval: float, stop: threading.Event) -> None:
+            super().__init__(0.0, stop)
+            told.append(interval)
+
+        def hold(self, seconds: float) -> None:
+            told.append(seconds)
+
+    monkeypatch.setattr(client, "_Pace", Pace)
+    with serving(in_turn(refusal(429, Retry_After="7"), refusal(503), then=answer("Ho."))) as fake:
+        get(fake, [HI], per_minute=120.0)
+    assert told == [0.5, 7.0, 0.0]
+
+
+def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(echo) as fake:
+        assert get(fake, [HI], attempts=1)[0].text == "To Hi."
+
+
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 KEY = "sk-very-secret"
