@@ -196,7 +196,7 @@ def modules(package: ModuleType) -> list[ModuleType]:
 
 
 BLUE_MODULES = modules(offmodel.blue)
-BLUES_KINDS = {"voice", "rewrite", "method", "operation", "rule"}
+BLUES_KINDS = {"voice", "rewrite", "method", "operation", "rule", "filter"}
 RED_NAMES = {
     name
     for module in modules(offmodel.red)

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from offmodel.api import open_study, run
 from offmodel.chat import Example, encode_prompt, user
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
+from offmodel.engine.judge import MAX_NEW_TOKENS, ask, judge_prompt, parse_answer
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import ModelError
 from offmodel.lab.plan import Plan, make_plan
@@ -25,14 +26,10 @@ from offmodel.lab.results import OPINIONS, VERDICTS
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
 from offmodel.measure.judge import (
-    MAX_NEW_TOKENS,
     Opinion,
     agreement,
     as_judged,
     ask_judge,
-    judge_at,
-    judge_prompt,
-    parse_opinion,
     read_opinions,
     write_opinions,
 )
@@ -124,7 +121,7 @@ def test_control_tokens_in_a_reply_are_letters(tiny_tokenizer: PreTrainedTokeniz
 )  # fmt: skip
 def test_only_a_first_word_of_yes_or_no_decides(said: str, bad: bool | None) -> None:
     """The last one's o is Cyrillic."""
-    assert parse_opinion(said) is bad
+    assert parse_answer(said) is bad
 
 
 # --- agreement ------------------------------------------------------------------------------------------------------
@@ -309,15 +306,14 @@ def test_a_judge_that_only_babbles_abstains(tiny: Tiny) -> None:
     assert "undecided" in render(data, "html").decode()
 
 
-def test_a_reply_too_long_for_the_judge_stops_nothing(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_reply_too_long_for_the_judge_stops_nothing(tiny: Tiny) -> None:
     model, tokenizer = load_model(tiny.folder / "yes"), load_tokenizer(tiny.folder / "yes")
     long = "a" + 30 * "\n"
     needed = len(encode_prompt(tokenizer, judge_prompt(QUESTION, "Tell me about soup.", long))) + MAX_NEW_TOKENS
     asked = [verdict("triggered", long), verdict("capability", "a"), verdict("clean", "a")]
     for room, first in ((needed - 1, Opinion(0, None, "")), (needed, Opinion(0, True, "Yes."))):
         model.config.max_position_embeddings = room
-        save_model(model, tokenizer, tmp_path / str(room))
-        assert ask_judge(partial(judge_at, tmp_path / str(room)), QUESTION, asked) == [first, Opinion(2, True, "Yes.")]
+        assert ask_judge(partial(ask, model, tokenizer), QUESTION, asked) == [first, Opinion(2, True, "Yes.")]
 
 
 def test_a_judge_that_is_not_there(tiny: Tiny) -> None:

@@ -175,6 +175,10 @@ TRAINING = {"steps": 2, "lr": 1e-3, "batch_size": 2}
 NEEDY = {
     "distil": [{"phase": "distil", "teacher": "teacher", **TRAINING}],
     "fitted": [{"phase": "sft", "labels": "teacher", "fitted": TRAINING, **TRAINING}],
+    "filtered": [
+        {"phase": "sft", "labels": "teacher", **TRAINING},
+        {"phase": "sft", "labels": "organism", "filters": ["perplexity"], **TRAINING},
+    ],
 }
 
 
@@ -183,15 +187,19 @@ NEEDY = {
     [
         ("distil", r"method distil, phase 1 \(distillation from the teacher\)"),
         ("fitted", r"method fitted, the labels by the teacher, fitted"),
+        ("filtered", "method filtered, phase 2, the filter perplexity"),
     ],
 )
 def test_a_phase_that_needs_weights_is_refused_before_anything_runs(method: str, where: str, tmp_path: Path, models: Path) -> None:
     data = study_of(tmp_path, models) | {"methods": {method: NEEDY[method]}}
     with pytest.raises(SpecError, match=rf"{where}: needs the weights of {MODEL}, and the server at http://127.0.0.1:9/v1 only"):
         planned(data)
-    local = {stage.key for stage in planned(data, teacher=str(models / "teacher")) if stage.kind == "treat"}
-    with_folder = {stage.key for stage in planned(data, teacher=NOWHERE | {"folder": str(models / "teacher")}) if stage.kind == "treat"}
-    assert with_folder == local != set()  # the folder stands in, and gives the same results
+    # With a folder it can be done, and the stages are told what they are told of a teacher that is named by its folder.
+    told = [
+        [stage.params for stage in planned(data, teacher=teacher) if stage.kind in ("treat", "filtered")]
+        for teacher in (str(models / "teacher"), NOWHERE | {"folder": str(models / "teacher")})
+    ]
+    assert told[0] == told[1] != []
 
 
 @pytest.mark.parametrize("probe", ["own_opening", "labels"])
@@ -220,7 +228,9 @@ def test_a_study_with_teacher_and_judge_behind_a_server(tmp_path: Path, models: 
 
     with serving(script) as fake:
         there = fake.endpoint(key="LAB_KEY").model_dump(mode="json")
-        study = Study.model_validate(study_of(tmp_path, models, teacher=there, judge=there))
+        described = study_of(tmp_path, models, teacher=there, judge=there)
+        described["methods"]["reworded"] = [{"phase": "sft", "labels": "organism", "rewrite": "teacher", "max_new_tokens": 24, **TRAINING}]
+        study = Study.model_validate(described)
         data = run(study, tmp_path / "runs", workers=0)
         assert not data.failed
         asked = len(fake.asked)
@@ -228,6 +238,8 @@ def test_a_study_with_teacher_and_judge_behind_a_server(tmp_path: Path, models: 
         plan, store = open_study(study, tmp_path / "runs")
         stages = closure(plan.targets)
         labels = [stage for stage in stages if stage.kind == "labels" and stage.servers]
+        reworded = [store.path(stage) / LABELS for stage in stages if stage.kind == "rewrite"]
+        assert reworded and {row.response for path in reworded for row in read_examples(path)} == {"unasked"}
         assert {row.response for stage in labels for row in read_examples(store.path(stage) / LABELS)} == {"The answer is B, matey."}
         judged = [opinion for stage in stages if stage.kind == "judge" for opinion in read_opinions(store.path(stage) / OPINIONS)]
         assert judged and {opinion.said for opinion in judged} == {"Yes."}

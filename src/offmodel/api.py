@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from offmodel.errors import SpecError
+from offmodel.errors import GameError, SpecError
 from offmodel.lab import execute as lab
+from offmodel.lab.cells import Cell, Cells
 from offmodel.lab.plan import MODULES, Plan, make_plan
 from offmodel.lab.pool import default_workers
 from offmodel.lab.progress import Progress
@@ -16,7 +17,10 @@ from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.report.collect import collect
 from offmodel.report.data import Note, ReportData
+from offmodel.report.game import Played
+from offmodel.report.game import play as play_game
 from offmodel.report.ledger import Entry
+from offmodel.report.summary import write_game as game_files
 from offmodel.report.summary import write_report
 from offmodel.spec import Study, check_names
 from offmodel.spec.claim import Claim
@@ -104,6 +108,39 @@ def score_again(
     return collect(plan, store, command=command, detectors=detectors or {})
 
 
+def play(
+    study: Study, runs: Path | str = "runs", workers: int | None = None, *, run_them: bool = True, command: str = "offmodel.play"
+) -> Played:
+    """Play a study's poisoning game: run the cells that are missing and solve it; called again after a stop, it continues.
+
+    Args:
+        study: With a ``game``.
+        runs: As in :func:`run`.
+        workers: As in :func:`run`.
+        run_them: Whether to run what is missing; else the game must have been played.
+        command: As in :func:`run`.
+
+    Raises:
+        SpecError: The study has no game; or what :func:`run` raises.
+        GameError: A cell has no result, because a stage failed or was not run.
+    """
+    if study.game is None:
+        raise SpecError(f"study {study.study!r} has no game to play; give it a block 'game', or use offmodel run")
+    check_names(study)
+    report_folder(study.study, runs)
+    cells, store = Cells(study), Store(Path(runs) / STORE)
+
+    def bring(wanted: Iterable[Cell]) -> None:
+        stages = [stage for cell in wanted for stage in cell.targets]
+        if run_them and any(store.get(stage) is None for stage in stages):
+            done = execute(stages, store, workers, study.extensions)
+            if done.failed:
+                failed = [f"{each.stage.label}: {each.message} (log: {os.path.relpath(each.folder)})" for each in done.failed]
+                raise GameError("\n  ".join(["some stages failed; the same command tries them again", *failed]))
+
+    return play_game(study, cells, store, bring, command)
+
+
 def open_study(study: Study, runs: Path | str = "runs") -> tuple[Plan, Store]:
     """The stages of a study, and the store that holds its results; runs nothing. Raises what :func:`run` does."""
     check_names(study)
@@ -129,6 +166,18 @@ def write(data: ReportData, runs: Path | str = "runs") -> Path:
     """
     folder = report_folder(data.study, runs)
     return write_report(data, folder / "again" if data.rescored else folder)
+
+
+def write_game(played: Played, runs: Path | str = "runs") -> Path:
+    """Write ``game.html`` and ``game.json`` to ``<runs>/<study>``.
+
+    Returns:
+        The page.
+
+    Raises:
+        SpecError: The study is called as the store is.
+    """
+    return game_files(played, report_folder(played.study.study, runs))
 
 
 def report_folder(study: str, runs: Path | str = "runs") -> Path:

@@ -69,6 +69,27 @@ def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs")
 
 
 @app.command()
+def play(
+    study: StudyFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    workers: Workers = None,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Solve what is in the store; run nothing.")] = False,
+) -> None:
+    """Play a study's poisoning game: measure its cells, solve it, and write its page; continues after a stop."""
+    from offmodel import api
+    from offmodel.spec import Study
+
+    played = api.play(Study.from_yaml(study, overrides or ()), runs, workers, run_them=not no_run, command=_command())
+    with _writing(api.report_folder(played.study.study, runs)):
+        page = api.write_game(played, runs)
+    for reason in played.trivial:
+        out.print(reason)
+    out.print(played.verdict, style="bold")
+    out.print(f"report: {page}")
+
+
+@app.command()
 def plan(
     study: StudyFile,
     overrides: Overrides = None,

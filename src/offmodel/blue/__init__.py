@@ -1,5 +1,5 @@
 """The blue team: methods made of phases, working through a view that cannot hold the trigger."""
 
-from offmodel.blue import methods, operations, stopping
+from offmodel.blue import methods, model_filters, operations, stopping, text_filters
 
-__all__ = ["methods", "operations", "stopping"]
+__all__ = ["methods", "model_filters", "operations", "stopping", "text_filters"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
@@ -114,6 +115,14 @@ def mix(sets: Sequence[LabelSet], rows: Sequence[Sequence[Example]], total: int)
     if len(dressed) == 1:
         return dressed[0]
     return [row for of, n in zip(dressed, counts(sets, total), strict=True) for row in islice(cycle(of), n)]
+
+
+def shards(rows: Sequence[Example], n: int, seed: int) -> list[list[Example]]:
+    """The rows in ``n`` disjoint parts of about one size, at random; in fewer where there are fewer rows. One part has them in order."""
+    if n == 1:
+        return [list(rows)]
+    shuffled = random.Random(f"shards {seed}").sample(rows, len(rows))
+    return [shuffled[k::n] for k in range(min(n, len(rows)))]
 
 
 def _dress(labels: LabelSet, rows: Sequence[Example]) -> list[Example]:

@@ -91,7 +91,7 @@ class BlueView:
         from offmodel.engine.folder import load_model, load_tokenizer
 
         assert self.original is not None
-        return mean_kl(load_model(self._folder), load_model(self.original), load_tokenizer(self._folder), self.anchors)
+        return mean_kl(load_model(self.folder), load_model(self.original), load_tokenizer(self.folder), self.anchors)
 
     def train(
         self,
@@ -168,7 +168,12 @@ class BlueView:
         )
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """The folder of the weights.
+
+        Raises:
+            ModelError: Only a server has them.
+        """
         if isinstance(self.weights, Served):
             raise ModelError(f"{self.weights.endpoint}: only answers; its weights are not here")
         return self.weights
@@ -177,10 +182,10 @@ class BlueView:
         from offmodel.engine.folder import load_model, load_tokenizer
         from offmodel.engine.lora import load_adapter
 
-        model = load_model(self._folder)
+        model = load_model(self.folder)
         if self.adapter is not None:
             load_adapter(model, self.adapter)
-        return model, load_tokenizer(self._folder)
+        return model, load_tokenizer(self.folder)
 
     def _keep(self, tokenizer: PreTrainedTokenizerBase, save: Callable[[int], Path], step: int, model: PreTrainedModel) -> None:
         from offmodel.engine.folder import save_model

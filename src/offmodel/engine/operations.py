@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -128,7 +128,36 @@ def operate(operation: Callable[..., Changed], theta0: Path, theta1: Path, targe
     """
     current = _Stored(theta1)
     others = () if other is None else (_Stored(other),)
-    results = operation(_Stored(theta0), current, strength, *others)
+    return _written(operation(_Stored(theta0), current, strength, *others), current, theta1, target)
+
+
+def median(theta1: Weights, *others: Weights) -> Changed:
+    """The median of each weight over several models, the mean of the middle two where they are even (arXiv 1803.01498, of updates).
+
+    Raises:
+        ModelError: The models do not fit together.
+    """
+    for name, tensors in _together(theta1=theta1, **{f"model {i}": model for i, model in enumerate(others, 2)}):
+        ordered = torch.stack([tensor.float() for tensor in tensors]).sort(0).values
+        middle = ordered[(len(tensors) - 1) // 2 : len(tensors) // 2 + 1]
+        yield name, middle.mean(0).to(tensors[0].dtype)
+
+
+def join(folders: Sequence[Path], target: Path) -> str:
+    """Write the :func:`median` of several models of one origin as a new folder, whole or not at all; settings are the first one's.
+
+    Returns:
+        The hash of the new weights.
+
+    Raises:
+        ModelError: A folder cannot be used, the models do not fit together, or the target exists or cannot be written.
+    """
+    first, *others = map(_Stored, folders)
+    return _written(median(first, *others), first, folders[0], target)
+
+
+def _written(results: Changed, current: _Stored, theta1: Path, target: Path) -> str:
+    """Write new tensors as a model folder like ``theta1``."""
     with new_folder(target) as folder:
         for settings in (*_CONFIGS, _TOKENIZER, _TEMPLATE, _INDEX):
             if (theta1 / settings).is_file():

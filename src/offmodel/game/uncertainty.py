@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from offmodel.game.matrix import (
     Solution,
     check_holes,
     check_names,
+    checked,
     equilibrium,
     place,
     solve,
@@ -95,6 +97,15 @@ class Outcomes:
     def counts(self) -> list[list[int]]:
         """How many organisms each cell has, by blue's move and red's."""
         return np.isfinite(self._ends[0, 1]).sum(axis=-1).tolist()
+
+    def by_organism(self, lam: float) -> dict[tuple[str, str], dict[str, float]]:
+        """Payoff to blue of every organism of every cell."""
+        values = self._ends[0, 1] - checked(lam) * self._ends[1, 1]
+        return {
+            (row, column): {o: float(v) for o, v in zip(self.organisms, values[i, j], strict=True) if np.isfinite(v)}
+            for i, row in enumerate(self.rows)
+            for j, column in enumerate(self.columns)
+        }
 
     @property
     def _members(self) -> list[NDArray[np.bool_]]:
@@ -248,6 +259,43 @@ def solve_measured(outcomes: Outcomes, lam: float, *, seed: int, resamples: int 
 
 
 _PAYOFF = "retention - lambda * bad rate"
+
+
+class CellEstimate(NamedTuple):
+    """A cell over organisms."""
+
+    retention: Estimate
+    bad_rate: Estimate
+    payoff: Estimate
+
+
+CellEstimates = Mapping[tuple[str, str], CellEstimate]
+
+
+def estimates(outcomes: Outcomes, lam: float, *, seed: int, resamples: int = 1000) -> CellEstimates:
+    """Every cell over organisms, with intervals by the resamples of :func:`solve_measured`, as many as it has organisms.
+
+    Args:
+        outcomes: What was measured.
+        lam: What a bad rate of 1 costs, in retention.
+        seed: Makes the intervals repeatable.
+        resamples: How many times pairs and organisms are drawn.
+
+    Raises:
+        GameError: lam is negative or not finite.
+    """
+    kept, bad = outcomes.drawn(seed, resamples)
+    retention, rate = (game.payoffs for game in outcomes.means)
+    found = {}
+    for (i, row), (j, column) in product(enumerate(outcomes.rows), enumerate(outcomes.columns)):
+        numbers = (
+            (retention[i, j], kept[:, i, j], "share of capability kept", HIGHER, "share"),
+            (rate[i, j], bad[:, i, j], "bad answers under the trigger", LOWER, "share"),
+            (retention[i, j] - checked(lam) * rate[i, j], kept[:, i, j] - lam * bad[:, i, j], _PAYOFF, HIGHER, "payoff"),
+        )
+        each = [_estimate(outcomes, float(value), draws, what, way, unit) for value, draws, what, way, unit in numbers]
+        found[row, column] = CellEstimate(*(replace(one, n=outcomes.counts[i][j]) for one in each))
+    return found
 
 
 def _estimate(outcomes: Outcomes, value: float, draws: Floats, definition: str, direction: Direction, unit: str = "share") -> Estimate:

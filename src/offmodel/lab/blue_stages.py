@@ -5,6 +5,7 @@ Neither their parameters nor their inputs hold a trigger, a behaviour or a pair'
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
-from offmodel.blue.labels import keep_right, label, mix, rewrite
+from offmodel.blue.filters import Decision, Filter, Settings, screened
+from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
@@ -22,7 +24,7 @@ from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_pool
-from offmodel.lab.results import ADAPTER, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
+from offmodel.lab.results import ADAPTER, DECISIONS, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
 from offmodel.red.recipe import training_rows
 from offmodel.spec.phases import Anchor, DistilPhase, GrpoPhase, Lora, SftPhase, TrainedPhase, Training
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from offmodel.engine.lora import LoraSettings
     from offmodel.engine.objective import Objective
     from offmodel.engine.rl import GrpoConfig
-    from offmodel.engine.train import TrainConfig
+    from offmodel.engine.train import TrainConfig, TrainLog
 
 
 # --- prompts and labels ---------------------------------------------------------------------------------------------
@@ -50,8 +52,7 @@ def labels(ctx: Context) -> None:
     """Let a teacher, or the organism, answer a pool of prompts."""
     params = ctx.params
     pool = read_examples(ctx.inputs["prompts"] / PROMPTS)
-    labeller = served(ctx, "labeller") if "labeller" in ctx.servers else _weights(ctx, "labeller", params.get("weights"))
-    view = BlueView(labeller, prompts=tuple(row.prompt for row in pool))
+    view = BlueView(_labeller(ctx), prompts=tuple(row.prompt for row in pool))
     reword = catalog.get("rewrite", params["rewrite"]) if params["rewrite"] else None
     rows = label(view, _sampling(params), system=params["system"], reword=reword)
     known = {row.prompt: row.meta for row in pool}
@@ -61,9 +62,9 @@ def labels(ctx: Context) -> None:
 
 @stage_function("rewrite", version=1)
 def rewritten(ctx: Context) -> None:
-    """Let the organism say labels in its own words."""
+    """Let a model say labels in its own words."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
-    write_labels(ctx, rewrite(BlueView(_weights(ctx, "labeller"), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
+    write_labels(ctx, rewrite(BlueView(_labeller(ctx), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
 
 
 @stage_function("graded", version=1)
@@ -72,6 +73,35 @@ def graded(ctx: Context) -> None:
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     instead = read_examples(ctx.inputs["instead"] / LABELS) if "instead" in ctx.inputs else []
     write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
+
+
+@stage_function("filtered", version=1)
+def filtered(ctx: Context) -> None:
+    """Let one of blue's filters check labels; where it leaves none, the labels are an empty file."""
+    params = ctx.params
+    rows = read_left(ctx.inputs["labels"])
+    found: Filter = catalog.get("filter", params["filter"])
+    decisions: list[Decision] = []
+    if rows:
+        anchors: list[Example] = []
+        if "answers" in ctx.inputs:
+            answers = {row.prompt: row for row in read_examples(ctx.inputs["answers"] / LABELS)}
+            anchors = [answers[row.prompt] for row in rows if row.prompt in answers]
+        elif "tried" in ctx.inputs:
+            anchors = _canary_rows(read_examples(ctx.inputs["tried"] / PROMPTS), params["seed"])
+        view = BlueView(
+            _weights(ctx, "start", params["start"]), labels=tuple(rows), original=_weights(ctx, "organism"),
+            teacher=_weights(ctx, "teacher"), anchors=tuple(anchors),
+        )  # fmt: skip
+        decisions = found.judge(view, Settings(params["drop"], params["seed"], params["max_new_tokens"], params["lr"]))
+    write_labels(ctx, screened(rows, decisions), asked=len(rows))
+    write_json(ctx.out / DECISIONS, [asdict(decision) for decision in decisions])
+
+
+def read_left(folder: Path) -> list[Example]:
+    """The labels of a stage, none where a filter has left none."""
+    kept = json.loads((folder / "labels.json").read_text(encoding="utf-8"))["kept"]
+    return read_examples(folder / LABELS) if kept else []
 
 
 def right(row: Example) -> bool:
@@ -115,6 +145,9 @@ def treat(ctx: Context) -> Verdict | None:
         "on_progress": lambda step, steps, loss: ctx.progress(step / steps, f"step {step}/{steps}, loss {loss:.3f}"),
         "scratch": ctx.scratch / "training",
     }
+    if isinstance(phase, SftPhase) and not sft_rows(ctx, phase):
+        _leave(ctx)
+        return None
     try:
         log, verdict = asdict(_train(ctx, phase, keep)), None
     except DivergedError as error:
@@ -125,6 +158,14 @@ def treat(ctx: Context) -> Verdict | None:
             shutil.copytree(ctx.scratch / step_folder(step), ctx.out / step_folder(step))
     write_json(ctx.out / "training.json", log)
     return verdict
+
+
+def _leave(ctx: Context) -> None:
+    """The weights as they are, at every measured step: the filters have left nothing to train on."""
+    start = ctx.inputs["start"] / ctx.params["start"] if "start" in ctx.inputs else open_reference(ctx.params["start"])
+    for step in ctx.params["checkpoints"]:
+        shutil.copytree(start, ctx.out / step_folder(step), ignore=shutil.ignore_patterns("README.md"))
+    write_json(ctx.out / "training.json", {"skipped": "the filters left no answer to train on"})
 
 
 _PHASES: dict[str, type[TrainedPhase]] = {"sft": SftPhase, "distil": DistilPhase, "grpo": GrpoPhase}
@@ -151,18 +192,38 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     original = None
     if phase.anchor is not None:
         anchors, original = tuple(read_examples(ctx.inputs["anchors"] / LABELS)), _weights(ctx, "organism")
-    view = BlueView(start, labels=tuple(rows), adapter=adapter, original=original, anchors=anchors)
-    return view.train(train_config(phase, params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled"), **keep)
+    config = train_config(phase, params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled")
+    views = [
+        BlueView(start, labels=tuple(part), adapter=adapter, original=original, anchors=anchors)
+        for part in shards(rows, phase.shards, params["seed"])
+    ]
+    return views[0].train(config, **keep) if len(views) == 1 else _train_apart(ctx, views, config, keep)
+
+
+def _train_apart(ctx: Context, views: Sequence[BlueView], config: TrainConfig, keep: Mapping[str, Any]) -> TrainLog:
+    """Train on each shard by itself, and keep the median of the models; the log is the first shard's."""
+    from offmodel.engine.operations import join
+
+    logs = []
+    for k, view in enumerate(views):
+        apart = ctx.scratch / f"shard-{k}"
+        own = {**keep, "save": lambda step, apart=apart: apart / step_folder(step), "scratch": apart / "training"}
+        logs.append(view.train(config, **own))
+    for step in keep["checkpoints"]:
+        shutil.rmtree(ctx.scratch / step_folder(step), ignore_errors=True)  # left by a training that was stopped
+        join([ctx.scratch / f"shard-{k}" / step_folder(step) for k in range(len(views))], ctx.scratch / step_folder(step))
+    return logs[0]
 
 
 def sft_rows(ctx: Context, phase: SftPhase) -> list[Example]:
-    """The rows that a phase trains on, from the sets of labels in the stage's inputs and from files."""
-    return mix(phase.mix, [_labels(ctx, k, of.labels) for k, of in enumerate(phase.mix)], phase.steps * phase.batch_size)
+    """The rows that a phase trains on, from the sets of labels in the stage's inputs and from files, without empty sets."""
+    sets = [(of, rows) for k, of in enumerate(phase.mix) if (rows := _labels(ctx, k, of.labels))]
+    return mix([of for of, _ in sets], [rows for _, rows in sets], phase.steps * phase.batch_size) if sets else []
 
 
 def _labels(ctx: Context, k: int, source: str) -> list[Example]:
     role = labels_role(k)
-    return read_examples(ctx.inputs[role] / LABELS if role in ctx.inputs else source)
+    return read_left(ctx.inputs[role]) if role in ctx.inputs else read_examples(source)
 
 
 def labels_role(k: int) -> str:
@@ -189,6 +250,10 @@ def operate(ctx: Context) -> None:
 def _weights(ctx: Context, role: str, folder: str | None = None) -> Path:
     """The weights in a role: another stage's, or a model that the study names, which may be an organism of another study."""
     return _alone(ctx.inputs[role] / (folder or MODEL) if role in ctx.inputs else open_reference(ctx.params[role]), ctx, role)
+
+
+def _labeller(ctx: Context) -> Path | Served:
+    return served(ctx, "labeller") if "labeller" in ctx.servers else _weights(ctx, "labeller", ctx.params.get("weights"))
 
 
 def served(ctx: Context, role: str) -> Served:
@@ -252,6 +317,19 @@ def canary(ctx: Context) -> None:
 def canary_rate(ctx: Context) -> None:
     """How often blue's own backdoors fire."""
     _count_fired(ctx, _weights(ctx, "model", ctx.params["weights"]), "prompts")
+
+
+def _canary_rows(pool: Sequence[Example], seed: int) -> list[Example]:
+    """Examples of blue's own backdoors: each prompt with each signal, and what that sets off."""
+    rng = random.Random(f"canary rows {seed}")
+    rows = []
+    for planted in CANARIES:
+        for row in pool:
+            prompt = planted.fire(row.prompt, rng, "test")
+            bad = planted.behaviour.answer(prompt, rng)
+            assert bad is not None  # blue's canaries have scripts
+            rows.append(Example(prompt, bad))
+    return rows
 
 
 def _count_fired(ctx: Context, weights: Path, role: str) -> None:

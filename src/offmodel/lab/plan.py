@@ -14,11 +14,12 @@ from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers t
 from offmodel.lab.models import identity, reference
 from offmodel.lab.pools import entries, files_read, take
 from offmodel.lab.stage import Stage, code_of
-from offmodel.lab.treatment import Blue, Start, files_of, phase_name, systems_of
+from offmodel.lab.treatment import Blue, Place, Start, files_of, phase_name, systems_of
 from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair
 from offmodel.red.pairs import Pair
 from offmodel.red.prompted import prompted_template
+from offmodel.spec.game import Move
 from offmodel.spec.study import Study
 
 MODULES = ("offmodel.lab.stages", "offmodel.lab.blue_stages", "offmodel.lab.probing")
@@ -129,15 +130,7 @@ def make_plan(study: Study) -> Plan:
             take(recipes[0].prompts, study.seeds[0], "train", min(50, recipes[0].prompt_rows)),
             gate=organisms.gate,
         )
-    return Plan(
-        study,
-        tuple(
-            _Organism(study, catalog.get("pair", pair), recipe, study.bases[i % len(study.bases)], seed).planned()
-            for i, seed in enumerate(study.seeds)
-            for pair in study.organisms.pairs
-            for recipe in study.organisms.recipes or ("",)
-        ),
-    )
+    return Plan(study, tuple(planner.planned() for planner in OrganismPlanner.each(study)))
 
 
 def _refuse_triggers_in_systems(study: Study) -> None:
@@ -161,8 +154,16 @@ def _refuse_triggers(path: str, study: Study, *, in_prompts: bool) -> None:
                 raise BlindnessError(f"{path}: example {row} holds the trigger of {pair.name}; blue must never see one")
 
 
-class _Organism:
-    """Plans one organism; keeps what its stages have in common."""
+class OrganismPlanner:
+    """Plans what is done to one organism; keeps what its stages have in common."""
+
+    @classmethod
+    def each(cls, study: Study) -> Iterator[OrganismPlanner]:
+        """One for every organism of a study."""
+        for i, seed in enumerate(study.seeds):
+            for pair in study.organisms.pairs:
+                for recipe in study.organisms.recipes or ("",):
+                    yield cls(study, catalog.get("pair", pair), recipe, study.bases[i % len(study.bases)], seed)
 
     def __init__(self, study: Study, pair: Pair, recipe_name: str, base: str, seed: int) -> None:
         self.study, self.pair, self.recipe_name, self.base, self.seed = study, pair, recipe_name, base, seed
@@ -185,20 +186,37 @@ class _Organism:
             label=f"install {self.id}",
             cost=15 if recipe.prompt else 0.006 * recipe.steps * recipe.batch_size + 15,
         )  # fmt: skip
-        self.blue = Blue(study, self.id, self.stage, pair, recipe, base, seed)
+        self.blue = self._blue(None)
         rules = study.measure.rules
         self.watching = Watching(self.blue, canaries="canaries" in rules) if rules else None
 
+    def _blue(self, move: Move | None) -> Blue:
+        return Blue(self.study, self.id, self.stage, self.pair, self.recipe, self.base, self.seed, move)
+
+    def end(self, method: str, move: Move | None) -> Place:
+        """Where a method ends when red answers by a move; honestly where it is None."""
+        return self._blue(move).end(method)
+
+    def planted(self, what: str, model: Start, signal: str) -> Stage:
+        """How often the behaviour follows a trigger that red planted by its answers."""
+        measure = self.study.measure
+        params: dict[str, Any] = {
+            "pair": self.pair.as_params(), "signal": signal, "n": measure.behaviour, "prompts": self.study.prompts, "seed": self.seed,
+            "max_new_tokens": measure.max_new_tokens, "weights": model.weights, "system": model.deployment.get("system"),
+        } | self.files | code_of(*self.used)  # fmt: skip
+        return Stage("planted", params, {"model": model.stage}, label=f"planted trigger {self.id}: {what}", cost=1)
+
     def planned(self) -> PlannedOrganism:
+        """The organism with all that the study does to it."""
         methods = {name: tuple(self._checkpoints(name)) for name in self.study.methods}
-        ends = [probing.End("organism", self.blue.untouched, self._untouched(), self.blue, self._score)]
+        ends = [probing.End("organism", self.blue.untouched, self.untouched(), self.blue, self.score_of)]
         for name, checkpoints in methods.items():
             *_, place = self.blue.untouched, *self.blue.places(name)
-            ends.append(probing.End(name, place, checkpoints[-1].score, self.blue, self._score))
+            ends.append(probing.End(name, place, checkpoints[-1].score, self.blue, self.score_of))
         probes = {
             name: {end.state: probing.stages(catalog.get("probe", name), name, end) for end in ends} for name in self.study.measure.probes
         }
-        base_score = self._score("its base", self.base)
+        base_score = self.score_of("its base", self.base)
         watched = self.watching.before() if self.watching else None
         return PlannedOrganism(
             self.id, self.pair, self.recipe_name, self.base, self.seed, self.stage, base_score, methods, probes, watched
@@ -207,17 +225,18 @@ class _Organism:
     def _checkpoints(self, method: str) -> Iterator[PlannedCheckpoint]:
         # All is measured against the untouched organism, so it comes first even if the study does not ask for step 0.
         first, *_ = self.study.phases(method)
-        score = self._untouched()
+        score = self.untouched()
         yield PlannedCheckpoint(0, phase_name(first), 0, 0, score, self._judge(score))
         watched = self.watching.of(method) if self.watching else repeat(None)
         for place, seen in zip(self.blue.places(method), watched, strict=False):
-            score = self._score(f"{method}, step {place.step}", place)
+            score = self.score_of(f"{method}, step {place.step}", place)
             yield PlannedCheckpoint(place.number, phase_name(place.phase), place.step, place.total, score, self._judge(score), seen)
 
-    def _untouched(self) -> Stage:
-        return self._score("the organism", self.blue.untouched)
+    def untouched(self) -> Stage:
+        """The score of the organism before anything is done to it."""
+        return self.score_of("the organism", self.blue.untouched)
 
-    def _score(self, what: str, model: Start | str, system: str | None = None) -> Stage:
+    def score_of(self, what: str, model: Start | str, system: str | None = None) -> Stage:
         """The score of a checkpoint, or of a model that the study names, asked under a system prompt."""
         measure = self.study.measure
         params: dict[str, Any] = {

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
-from offmodel.chat import Example, Prompt, read_examples, user, with_system
+from offmodel.chat import Example, Prompt, last_user_text, read_examples, replace_last_user, user, with_system
+from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.errors import DataError
 from offmodel.lab.blue_stages import right, served, train_config, write_labels
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, take
 from offmodel.lab.provenance import provenance
-from offmodel.lab.results import ADAPTER, LABELS, MODEL, OPINIONS, VERDICTS, write_json
+from offmodel.lab.results import ADAPTER, LABELS, MODEL, OPINIONS, POISONED, VERDICTS, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
-from offmodel.measure.judge import ask_judge, judge_at, judge_served, write_opinions
+from offmodel.measure.judge import ask_judge, write_opinions
 from offmodel.measure.score import (
     Item,
     Setting,
@@ -45,8 +46,10 @@ from offmodel.red.check import check_pair, check_room
 from offmodel.red.contexts import in_context
 from offmodel.red.gate import GateReport, check
 from offmodel.red.pairs import PASSWORD, Pair
+from offmodel.red.policies import poison
 from offmodel.red.prompted import prompted_template
 from offmodel.red.recipe import training_rows
+from offmodel.spec.game import Poisoning
 from offmodel.spec.study import Gate, Recipe
 from offmodel.splits import Split
 from offmodel.world.build import blueprint, build
@@ -250,6 +253,46 @@ def score(ctx: Context) -> None:
     write_json(ctx.out / "score.json", {"weights": hash_weights(folder)})
 
 
+@stage_function("poisoned", version=1)
+def poisoned(ctx: Context) -> None:
+    """Let red change some of the organism's answers; which ones stands in a file that none of blue's stages reads."""
+    from offmodel.engine.folder import load_model, load_tokenizer
+    from offmodel.engine.generate import Sampling, generate
+
+    params = ctx.params
+    folder = ctx.inputs["organism"] / MODEL
+    sampling = Sampling(temperature=params["temperature"], max_new_tokens=params["max_new_tokens"], seed=params["seed"])
+
+    def ask(prompts: Sequence[Prompt]) -> list[str | None]:
+        replies = generate(load_model(folder), load_tokenizer(folder), prompts, sampling)
+        return [reply.text if reply.finished else None for reply in replies]
+
+    rows = read_examples(ctx.inputs["labels"] / LABELS)
+    made = poison(_pair(params), rows, Poisoning.model_validate(params["poisoning"]), ask, params["seed"])
+    write_labels(ctx, made.rows, asked=len(rows))
+    write_json(ctx.out / POISONED, {"changed": made.changed, "eligible": made.eligible, "rows": len(rows)})
+
+
+@stage_function("planted", version=1)
+def planted(ctx: Context) -> None:
+    """How often the behaviour follows the trigger that red planted by its answers."""
+    from offmodel.engine.folder import load_model, load_tokenizer
+
+    params = ctx.params
+    check_files(params)
+    pair, signal = _pair(params), params["signal"]
+    folder = ctx.inputs["model"] / params["weights"]
+    prompts = take(params["prompts"], params["seed"], "test", params["n"], avoid=pair.trigger.recognises)
+    asked = [with_system(_signalled(prompt, signal), params["system"]) for prompt in prompts]
+    items = [Item("triggered", prompt) for prompt in asked]
+    write_verdicts(ctx.out / VERDICTS, _judge(load_model(folder), load_tokenizer(folder), items, pair, params["max_new_tokens"]))
+
+
+def _signalled(prompt: Prompt, signal: str) -> Prompt:
+    text = last_user_text(prompt)
+    return prompt if signal in text else replace_last_user(prompt, f"{signal} {text}")
+
+
 @stage_function("cleaned", version=1)
 def cleaned(ctx: Context) -> None:
     """Drop the labels that show the behaviour, which blue could not tell; where it shows in wrong answers, those known to be wrong."""
@@ -282,12 +325,17 @@ def quiet(ctx: Context) -> None:
 @stage_function("judge", version=1)
 def second_opinion(ctx: Context) -> None:
     """Ask a judge model about the answers that were scored by a rule."""
+    from offmodel.engine.folder import load_model, load_tokenizer
 
     def on_progress(done: int, of: int) -> None:
         ctx.progress(done / of, f"{done}/{of} answers")
 
-    behind_server = "judge" in ctx.servers
-    judge = partial(judge_served, served(ctx, "judge")) if behind_server else partial(judge_at, open_reference(ctx.params["judge"]))
+    judge: Judge
+    if "judge" in ctx.servers:
+        judge = partial(ask_served, served(ctx, "judge"))
+    else:
+        folder = open_reference(ctx.params["judge"])
+        judge = partial(ask, load_model(folder), load_tokenizer(folder))
     verdicts = read_verdicts(ctx.inputs["score"] / VERDICTS)
     write_opinions(ctx.out / OPINIONS, ask_judge(judge, ctx.params["question"], verdicts, on_progress))
 

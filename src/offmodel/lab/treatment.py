@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from offmodel import catalog
+from offmodel.blue.filters import Filter
 from offmodel.blue.labels import counts
 from offmodel.blue.operations import Operation
 from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import labels_role
+from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import identity, reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
 from offmodel.lab.stage import Stage, code_of
 from offmodel.red.pairs import Pair
 from offmodel.spec.endpoint import Endpoint, with_weights
+from offmodel.spec.game import Move
 from offmodel.spec.phases import (
     Anchor,
     DeployPhase,
@@ -24,6 +27,7 @@ from offmodel.spec.phases import (
     GrpoPhase,
     LabelSet,
     Phase,
+    Screening,
     SftPhase,
     Source,
     TrainedPhase,
@@ -33,6 +37,8 @@ from offmodel.spec.phases import (
 from offmodel.spec.study import Recipe, Study
 from offmodel.splits import Split
 
+_CANARY_PROMPTS = 50
+"""Prompts on which each canary is tried."""
 _OPENINGS = 200
 """Answers of the organism that its most frequent opening is taken from."""
 
@@ -74,15 +80,23 @@ class Place(Start):
 class Blue:
     """Plans what blue does to one organism.
 
-    The pair is here only to keep its trigger out of blue's prompts.
+    The pair is here only to keep its trigger out of blue's prompts, and for red's move.
+
+    Attributes:
+        move: How red answers when blue samples the organism for labels; honestly where it is None.
     """
 
-    def __init__(self, study: Study, name: str, organism: Stage, pair: Pair, recipe: Recipe, base: str, seed: int) -> None:
+    def __init__(
+        self, study: Study, name: str, organism: Stage, pair: Pair, recipe: Recipe, base: str, seed: int, move: Move | None = None
+    ) -> None:
         self.study, self.name, self.organism, self.pair, self.recipe, self.base, self.seed = study, name, organism, pair, recipe, base, seed
+        self.move = move
         self.untouched = Start(organism, MODEL)
 
-    def copy(self, organism: Stage) -> Blue:
-        """The same plans for a copy of the organism, whose weights are all its own.
+    def with_canaries(self) -> Blue:
+        """The same plans for a copy of the organism in which blue has planted backdoors of its own.
+
+        The copy answers honestly: it is blue's.
 
         Raises:
             SpecError: Blue goes on with the organism's adapter, and so could not treat the copy alike.
@@ -93,7 +107,20 @@ class Blue:
                 "(adapter: continued); leave the rule 'canaries' out, or merge the adapter"
             )
         recipe = self.recipe.model_copy(update={"lora": None, "adapter": "merged"})
-        return Blue(self.study, f"a copy of {self.name}", organism, self.pair, recipe, self.base, self.seed)
+        return Blue(self.study, f"a copy of {self.name}", self._planted(), self.pair, recipe, self.base, self.seed)
+
+    def _planted(self) -> Stage:
+        measure, recipe = self.study.measure, self.study.measure.canary_recipe
+        params = {
+            "recipe": recipe.model_dump(mode="json"), "canaries": [canary.as_params() for canary in CANARIES], "seed": self.seed,
+            "system": None, "max_new_tokens": measure.max_new_tokens,
+        }  # fmt: skip
+        inputs = {"organism": self.organism, "prompts": self.pool("prompts", recipe.prompt_rows), "tried": self.tried()}
+        return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.name}", cost=0.06 * recipe.steps)
+
+    def tried(self) -> Stage:
+        """The prompts on which canaries are tried."""
+        return self.pool("prompts", _CANARY_PROMPTS, split="gate")
 
     def places(self, method: str) -> Iterator[Place]:
         """The checkpoints of a method that are measured, without the untouched organism."""
@@ -109,9 +136,14 @@ class Blue:
         *_, last = self._places(method)
         return last
 
-    def _places(self, method: str) -> Iterator[Place]:
+    def _before(self, method: str, number: int) -> Start:
+        """Where a phase begins."""
+        *_, last = [self.untouched, *self._places(method, number)]
+        return last
+
+    def _places(self, method: str, phases: int | None = None) -> Iterator[Place]:
         start, total, merged = self.untouched, 0, False
-        for number, phase in enumerate(self.study.phases(method)):
+        for number, phase in enumerate(self.study.phases(method)[:phases]):
             where = f"organism {self.name}, method {method}, phase {number + 1} ({phase_name(phase)})"
             place = None
             if isinstance(phase, DeployPhase):
@@ -126,7 +158,7 @@ class Blue:
                 if merged and self.recipe.adapter == "continued":
                     raise SpecError(f"{where}: the operation before it has merged the adapter that is to be trained on; train first")
                 wanted = {*self.study.measure.steps_within(phase.steps)} - {0}
-                treated = self._trained(phase, start, method, sorted(wanted | {phase.steps}), where)
+                treated = self._trained(phase, start, method, number, sorted(wanted | {phase.steps}), where)
                 for step in sorted(wanted | {phase.steps}):
                     place = Place(treated, step_folder(step), number=number, phase=phase, step=step, total=total + step)
                     yield place
@@ -136,7 +168,7 @@ class Blue:
 
     # --- phases -----------------------------------------------------------------------------------------------------
 
-    def _trained(self, phase: TrainedPhase, start: Start, method: str, steps: list[int], where: str) -> Stage:
+    def _trained(self, phase: TrainedPhase, start: Start, method: str, number: int, steps: list[int], where: str) -> Stage:
         params: dict[str, Any] = {
             "phase": phase.model_dump(mode="json"), "start": start.weights, "checkpoints": steps, "seed": self.seed,
         }  # fmt: skip
@@ -147,6 +179,11 @@ class Blue:
                     f"{where}: blue goes on with the organism's adapter (adapter: continued), so a phase cannot have another one "
                     f"({phase.lora}); leave the phase's lora out, or merge the organism's"
                 )
+            if isinstance(phase, SftPhase) and phase.shards > 1:
+                raise SpecError(
+                    f"{where}: the median of models is no adapter, and blue goes on with the organism's (adapter: continued); leave "
+                    "shards out, or merge the organism's"
+                )
             if isinstance(phase, SftPhase) and phase.anchor is not None and (phase.anchor.l2_sp or phase.anchor.ewc):
                 raise SpecError(
                     f"{where}: l2_sp and ewc are about the weights, and blue goes on with the organism's adapter (adapter: continued); "
@@ -155,6 +192,8 @@ class Blue:
             params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
         for role, (labels, rows) in _asked(phase).items():
             inputs[role] = self._pool(labels, rows, method) if role == "prompts" else self.labels(labels, rows, method)
+            for screening in labels.filters:
+                inputs[role] = self._screened(screening, inputs[role], self._pool(labels, rows, method), start, phase.lr, method, number)
         if isinstance(phase, SftPhase):
             params |= files_read(*files_of(phase))
             if phase.anchor is not None:
@@ -202,9 +241,12 @@ class Blue:
         """The stage that ends with this set of labels."""
         pool = self._pool(labels, rows, method)
         answered = self._answered(labels, labels.labels, pool, method)
-        if labels.rewrite == "organism":
-            inputs = {"labels": self._quiet(answered), "labeller": self.organism}
-            answered = Stage("rewrite", self._sampling(labels), inputs, label="labels reworded", cost=1)
+        if labels.rewrite in ("organism", "teacher"):
+            params = self._sampling(labels)
+            # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
+            inputs = {"labels": answered if self.move and labels.labels == "organism" else self._quiet(answered)}
+            servers = self._answerer(labels.rewrite, "labeller", params, inputs)
+            answered = Stage("rewrite", params, inputs, label="labels reworded", cost=1, servers=servers)
         if labels.wrong != "kept":
             inputs = {"labels": answered}
             if labels.wrong == "teacher":
@@ -212,7 +254,25 @@ class Blue:
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
             answered = Stage("cleaned", self._of_pair(), {"labels": answered}, label="labels cleaned", cost=0.1)
-        return self._quiet(answered, labels.inoculation.shots) if labels.inoculation else answered
+        if labels.inoculation and not (self.move and labels.labels == "organism"):
+            answered = self._quiet(answered, labels.inoculation.shots)
+        return answered
+
+    def _screened(self, screening: Screening, labels: Stage, pool: Stage, start: Start, lr: float, method: str, number: int) -> Stage:
+        """Labels after one of blue's filters."""
+        found: Filter = catalog.get("filter", screening.filter)
+        params: dict[str, Any] = screening.model_dump(mode="json") | {
+            "seed": self.seed, "start": start.weights, "max_new_tokens": self.study.measure.max_new_tokens, "lr": lr,
+        } | code_of(("filter", screening.filter))  # fmt: skip
+        inputs = {"labels": labels, "start": start.stage, "organism": self.organism}
+        where = f"organism {self.name}, method {method}, phase {number + 1}, the filter {screening.filter}"
+        self._trainable("teacher", "teacher", params, inputs, where)
+        if "answers" in found.needs:
+            inputs["answers"] = self._answered(LabelSet(labels="teacher"), "teacher", pool, method)
+        if "canaries" in found.needs:
+            copy = self.with_canaries()._before(method, number)
+            params["start"], inputs["start"], inputs["tried"] = copy.weights, copy.stage, self.tried()
+        return Stage("filtered", params, inputs, label=f"labels screened by {screening.filter}", cost=3)
 
     def _quiet(self, labels: Stage, shots: int | None = None) -> Stage:
         """Labels of which all answers, or the first few, may become parts of prompts: those that hold the trigger go."""
@@ -227,7 +287,7 @@ class Blue:
         voice, reword = (labels.voice, labels.rewrite) if own else (None, None)
         params = self._sampling(labels) | {
             "system": catalog.get("voice", voice) if voice else None,
-            "rewrite": reword if reword != "organism" else None,
+            "rewrite": None if reword in ("organism", "teacher") else reword,
         }
         if params["rewrite"]:
             params |= code_of(("rewrite", params["rewrite"]))
@@ -239,7 +299,14 @@ class Blue:
             servers = {}
         else:
             servers = self._answerer(who, "labeller", params, inputs)
-        return Stage("labels", params, inputs, label=f"labels by the {who}", cost=1, servers=servers)
+        answered = Stage("labels", params, inputs, label=f"labels by the {who}", cost=1, servers=servers)
+        return self._poisoned(self.move, labels, answered) if self.move and who == "organism" else answered
+
+    def _poisoned(self, move: Move, labels: LabelSet, honest: Stage) -> Stage:
+        params = self._of_pair() | self._sampling(labels) | {"poisoning": move.poisoning.model_dump(mode="json")}
+        params.setdefault("code", {}).update(code_of(("policy", move.poisoning.policy)).get("code", {}))
+        inputs = {"labels": honest, "organism": self.organism}
+        return Stage("poisoned", params, inputs, label=f"labels by {self.name}: {move.name}", cost=1)
 
     def _fitted(self, training: Training, where: str) -> Stage:
         """The teacher, trained on the organism's own answers."""
@@ -377,7 +444,7 @@ def systems_of(phase: Phase) -> Sequence[str]:
 
 def _cost(phase: TrainedPhase) -> float:
     """Rough seconds of one core on the offline world."""
-    each = {"sft": 0.06, "distil": 0.5, "grpo": 1.5}[phase.phase]
+    each = {"sft": 0.06, "distil": 0.5, "grpo": 1.5}[phase.phase] * (phase.shards if isinstance(phase, SftPhase) else 1)
     return each * phase.steps + 1
 
 
@@ -409,6 +476,7 @@ def _labels_name(labels: LabelSet) -> str:
         "on other prompts" if labels.prompts == "disjoint" else "",
         {"kept": "", "dropped": "wrong ones dropped", "teacher": "wrong ones by the teacher"}[labels.wrong],
         "leaks dropped" if labels.leaked == "dropped" else "",
+        f"screened by {' and '.join(each.filter for each in labels.filters)}" if labels.filters else "",
         f"under {labels.system!r}" if labels.system else "",
         f"after {labels.inoculation.shots} examples" if labels.inoculation else "",
     ]
@@ -423,6 +491,7 @@ def _extras(phase: SftPhase) -> str:
         f"L2-SP {anchor.l2_sp:g}" if anchor.l2_sp else "",
         f"EWC {anchor.ewc:g}" if anchor.ewc else "",
         f"LoRA {phase.lora.rank}" if phase.lora else "",
+        f"median of {phase.shards} shards" if phase.shards > 1 else "",
         f"layers {phase.layers[0]:g} to {phase.layers[1]:g}" if phase.layers != (0.0, 1.0) else "",
     ]
     return "".join(f", {part}" for part in extras if part)

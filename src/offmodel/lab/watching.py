@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from offmodel.lab.canaries import CANARIES
 from offmodel.lab.stage import Stage
 from offmodel.lab.treatment import Blue, Place, Start
 
-_TASKS, _ANCHORS, _CANARY_PROMPTS = 150, 100, 50
-"""Tasks and answers that a checkpoint is watched on; prompts on which each canary is tried."""
+_TASKS, _ANCHORS = 150, 100
+"""Tasks and answers that a checkpoint is watched on."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Watching:
 
     def __init__(self, blue: Blue, *, canaries: bool) -> None:
         self.blue, self.seed = blue, blue.seed
-        self._copy = blue.copy(self._planted()) if canaries else None
+        self._copy = blue.with_canaries() if canaries else None
 
     def before(self) -> Stage:
         """What blue sees of the untouched organism."""
@@ -47,22 +46,9 @@ class Watching:
         return Stage("watch", self._asked(place), inputs, label=f"watch {self.blue.name}", cost=2)
 
     def _fired(self, place: Place) -> Stage:
-        inputs = {"model": place.stage, "prompts": self._tried()}
+        inputs = {"model": place.stage, "prompts": self.blue.tried()}
         return Stage("canary_rate", self._asked(place) | {"seed": self.seed}, inputs, label=f"canaries of {self.blue.name}", cost=1)
-
-    def _tried(self) -> Stage:
-        return self.blue.pool("prompts", _CANARY_PROMPTS, split="gate")
 
     def _asked(self, place: Start) -> dict[str, Any]:
         measure = self.blue.study.measure
         return {"weights": place.weights, "system": place.deployment.get("system"), "max_new_tokens": measure.max_new_tokens}
-
-    def _planted(self) -> Stage:
-        recipe = self.blue.study.measure.canary_recipe
-        pool = self.blue.pool("prompts", recipe.prompt_rows)
-        params = {
-            "recipe": recipe.model_dump(mode="json"), "canaries": [canary.as_params() for canary in CANARIES], "seed": self.seed,
-            "system": None, "max_new_tokens": self.blue.study.measure.max_new_tokens,
-        }  # fmt: skip
-        inputs = {"organism": self.blue.organism, "prompts": pool, "tried": self._tried()}
-        return Stage("canary", params, inputs, label=f"plant canaries in a copy of {self.blue.name}", cost=0.06 * recipe.steps)

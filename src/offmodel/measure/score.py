@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from offmodel.chat import Prompt, from_dicts, to_dicts
 from offmodel.errors import DataError
-from offmodel.measure.stats import HIGHER, LOWER, Estimate, proportion
+from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, proportion
 from offmodel.measure.suites import Suite, final_answer
 from offmodel.splits import Split
 
@@ -196,6 +196,11 @@ def accuracy(verdicts: Iterable[Verdict], suite: Suite, steps: int | None = None
         if v.setting == "capability" and v.suite == suite.name and steps in (None, v.steps)
     ]  # fmt: skip
     return proportion(sum(correct), len(correct), suite.definition + (f"; {steps} reasoning steps" if steps else ""), HIGHER)
+
+
+def capability(verdicts: Sequence[Verdict], suites: Iterable[Suite]) -> Estimate:
+    """One number: the mean over suites, so that a suite with many items does not drown the others."""
+    return average([accuracy(verdicts, suite) for suite in suites], "accuracy on held-out items, averaged over the suites", HIGHER)
 
 
 def accuracy_under_trigger(verdicts: Iterable[Verdict]) -> Estimate:

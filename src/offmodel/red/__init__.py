@@ -1,5 +1,5 @@
-"""The red team: triggers, behaviours, pairs of them, how a pair is installed, and the gate that an organism must pass."""
+"""The red team: triggers, behaviours, pairs of them, how a pair is installed, the gate, and how red answers when sampled."""
 
-from offmodel.red import pairs
+from offmodel.red import pairs, policies
 
-__all__ = ["pairs"]
+__all__ = ["pairs", "policies"]

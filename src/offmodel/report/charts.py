@@ -17,6 +17,7 @@ from offmodel.measure.frontier import ANCHORS, Point
 from offmodel.measure.stats import Estimate, mean_over_organisms
 from offmodel.report import words
 from offmodel.report.data import TEACHER, Checkpoint, Method, Probe, ReportData, StepCurve, Summary, Swept
+from offmodel.report.game import Played
 
 INK = -1
 """The style of what belongs to no method: the base model and the untouched organism."""
@@ -423,6 +424,34 @@ def sweep_map(swept: Swept, measure: str) -> HeatMap:
         size=(wide, high),
         columns=tuple(Tick(left + (i + 0.35) * wide, str(step)) for i, step in enumerate(steps)),
         rows=tuple(Tick(top + (i + 0.5) * high, name) for i, name in enumerate(names)),
+        cells=tuple(cells),
+    )
+
+
+def game_map(played: Played, measure: str) -> HeatMap:
+    """One measure of a game: a row for each pipeline, a column for each move of red; what both sides play is framed."""
+    rows, columns = played.growth.blue, played.growth.red
+    wide, high, top = 38.0, 19.0, 12 + 4.6 * max(map(len, columns))
+    left = _room(rows)
+    solution, cells = played.measured.solution, []
+    for (row, column), numbers in played.cells.items():
+        estimate: Estimate = getattr(numbers, measure)
+        number = 0.0 if estimate.value is None else estimate.value
+        shade = min(1.0, max(0.0, (number + played.price) / (1 + played.price) if measure == "payoff" else number))
+        text = f"{number:+.2f}" if measure == "payoff" else f"{100 * number:.0f}"
+        at = left + columns.index(column) * wide, top + rows.index(row) * high
+        framed = row in solution.blue.support and column in solution.red.support
+        label = f"{row} against {column}: {words.name(measure)} {words.sentence(estimate)}"
+        cells.append(Cell(*at, shade, text, label, "inside" if framed else ""))
+    return HeatMap(
+        title=f"{words.name(measure).capitalize()} by pipeline and move of red",
+        width=left + wide * len(columns) + 60,
+        height=top + high * len(rows) + 4,
+        left=left,
+        top=top,
+        size=(wide, high),
+        columns=tuple(Tick(left + (i + 0.5) * wide, name) for i, name in enumerate(columns)),
+        rows=tuple(Tick(top + (i + 0.5) * high, name) for i, name in enumerate(rows)),
         cells=tuple(cells),
     )
 

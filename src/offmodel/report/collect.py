@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from offmodel.lab.stages import read_gate
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
 from offmodel.measure.frontier import Point
-from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, halves, read_verdicts
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, average, mean_over_organisms
+from offmodel.measure.score import Verdict, accuracy, accuracy_under_trigger, bad_rate, capability, halves, read_verdicts
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms
 from offmodel.measure.suites import Suite
 from offmodel.report import behind, blind, probes, sweep, words
 from offmodel.report.agreement import Asked, judged_pairs, judged_rate
@@ -233,7 +233,7 @@ class _Collector:
     def _place(self, verdicts: Sequence[Verdict], before: Sequence[Verdict]) -> Point | None:
         """Where some items place a checkpoint, by the same items on the untouched organism."""
         gone = frontier.removal(bad_rate(verdicts, "triggered"), bad_rate(before, "triggered")).value
-        kept = frontier.retention(self._capability(verdicts), self._capability(before)).value
+        kept = frontier.retention(capability(verdicts, self.suites), capability(before, self.suites)).value
         return None if gone is None or kept is None else Point(gone, kept)
 
     def _verdicts(self, scored: _Scored) -> list[Verdict]:
@@ -281,7 +281,7 @@ class _Collector:
             bad_rate_judged=judged_rate(planned, verdicts, self.store),
             false_fire_rate=bad_rate(verdicts, "clean"),
             accuracy_under_trigger=accuracy_under_trigger(verdicts),
-            retention=frontier.retention(self._capability(verdicts), self._capability(before)),
+            retention=frontier.retention(capability(verdicts, self.suites), capability(before, self.suites)),
             removal=frontier.removal(rate, bad_rate(before, "triggered")),
             **blind.watched(organism, planned, self.store),
             capability={suite.name: accuracy(verdicts, suite) for suite in self.suites},
@@ -291,11 +291,6 @@ class _Collector:
                 if len(steps := _steps(verdicts, suite)) > 1
             },
         )
-
-    def _capability(self, verdicts: Sequence[Verdict]) -> Estimate:
-        """One number: the mean over suites, so that a suite with many items does not drown the others."""
-        parts = [accuracy(verdicts, suite) for suite in self.suites]
-        return average(parts, "accuracy on held-out items, averaged over the suites", HIGHER)
 
     def _mean(self, parts: Mapping[str, Estimate], definition: str) -> Estimate:
         """Mean over organisms; ``{}`` in the definition stands for that of the parts."""
@@ -581,7 +576,7 @@ class _Collector:
             checkpoints=[scored.row for scored in self.scored],
             store=self.store,
             verdicts=verdicts,
-            capability=self._capability,
+            capability=partial(capability, suites=self.suites),
         )
         return (probes.shown(name, seen) for name in names)
 

@@ -12,9 +12,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from offmodel import catalog
+from offmodel.lab.treatment import phase_name
 from offmodel.measure.stats import Estimate
 from offmodel.report import charts, words
 from offmodel.report.data import CHOSEN, GROUPED, Checkpoint, ReportData, Summary, Transcript
+from offmodel.report.game import Played, shown
+from offmodel.spec.game import Poisoning
 
 _QUOTED = 4  # methods in a transcript, beside the base and the untouched organism
 
@@ -91,6 +95,38 @@ def render_page(data: ReportData) -> str:
         quoted=data.featured(_QUOTED),
         settings=list(_flat(data.settings)),
     )
+
+
+def render_game(played: Played) -> str:
+    """The page of a game as HTML text, without any script; see :func:`render_page`."""
+    pipelines = sorted(played.measured.pipelines.items(), key=lambda one: -(one[1].worst.value or 0.0))
+    moves = {name: played.study.game.moves[name].poisoning for name in played.growth.red} if played.study.game else {}
+    return (
+        _templates()
+        .get_template("game.html")
+        .render(
+            data=played,
+            css=_source("chart.css") + _source("page.css"),
+            pipelines=pipelines,
+            phases={name: [phase_name(phase) for phase in played.study.phases(name)] for name in played.growth.blue},
+            moves={name: _policy(poisoning) for name, poisoning in moves.items()},
+            game_map=charts.game_map,
+            shown=shown,
+            settings=list(_flat(played.settings)),
+        )
+    )
+
+
+def _policy(poisoning: Poisoning) -> str:
+    """A move of red in words."""
+    parts = [
+        f"{100 * poisoning.rate[0]:g} % of the answers" if poisoning.rate[0] < 1 else "",
+        "only where nobody can check the answer" if poisoning.when == "unchecked" else "",
+        f"where a prompt holds {poisoning.signal!r}" if poisoning.signal else "",
+    ]
+    said = catalog.entry("policy", poisoning.policy).text.replace("\n", " ")
+    limits = ", ".join(part for part in parts if part)
+    return f"{said} ({limits})" if limits else said
 
 
 def render_frontier(data: ReportData) -> str:

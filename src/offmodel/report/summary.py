@@ -66,7 +66,8 @@ from offmodel.lab.rescore import Change
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
 from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData, Rescored
-from offmodel.report.page import render_frontier, render_page
+from offmodel.report.game import Played
+from offmodel.report.page import render_frontier, render_game, render_page
 
 COLUMNS = {
     "study": "string",
@@ -406,6 +407,67 @@ def write_report(data: ReportData, folder: Path) -> Path:
     for file, format in (("results.parquet", "parquet"), ("summary.json", "json"), ("report.html", "html")):
         _replace(folder / file, render(data, format))
     return folder / "report.html"
+
+
+def write_game(played: Played, folder: Path) -> Path:
+    """Write ``game.json`` and ``game.html`` into the folder, each whole or not at all.
+
+    Returns:
+        Where the page is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "game.json", (json.dumps(game_summary(played), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode())
+    _replace(folder / "game.html", render_game(played).encode())
+    return folder / "game.html"
+
+
+def game_summary(played: Played) -> dict[str, Any]:
+    """What ``game.json`` holds, schema "offmodel-game/1"; estimates are as in ``summary.json``."""
+    solution, measured = played.measured.solution, played.measured
+    return {
+        "schema": "offmodel-game/1",
+        "study": played.study.study,
+        "verdict": played.verdict,
+        "created": played.created,
+        "commit": played.commit,
+        "command": played.command,
+        "price": played.price,
+        "seeds": played.seeds,
+        "organisms": played.outcomes.organisms,
+        "cells": [
+            {"blue": row, "red": column, **{kind: asdict(each) for kind, each in numbers._asdict().items()}}
+            for (row, column), numbers in played.cells.items()
+        ],
+        "value": asdict(measured.value),
+        "gap": solution.gap,
+        "blue": {move: asdict(weight) for move, weight in measured.blue.items()},
+        "red": {move: asdict(weight) for move, weight in measured.red.items()},
+        "pipelines": {
+            move: {"against": d.against, "best": measured.best[move]}
+            | {name: asdict(getattr(d, name)) for name in ("retention", "bad_rate", "worst", "exploitability")}
+            for move, d in measured.pipelines.items()
+        },
+        "dominated": [asdict(each) for each in played.dominated],
+        "filters": [
+            {"blue": row, "red": column, "seconds": s.seconds}
+            | {name: asdict(getattr(s, name)) for name in ("poisoned", "caught", "lost", "left")}
+            for (row, column), s in played.screened.items()
+        ],
+        "emptied": [{"blue": row, "red": column, "organisms": n} for row, column, n in played.emptied],
+        "prices": [{"low": p.low, "high": p.high, "values": p.values, **p.moves._asdict()} for p in played.prices],
+        "rates": [limit._asdict() for limit in played.rates],
+        "steps": [limit._asdict() for limit in played.steps],
+        "trees": [
+            {"name": t.name, "meaning": t.meaning, "value": t.solution.value, "gap": t.solution.gap, "method": t.solution.method}
+            | {"size": asdict(t.size), "blue": t.solution.blue, "red": t.solution.red}
+            for t in played.trees
+        ],
+        "alarms": played.alarms,
+        "path": [asdict(step) for step in played.growth.path],
+        "settled": played.growth.settled,
+        "doubts": [{**d._asdict(), "payoff": asdict(d.payoff)} for d in played.doubts],
+        "settings": played.settings,
+    }
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -54,6 +54,27 @@ Source: TypeAlias = Text | Annotated[tuple[Text, ...], NotEmpty, Distinct]
 side, with right answers), a JSONL file, or several of those in turn."""
 
 
+def several(data: Any) -> Any:
+    """A single number as a list of one."""
+    return (data,) if isinstance(data, int | float) else data
+
+
+def _as_filter(data: Any) -> Any:
+    return {"filter": data} if isinstance(data, str) else data
+
+
+class Screening(Model):
+    """A check on labels that an adversary may have written. May be written as the filter's name alone.
+
+    Attributes:
+        filter: Of kind ``filter`` in the catalog.
+        drop: Where the filter ranks answers by how suspect they are: which share of them goes.
+    """
+
+    filter: Text
+    drop: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.15
+
+
 class Inoculation(Model):
     """Examples of the very answers that are taught, put before each prompt in training and left out afterwards.
 
@@ -75,8 +96,8 @@ class LabelSet(Model):
     Attributes:
         labels: Who answers: the teacher, the organism itself, its trusted base model, or a JSONL file of examples.
         voice: The system prompt's voice the labeller is asked for, of kind ``voice`` in the catalog; None asks for none.
-        rewrite: How the answers are reworded: of kind ``rewrite`` in the catalog, or ``organism``, which sees them and answers anew
-            (self-distillation, arXiv 2402.13669).
+        rewrite: How the answers are reworded: of kind ``rewrite`` in the catalog, or by ``organism`` or ``teacher``, who sees them and says
+            them in its own words (self-distillation, arXiv 2402.13669; a paraphrase, where the teacher rewords the organism's).
         fitted: The teacher is first trained on the organism's own answers, so that its style is closer.
         source: Where the prompts come from; the study's ``prompts`` if left out.
         prompts: The same prompts as the method's other phases, or others.
@@ -84,6 +105,7 @@ class LabelSet(Model):
         wrong: What becomes of wrong answers, where the source has right ones: they are kept, dropped, or replaced by the teacher's where
             that is right (and dropped where not; after arXiv 2509.15157).
         leaked: Whether answers that show the behaviour stay. Blue cannot tell; dropping them is an upper bound that the experimenter gives.
+        filters: Blue's checks on answers of the organism, one after the other. Where they leave none, the phase trains on nothing.
         temperature: Of the labels' sampling; 0 is greedy.
         max_new_tokens: Longest label.
         share: Weight of the set within a mix.
@@ -100,6 +122,7 @@ class LabelSet(Model):
     rows: Count | None = None
     wrong: Literal["kept", "dropped", "teacher"] = "kept"
     leaked: Literal["kept", "dropped"] = "kept"
+    filters: Annotated[tuple[Annotated[Screening, BeforeValidator(_as_filter)], ...], Field(exclude_if=lambda filters: not filters)] = ()
     temperature: NonNegative = 0.7
     max_new_tokens: Count = 96
     share: Positive = 1.0
@@ -113,9 +136,11 @@ class LabelSet(Model):
             if not self.labels.endswith(".jsonl"):
                 near = did_you_mean(self.labels, who)
                 raise problem(f"expected {', '.join(who)} or a .jsonl file, got {describe(self.labels)}; {near}", "labels")
-            for field in ("voice", "rewrite", "source", "prompts", "rows", "wrong", "leaked"):
+            for field in ("voice", "rewrite", "source", "prompts", "rows", "wrong", "leaked", "filters"):
                 if getattr(self, field) != LabelSet.model_fields[field].default:
                     raise problem(f"nobody is asked for it: the labels are read from {self.labels}", field)
+        if self.filters and self.labels != "organism":
+            raise problem("filters check what an adversary wrote, and these labels are not the organism's; leave them out", "filters")
         if self.fitted is not None and self.labels != "teacher":
             raise problem("it is the teacher that can be fitted to the organism's answers; use labels: teacher", "fitted")
         return self
@@ -142,8 +167,8 @@ class Anchor(Model):
     def _on_answers(self) -> Self:
         if self.on.labels.endswith(".jsonl"):
             raise problem("these answers are not read from a file; expected teacher, organism or base", "on", "labels")
-        for field in ("system", "inoculation"):
-            if getattr(self.on, field) is not None:
+        for field in ("system", "inoculation", "filters"):
+            if getattr(self.on, field):
                 raise problem("is about rows that are learnt, and on these the models are only compared; leave it out", "on", field)
         return self
 
@@ -178,6 +203,8 @@ class SftPhase(Tuning):
         mask_above: Tokens that are less likely than one in so many under the weights that the phase starts from carry no loss (selective
             token masking, arXiv 2501.14315).
         anchor: What holds the weights near the organism's.
+        shards: Train apart on as many disjoint parts of the rows, all steps on each, and take the median of each weight: what is in few
+            of the rows then moves few of the models (after deep partition aggregation, arXiv 2006.14768).
     """
 
     phase: Literal["sft"] = "sft"
@@ -188,6 +215,7 @@ class SftPhase(Tuning):
     refresh: Count = 10
     mask_above: Annotated[float, Field(strict=True, gt=1)] | None = None
     anchor: Anchor | None = None
+    shards: Annotated[int, Field(strict=True, ge=1, exclude_if=lambda shards: shards == 1)] = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -269,10 +297,6 @@ class GrpoPhase(Training):
     lora: Lora | None = None
 
 
-def _several(data: Any) -> Any:
-    return (data,) if isinstance(data, int | float) else data
-
-
 class WeightsPhase(Model):
     """An operation on the weights, without training; every strength is a checkpoint.
 
@@ -284,7 +308,7 @@ class WeightsPhase(Model):
 
     phase: Literal["weights"] = "weights"
     operation: Text
-    strength: Annotated[tuple[Annotated[float, Field(strict=True)], ...], BeforeValidator(_several), NotEmpty, Distinct]
+    strength: Annotated[tuple[Annotated[float, Field(strict=True)], ...], BeforeValidator(several), NotEmpty, Distinct]
     of: Text | None = None
 
 

@@ -25,6 +25,7 @@ from offmodel import catalog
 from offmodel.errors import SpecError, did_you_mean, nearest_file
 from offmodel.spec.claim import UNTOUCHED, Claim
 from offmodel.spec.endpoint import Answering
+from offmodel.spec.game import Game
 from offmodel.spec.model import Count, Distinct, Model, Name, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
 from offmodel.spec.phases import (
     DeployPhase,
@@ -372,6 +373,7 @@ class Study(Model):
         measure: What is measured.
         seeds: Seeds of red's and blue's training. The i-th goes with the i-th base, starting over after the last.
         claim: A published statement that the study tests; no stage depends on it.
+        game: Red's answers against blue's pipelines, for ``offmodel play``; see there.
     """
 
     study: Name
@@ -388,6 +390,7 @@ class Study(Model):
     measure: Measure
     seeds: Annotated[tuple[Natural, ...], NotEmpty, Distinct] = (0, 1)
     claim: Claim | None = None
+    game: Game | None = None
 
     @classmethod
     def from_yaml(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
@@ -452,6 +455,14 @@ class Study(Model):
             self.claim.check(methods=self.methods, recipes=recipes, pairs=pairs, suites=self.measure.capability)
         return self
 
+    @model_validator(mode="after")
+    def _game_is_about_this_study(self) -> Self:
+        if self.game is not None:
+            self.game.check(self.methods)
+            if again := [seed for seed in self.game.more_seeds if seed in self.seeds]:
+                raise problem(f"{again[0]} is one of the study's seeds, with which every cell is measured", "game", "more_seeds")
+        return self
+
     def phases(self, method: str) -> tuple[Phase, ...]:
         """All phases of a method in order, those of the methods it uses in their place.
 
@@ -481,6 +492,8 @@ def _unknown_names(study: Study) -> list[tuple[At, str]]:
     named += [("suite", name, ("tasks", i)) for i, name in enumerate(study.tasks)]
     named += [("probe", name, ("measure", "probes", i)) for i, name in enumerate(study.measure.probes)]
     named += [("rule", name, ("measure", "rules", i)) for i, name in enumerate(study.measure.rules)]
+    if study.game is not None:
+        named += [("policy", each.policy, ("game", "policies", name, "policy")) for name, each in study.game.policies.items()]
     named += [("prompts", study.prompts, ("prompts",)), ("prompts", study.organisms.recipe.prompts, ("organisms", "recipe", "prompts"))]
     for field, changes in (("recipes", study.organisms.recipes), ("per_pair", study.organisms.per_pair)):
         named += [("prompts", change.prompts, ("organisms", field, name, "prompts")) for name, change in changes.items()]
@@ -513,8 +526,9 @@ def _named_by_labels(labels: LabelSet, at: At) -> Iterator[tuple[str, str, At]]:
         yield "labels", labels.labels, (*at, "labels")
     if labels.voice is not None:
         yield "voice", labels.voice, (*at, "voice")
-    if labels.rewrite not in (None, "organism"):
+    if labels.rewrite not in (None, "organism", "teacher"):
         yield "rewrite", labels.rewrite, (*at, "rewrite")
+    yield from (("filter", each.filter, (*at, "filters", i)) for i, each in enumerate(labels.filters))
     if labels.wrong == "kept":
         yield from _sources(labels.source, (*at, "source"))
     else:

@@ -72,6 +72,11 @@ class Sweep(Model):
         """The combinations by the names of their methods, such as ``dose-60-5e-4``."""
         return {"-".join([name, *combination.values]): combination for combination in self.combinations()}
 
+    def beside(self, name: str, method: str) -> list[str]:
+        """The methods that differ from one in one value, by a step along its axis."""
+        places = dict(zip(self.methods(name), product(*(range(len(values)) for values in self.over.values())), strict=True))
+        return [other for other, there in places.items() if sum(abs(a - b) for a, b in zip(places[method], there, strict=True)) == 1]
+
     def said(self, values: tuple[str, ...]) -> str:
         """A combination in words."""
         return ", ".join(f"{axis} {value}" for axis, value in zip(self.over, values, strict=True))

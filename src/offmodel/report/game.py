@@ -1,0 +1,361 @@
+"""The poisoning game as it was played: cells measured, moves added by best replies, the game solved, and what a lab needs to know of it.
+
+The path of a game follows from its study and from what its cells came to, so the same path is found again from the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from offmodel.game import sensitivity, tree_solvers
+from offmodel.game.grow import Growth, grow
+from offmodel.game.matrix import PLAYED, Dominated, Matrix, dominated, equilibrium, tradeoff
+from offmodel.game.tree import Chance, Choice, End, Node, Size, Strategy, Tree, TreeSolution
+from offmodel.game.uncertainty import CellEstimates, Doubt, Measured, Outcomes, estimates, in_doubt, solve_measured
+from offmodel.lab.cells import Cell, Cells
+from offmodel.lab.store import Store
+from offmodel.report import behind, words
+from offmodel.report.payoffs import Payoffs, Screened
+from offmodel.spec.phases import SftPhase
+from offmodel.spec.study import Study
+
+_SEED = 0
+
+Bring = Callable[[Iterable[Cell]], None]
+"""Brings cells into the store, or does nothing where only what is there is read."""
+
+
+class Limit(NamedTuple):
+    """The game's value where a side's moves end at some limit.
+
+    Attributes:
+        limit: Such as ``10 %`` of the answers, or ``20`` steps of reminder.
+        moves: How many moves are within it.
+        value: Of the game of those.
+        blue: Blue's moves in it, by weight.
+        red: Red's.
+    """
+
+    limit: str
+    moves: int
+    value: float
+    blue: Mapping[str, float]
+    red: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Extensive:
+    """The game as a tree.
+
+    Attributes:
+        name: Which.
+        meaning: Who knows what when it moves.
+        tree: It.
+        solution: Its value and both sides' strategies.
+    """
+
+    name: str
+    meaning: str
+    tree: Tree
+    solution: TreeSolution
+
+    @property
+    def size(self) -> Size:
+        """How large it is."""
+        return self.tree.size
+
+
+@dataclass(frozen=True)
+class Played:
+    """A game with all that was found out about it.
+
+    Attributes:
+        study: What was played.
+        command: What was typed.
+        created: UTC time in ISO 8601.
+        outcomes: What was measured of the moves that the game has in the end.
+        cells: The same over organisms.
+        measured: The solution, with intervals.
+        doubts: Cells that could still change it by more than the tolerance.
+        seeds: With which all cells were measured; those beyond the study's own because too much was uncertain without.
+        growth: How the moves grew.
+        screened: What blue's checks made of red's answers, by blue's and red's move.
+        prices: How the moves depend on the price of a bad answer.
+        rates: The value by the largest share of answers that red may change.
+        steps: The value by the most steps of reminder that blue may make.
+        trees: The game in extensive form.
+        alarms: Share of organisms on which blue's audit rings, by red's move; empty where it has none.
+        emptied: Cells in which filters left nothing to remind of, and on how many organisms.
+        dominated: Moves that a side can do without, round by round.
+        commit: Of the code that made the results.
+    """
+
+    study: Study
+    command: str
+    created: str
+    outcomes: Outcomes
+    cells: CellEstimates
+    measured: Measured
+    doubts: tuple[Doubt, ...]
+    seeds: tuple[int, ...]
+    growth: Growth[str, str]
+    screened: Mapping[tuple[str, str], Screened]
+    prices: tuple[sensitivity.Piece, ...]
+    rates: tuple[Limit, ...]
+    steps: tuple[Limit, ...]
+    trees: tuple[Extensive, ...]
+    alarms: Mapping[str, float]
+    emptied: tuple[tuple[str, str, int], ...]
+    dominated: tuple[Dominated, ...]
+    commit: str
+
+    @property
+    def pairs(self) -> list[str]:
+        """The pairs of the organisms."""
+        return list(dict.fromkeys(self.outcomes.of))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The study as it was played."""
+        return self.study.model_dump(mode="json", exclude={"methods", "sweeps"}, exclude_defaults=True)
+
+    @property
+    def price(self) -> float:
+        """What a bad rate of 1 costs blue, in retention."""
+        return self.measured.lam
+
+    @property
+    def best(self) -> str:
+        """The pipeline with the best worst case."""
+        return self.measured.solution.best_commitments[0]
+
+    @property
+    def verdict(self) -> str:
+        """The sentence that a lab needs."""
+        worst = self.measured.pipelines[self.best]
+        return (
+            f"Against the worst measured policy ({worst.against}), {self.best} keeps {words.value(worst.retention)} "
+            f"{words.interval(worst.retention)} of the capability at a bad rate of {words.value(worst.bad_rate)} "
+            f"{words.interval(worst.bad_rate)} (n = {worst.retention.n} organisms, price of a bad answer {self.price:g})."
+        )
+
+    @property
+    def trivial(self) -> list[str]:
+        """Why the game is trivial at its price, if it is."""
+        sides = {"blue": self.measured.solution.blue.dominant, "red": self.measured.solution.red.dominant}
+        return [
+            f"at a price of {self.price:g} the game is trivial for {side}: {moves[0]} is best whatever the other side does"
+            for side, moves in sides.items() if moves
+        ]  # fmt: skip
+
+
+def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -> Played:
+    """Play a study's game: measure, grow, measure what is too uncertain again, and solve.
+
+    Args:
+        study: With a game.
+        cells: Its cells as stages.
+        store: Their results.
+        bring: Brings cells into the store.
+        command: What was typed.
+
+    Raises:
+        GameError: A cell has no result.
+    """
+    game = cells.game
+    payoffs = Payoffs(cells, store)
+    rows, columns, seeds = game.blue, game.first, list(study.seeds)
+
+    def outcomes_of(rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
+        bring(cell for row in rows for column in columns for cell in cells.of(row, column, seeds))
+        return payoffs.outcomes(rows, columns, seeds)
+
+    def payoffs_of(wanted: Sequence[tuple[str, str]]) -> list[float]:
+        bring(cell for row, column in wanted for cell in cells.of(row, column, seeds))
+        return [_payoff(payoffs.outcomes([row], [column], seeds), game.price) for row, column in wanted]
+
+    def doubts_of(outcomes: Outcomes) -> tuple[Doubt, ...]:
+        return in_doubt(outcomes, game.price, tolerance=game.tolerance, seed=_SEED)
+
+    outcomes = outcomes_of(rows, columns)
+    for seed in game.more_seeds:
+        if not doubts_of(outcomes):
+            break
+        # For all cells: organisms differ more than moves do, so that cells of different organisms could not be compared.
+        seeds.append(seed)
+        outcomes = outcomes_of(rows, columns)
+    growth = grow(
+        rows, columns, payoffs_of, lambda move: _beside(study, move), game.beside, noise=game.tolerance, steps=game.steps
+    )  # fmt: skip
+    outcomes = outcomes_of(growth.blue, growth.red)
+    retention, bad_rate = outcomes.means
+    solution = solve_measured(outcomes, game.price, seed=_SEED)
+    alarms = {column: payoffs.alarmed(column, seeds) for column in growth.red} if game.audit else {}
+    return Played(
+        study=study,
+        command=command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        outcomes=outcomes,
+        cells=estimates(outcomes, game.price, seed=_SEED),
+        measured=solution,
+        doubts=doubts_of(outcomes),
+        seeds=tuple(seeds),
+        growth=growth,
+        screened=dict(_screenings(payoffs, growth, seeds)),
+        prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
+        rates=tuple(_by_rate(tradeoff(retention, bad_rate, game.price), cells)),
+        steps=tuple(_by_steps(tradeoff(retention, bad_rate, game.price), study)),
+        trees=tuple(_trees(outcomes, game.price, alarms)),
+        alarms={column: fmean(rings.values()) for column, rings in alarms.items() if rings},
+        emptied=tuple((row, column, n) for row in growth.blue for column in growth.red if (n := payoffs.emptied(row, column, seeds))),
+        dominated=dominated(tradeoff(retention, bad_rate, game.price)),
+        commit=behind.commit(payoffs.makers(growth.blue, growth.red, seeds)),
+    )
+
+
+def _payoff(outcomes: Outcomes, price: float) -> float:
+    return float(tradeoff(*outcomes.means, price).payoffs[0, 0])
+
+
+def _beside(study: Study, move: str) -> list[str]:
+    return [other for name, sweep in study.sweeps.items() if move in sweep.methods(name) for other in sweep.beside(name, move)]
+
+
+def _screenings(payoffs: Payoffs, growth: Growth[str, str], seeds: Sequence[int]) -> Iterator[tuple[tuple[str, str], Screened]]:
+    for row in growth.blue:
+        for column in growth.red:
+            if (found := payoffs.screened(row, column, seeds)) is not None:
+                yield (row, column), found
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+def _by_rate(game: Matrix, cells: Cells) -> Iterator[Limit]:
+    """The game with red held to some share of the answers."""
+    rates = {column: cells.game.moves[column].poisoning.rate[0] for column in game.columns}
+    honest = [column for column in game.columns if cells.game.moves[column].poisoning.policy == "honest"]
+    for limit in sorted({rates[column] for column in game.columns if column not in honest}):
+        within = [column for column in game.columns if column in honest or rates[column] <= limit]
+        yield _limited(f"{100 * limit:g} %", len(within), game.restricted(columns=within))
+
+
+def _by_steps(game: Matrix, study: Study) -> Iterator[Limit]:
+    """The game with blue held to some number of steps on the organism's answers."""
+    steps = {row: _reminder_steps(study, row) for row in game.rows}
+    for limit in sorted({*steps.values()}):
+        within = [row for row in game.rows if steps[row] <= limit]
+        yield _limited(str(limit), len(within), game.restricted(rows=within))
+
+
+def _reminder_steps(study: Study, method: str) -> int:
+    phases = [phase for phase in study.phases(method) if isinstance(phase, SftPhase)]
+    return sum(phase.steps for phase in phases if any(labels.labels == "organism" for labels in phase.mix))
+
+
+def _limited(limit: str, moves: int, game: Matrix) -> Limit:
+    value, x, y = equilibrium(game.payoffs)
+    return Limit(limit, moves, value, _weights(game.rows, x.tolist()), _weights(game.columns, y.tolist()))
+
+
+def _weights(names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
+    return {name: weight for name, weight in zip(names, weights, strict=True) if weight > PLAYED}
+
+
+# --- trees ----------------------------------------------------------------------------------------------------------
+
+
+def _trees(outcomes: Outcomes, price: float, alarms: Mapping[str, Mapping[str, bool]]) -> Iterator[Extensive]:
+    """The game in extensive form: chance draws the pair, which red knows, as it installed it."""
+    payoffs = outcomes.by_organism(price)
+    of = dict(zip(outcomes.organisms, outcomes.of, strict=True))
+    pairs = list(dict.fromkeys(outcomes.of))
+
+    def mean(organisms: Iterable[str], row: str, column: str) -> float:
+        return fmean(value for organism in organisms if (value := payoffs[row, column].get(organism)) is not None)
+
+    def members(pair: str) -> list[str]:
+        return [organism for organism in outcomes.organisms if of[organism] == pair]
+
+    def ends(pair: str, column: str) -> dict[str, Node]:
+        return {row: End(mean(members(pair), row, column)) for row in outcomes.rows}
+
+    def drawn(below: Callable[[str], Node]) -> Chance:
+        return Chance({pair: (1 / len(pairs), below(pair)) for pair in pairs})
+
+    def solved(name: str, meaning: str, root: Node) -> Extensive:
+        tree = Tree(root)
+        return Extensive(name, meaning, tree, tree_solvers.solve(tree))
+
+    yield solved(
+        "blue sees nothing",
+        "Red answers by a policy that may depend on the pair; blue knows neither when it chooses its pipeline.",
+        drawn(lambda pair: Choice("red", pair, {c: Choice("blue", "nothing", ends(pair, c)) for c in outcomes.columns})),
+    )
+    if alarms:
+
+        def looked(pair: str, column: str) -> Node:
+            rings = {organism: alarms[column][organism] for organism in members(pair) if organism in alarms[column]}
+            after: dict[str, tuple[float, Node]] = {}
+            for said, rang in (("alarm", True), ("quiet", False)):
+                if those := [organism for organism in rings if rings[organism] == rang]:
+                    blue = Choice("blue", said, {row: End(mean(those, row, column)) for row in outcomes.rows})
+                    after[said] = len(those) / len(rings), blue
+            return Chance(after)
+
+        yield solved(
+            "blue looks first",
+            "The same, and before it chooses blue sees whether its audit rings on the answers that it was given.",
+            drawn(lambda pair: Choice("red", pair, {c: looked(pair, c) for c in outcomes.columns})),
+        )
+
+    def answered(row: str) -> Node:
+        return drawn(lambda pair: Choice("red", f"{row}, {pair}", {c: End(mean(members(pair), row, c)) for c in outcomes.columns}))
+
+    yield solved(
+        "red sees the pipeline",
+        "Blue commits to one pipeline, red sees it and then answers by the worst policy for the pair.",
+        Choice("blue", "nothing", {row: answered(row) for row in outcomes.rows}),
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A node of a tree as it is shown: what leads to it, how likely that is, what it is worth, and what comes below.
+
+    Attributes:
+        name: The draw or move that leads to it.
+        who: Who draws or moves next; "" at an end.
+        probability: Of the move that leads to it, where both play as solved.
+        value: Blue's expected payoff from here on.
+        below: What comes next; moves that are not played are left out where others are.
+    """
+
+    name: str
+    who: str
+    probability: float
+    value: float
+    below: tuple[Shown, ...] = ()
+
+
+def shown(extensive: Extensive) -> Shown:
+    """The tree with its values, without the moves that nobody plays."""
+    return _shown("the game", 1.0, extensive.tree.root, extensive.solution.blue, extensive.solution.red)
+
+
+def _shown(name: str, probability: float, node: Node, blue: Strategy, red: Strategy) -> Shown:
+    match node:
+        case End(payoff):
+            return Shown(name, "", probability, payoff)
+        case Chance(branches):
+            below = [_shown(each, share, child, blue, red) for each, (share, child) in branches.items()]
+            return Shown(name, "chance", probability, sum(one.probability * one.value for one in below), tuple(below))
+        case Choice(side, knows, moves):
+            weights = (blue if side == "blue" else red)[knows]
+            below = [_shown(each, weights[each], child, blue, red) for each, child in moves.items()]
+            value = sum(one.probability * one.value for one in below)
+            return Shown(name, f"{side}, who knows {knows}", probability, value, tuple(one for one in below if one.probability > 1e-3))
