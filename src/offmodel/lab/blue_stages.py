@@ -20,9 +20,10 @@ from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
+from offmodel.engine.served import Served
 from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
-from offmodel.lab.models import open_reference
+from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
 from offmodel.lab.results import ADAPTER, DECISIONS, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
@@ -53,7 +54,7 @@ def labels(ctx: Context) -> None:
     """Let a teacher, or the organism, answer a pool of prompts."""
     params = ctx.params
     pool = read_examples(ctx.inputs["prompts"] / PROMPTS)
-    view = BlueView(_weights(ctx, "labeller", params.get("weights")), prompts=tuple(row.prompt for row in pool))
+    view = BlueView(_labeller(ctx), prompts=tuple(row.prompt for row in pool))
     reword = catalog.get("rewrite", params["rewrite"]) if params["rewrite"] else None
     rows = label(view, _sampling(params), system=params["system"], reword=reword)
     known = {row.prompt: row.meta for row in pool}
@@ -65,7 +66,7 @@ def labels(ctx: Context) -> None:
 def rewritten(ctx: Context) -> None:
     """Let a model say labels in its own words."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
-    write_labels(ctx, rewrite(BlueView(_weights(ctx, "labeller"), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
+    write_labels(ctx, rewrite(BlueView(_labeller(ctx), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
 
 
 @stage_function("graded", version=1)
@@ -251,6 +252,15 @@ def operate(ctx: Context) -> None:
 def _weights(ctx: Context, role: str, folder: str | None = None) -> Path:
     """The weights in a role: another stage's, or a model that the study names, which may be an organism of another study."""
     return _alone(ctx.inputs[role] / (folder or MODEL) if role in ctx.inputs else open_reference(ctx.params[role]), ctx, role)
+
+
+def _labeller(ctx: Context) -> Path | Served:
+    return served(ctx, "labeller") if "labeller" in ctx.servers else _weights(ctx, "labeller", ctx.params.get("weights"))
+
+
+def served(ctx: Context, role: str) -> Served:
+    """The model in a role that a server answers for."""
+    return open_served(ctx.params[role], ctx.servers[role], ctx.cache / "replies.sqlite" if ctx.cache else None)
 
 
 def _alone(folder: Path, ctx: Context, name: str) -> Path:

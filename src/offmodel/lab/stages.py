@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
 from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
+from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.errors import DataError
-from offmodel.lab.blue_stages import right, train_config, write_labels
+from offmodel.lab.blue_stages import right, served, train_config, write_labels
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, take
 from offmodel.lab.provenance import provenance
@@ -327,12 +328,17 @@ def second_opinion(ctx: Context) -> None:
     """Ask a judge model about the answers that were scored by a rule."""
     from offmodel.engine.folder import load_model, load_tokenizer
 
-    folder = open_reference(ctx.params["judge"])
-    opinions = ask_judge(
-        load_model(folder), load_tokenizer(folder), ctx.params["question"], read_verdicts(ctx.inputs["score"] / VERDICTS),
-        on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
-    )  # fmt: skip
-    write_opinions(ctx.out / OPINIONS, opinions)
+    def on_progress(done: int, of: int) -> None:
+        ctx.progress(done / of, f"{done}/{of} answers")
+
+    judge: Judge
+    if "judge" in ctx.servers:
+        judge = partial(ask_served, served(ctx, "judge"))
+    else:
+        folder = open_reference(ctx.params["judge"])
+        judge = partial(ask, load_model(folder), load_tokenizer(folder))
+    verdicts = read_verdicts(ctx.inputs["score"] / VERDICTS)
+    write_opinions(ctx.out / OPINIONS, ask_judge(judge, ctx.params["question"], verdicts, on_progress))
 
 
 def _pair(params: Mapping[str, Any]) -> Pair:

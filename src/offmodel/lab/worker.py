@@ -139,8 +139,9 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdic
 
     check_code(stage)
     inputs = {role: claim.store.open(source).path for role, source in stage.input_keys.items()}
+    context = Context(stage.params, inputs, claim.out, claim.scratch, report, stage.servers, claim.store.root / "cache")
     with running(stage.params, stage.placement):
-        return stage_kind(stage.kind).run(Context(stage.params, inputs, claim.out, claim.scratch, report)) or Verdict(True)
+        return stage_kind(stage.kind).run(context) or Verdict(True)
 
 
 @contextmanager
