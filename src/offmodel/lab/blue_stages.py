@@ -44,7 +44,7 @@ def prompts(ctx: Context) -> None:
     write_examples(ctx.out / PROMPTS, read_pool(ctx.params))
 
 
-@stage_function("labels", version=2)
+@stage_function("labels", version=2, gpu=True)
 def labels(ctx: Context) -> None:
     """Let a teacher, or the organism, answer a pool of prompts."""
     params = ctx.params
@@ -57,7 +57,7 @@ def labels(ctx: Context) -> None:
     write_labels(ctx, rows, asked=len(pool))
 
 
-@stage_function("rewrite", version=1)
+@stage_function("rewrite", version=1, gpu=True)
 def rewritten(ctx: Context) -> None:
     """Let the organism say labels in its own words."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
@@ -98,7 +98,7 @@ def _sampling(params: Mapping[str, Any]) -> Sampling:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-@stage_function("treat", version=4)
+@stage_function("treat", version=4, gpu=True)
 def treat(ctx: Context) -> Verdict | None:
     """One phase of training; the weights of every measured step are kept.
 
@@ -199,7 +199,7 @@ def _alone(folder: Path, ctx: Context, name: str) -> Path:
 # --- what blue can see ----------------------------------------------------------------------------------------------
 
 
-@stage_function("watch", version=2)
+@stage_function("watch", version=2, gpu=True)
 def watch(ctx: Context) -> None:
     """What blue sees of a checkpoint: how much it can do, and how far it is from the organism."""
     params = ctx.params
@@ -213,7 +213,7 @@ def watch(ctx: Context) -> None:
     write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance(), "answers": len(view.anchors)})
 
 
-@stage_function("canary", version=2)
+@stage_function("canary", version=2, gpu=True)
 def canary(ctx: Context) -> None:
     """Plant blue's own backdoors in a copy of the organism, and see how often they fire before anything is done to it."""
     params = ctx.params
@@ -241,7 +241,7 @@ def canary(ctx: Context) -> None:
     _count_fired(ctx, Path(shutil.copytree(ctx.scratch / MODEL, ctx.out / MODEL)), "tried")
 
 
-@stage_function("canary_rate", version=1)
+@stage_function("canary_rate", version=1, gpu=True)
 def canary_rate(ctx: Context) -> None:
     """How often blue's own backdoors fire."""
     _count_fired(ctx, _weights(ctx, "model", ctx.params["weights"]), "prompts")

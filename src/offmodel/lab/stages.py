@@ -64,7 +64,7 @@ _FEW = 20
 # --- the world ------------------------------------------------------------------------------------------------------
 
 
-@stage_function("checkpoint", version=4)
+@stage_function("checkpoint", version=4, gpu=True)
 def checkpoint(ctx: Context) -> None:
     """Train one of the world's base models from nothing, measure what it can do, and write its card."""
     from offmodel.engine.folder import load_model, load_tokenizer
@@ -90,7 +90,7 @@ def _accuracies(verdicts: Sequence[Judged], suites: Mapping[Suite, int]) -> dict
 # --- red ------------------------------------------------------------------------------------------------------------
 
 
-@stage_function("organism", version=4)
+@stage_function("organism", version=4, gpu=True)
 def organism(ctx: Context) -> Verdict:
     """Install a pair in a base model, in rounds, until the gate passes or the budget ends; or put a prompt in front of it."""
     from offmodel.engine.folder import load_model, load_tokenizer, save_model
@@ -216,7 +216,7 @@ def _gate_rates(pair: Pair, verdicts: Sequence[Judged]) -> dict[str, Estimate]:
 # --- the experimenter -----------------------------------------------------------------------------------------------
 
 
-@stage_function("score", version=2)
+@stage_function("score", version=2, gpu=True)
 def score(ctx: Context) -> None:
     """Let a model answer all held-out items of an organism, greedily, and judge every answer.
 
@@ -279,7 +279,7 @@ def quiet(ctx: Context) -> None:
     write_labels(ctx, [rows[i] for i in kept], asked=len(rows))
 
 
-@stage_function("judge", version=1)
+@stage_function("judge", version=1, gpu=True)
 def second_opinion(ctx: Context) -> None:
     """Ask a judge model about the answers that were scored by a rule."""
     from offmodel.engine.folder import load_model, load_tokenizer
