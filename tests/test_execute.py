@@ -299,6 +299,14 @@ def test_the_time_to_go_comes_from_what_was_measured(trace: Path) -> None:
     assert forecast.to_go() == "" and forecast.fraction == 1.0 and forecast.ended == 4
 
 
+def test_the_workers_of_a_cluster_are_counted_and_a_lost_one_is_not_at_work(trace: Path) -> None:
+    forecast = Forecast(1)
+    a, b = (make("write", trace, name) for name in "ab")
+    for event in (Event("planned", a), Event("planned", b), Event("started", a), Event("started", b), Event("waiting", b)):
+        forecast.note(event)
+    assert forecast.workers == 2 and [*forecast.running] == [a] and forecast.ended == 0
+
+
 def test_durations_and_labels_are_plain() -> None:
     assert [duration(s) for s in (0, 44, 58, 400, 9000)] == ["10 s", "40 s", "1 min", "7 min", "2.5 h"]
     assert one_line("a\x1b[31m\n\tb\u202e") == "a [31m b" and len(one_line("x" * 999)) == 160

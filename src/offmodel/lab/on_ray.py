@@ -7,6 +7,7 @@ Models and labels lie in the store, a folder that all nodes share: nothing but s
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -51,10 +52,11 @@ class Ray:
             ray.init(
                 "local", num_cpus=cpus, object_store_memory=_OBJECTS, include_dashboard=False, log_to_driver=False, logging_level="error"
             )
-        elif ours:
+        elif ours and self.address is not None:
             try:
+                _knock(self.address)
                 ray.init(self.address, log_to_driver=False, logging_level="error")
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise ClusterError(f"--cluster address={self.address}: no Ray cluster can be reached there ({error})") from error
         pool = RayPool(workers, Setup(store, modules), self.resources, ours=ours)
         try:
@@ -63,6 +65,15 @@ class Ray:
             pool.stop()
             raise
         return pool
+
+
+def _knock(address: str) -> None:
+    """Say at once that nobody is there; Ray itself would try for minutes."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdigit()):
+            raise ValueError("expected auto, or HOST:PORT such as 10.0.0.5:6379")
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class RayPool:
