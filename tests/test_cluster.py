@@ -206,8 +206,7 @@ def test_a_stop_ends_the_stages_too(on: str, store: Store, trace: Path, monkeypa
             run_on(on, [long], store, stop)
     finally:
         signal.signal(signal.SIGINT, heeded)
-    until(lambda: not store.held(long), 30)
-    assert not alive(int(Path(f"{trace}.pids").read_text().split()[0])) and store.get(long) is None
+    until(lambda: not alive(int(Path(f"{trace}.pids").read_text().split()[0])), 30)
     store.clean()
     assert folders(store).keys() == {"scratch"}  # what the next run continues from
 
@@ -281,6 +280,53 @@ def test_a_run_uses_the_ray_at_an_address_or_starts_one_for_this_machine_alone(
     out, _ = head.communicate(timeout=120)
     assert out.splitlines()[-1] == "2 127.0.0.1 False" and ran(trace) == ["b", "a"]
     assert len(ray.nodes()) == 1 and ray.nodes()[0]["Alive"]  # the other one was left alone
+
+
+NODES = """
+import sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from lab_stages import make
+from offmodel.lab.execute import run
+from offmodel.lab.on_ray import Ray
+from offmodel.lab.resources import Resources
+from offmodel.lab.store import Store
+
+trace, memory = Path(sys.argv[1]), 80 * 1024**2
+cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory})
+nodes = {}
+for _ in range(2):
+    node = cluster.add_node(num_cpus=2, object_store_memory=memory)
+    nodes[node.all_processes["raylet"][0].process.pid] = node
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+def strike():  # the node whose worker's child runs the stage
+    while not trace.exists() or "3" not in trace.read_text().split():
+        time.sleep(0.02)
+    worker = Path(f"{trace}.pids").read_text().split()[1]
+    cluster.remove_node(nodes[parent(worker)], allow_graceful=False)
+
+threading.Thread(target=strike, daemon=True).start()
+said = []
+place = Ray(Resources(cpus=2), address=cluster.address)  # which only the two have
+report = run([make("resume", trace, "long", steps=30)], Store(sys.argv[2]), workers=None, modules=["lab_stages"], place=place,
+             on_event=lambda event: said.append((event.what, event.message)))
+cluster.shutdown()
+print(*(what for what, _ in said if what != "progress"))
+print(*(message for what, message in said if what == "waiting"))
+"""
+
+
+def test_a_stage_of_a_node_that_dies_continues_on_another(store: Store, trace: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", NODES, str(trace), str(store.root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    events, lost = done.stdout.splitlines()[-2:]
+    assert events == "planned started waiting started done", done.stderr
+    assert "the node it was running on is dead" in lost and lost.endswith("tried again (2 of 3)")
+    assert sorted(ran(trace), key=int) == [str(step) for step in range(30)]  # no step is done twice
 
 
 def test_jobs_outlive_the_run_and_the_next_one_waits_for_them(store: Store, trace: Path) -> None:
