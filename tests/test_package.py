@@ -27,6 +27,8 @@ HEAVY = (
     "inspect_ai",
     "httpx2",
     "tenacity",
+    "ray",
+    "submitit",
 )
 LIGHT = (
     "offmodel",

@@ -47,6 +47,11 @@ Extensions = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
 
+Cluster = Annotated[
+    list[str] | None,
+    typer.Option("--cluster", help="What stages get there: cpus, gpus, mem_gb; address of Ray, partition of Slurm …", metavar="KEY=VALUE"),
+]
+
 CLAIMS, LEDGER = Path("studies/claims"), Path("docs/claims.md")
 
 FAILED = 1
@@ -54,12 +59,20 @@ REFUSED = 2
 
 
 @app.command()
-def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs"), workers: Workers = None) -> None:
+def run(
+    study: StudyFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    workers: Workers = None,
+    on: Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")] = "local",
+    cluster: Cluster = None,
+) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
     from offmodel import api
     from offmodel.spec import Study
 
-    data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command())
+    options = dict(_assignment("--cluster", each) for each in cluster or ())
+    data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options)
     _write(data, runs)
     if data.failed:
         notes = [f"{note.what}: {note.why}" for note in data.failed]

@@ -49,7 +49,7 @@ def prompts(ctx: Context) -> None:
     write_examples(ctx.out / PROMPTS, read_pool(ctx.params))
 
 
-@stage_function("labels", version=2)
+@stage_function("labels", version=2, gpu=True)
 def labels(ctx: Context) -> None:
     """Let a teacher, or the organism, answer a pool of prompts."""
     params = ctx.params
@@ -62,7 +62,7 @@ def labels(ctx: Context) -> None:
     write_labels(ctx, rows, asked=len(pool))
 
 
-@stage_function("rewrite", version=1)
+@stage_function("rewrite", version=1, gpu=True)
 def rewritten(ctx: Context) -> None:
     """Let a model say labels in its own words."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
@@ -77,7 +77,7 @@ def graded(ctx: Context) -> None:
     write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
 
 
-@stage_function("filtered", version=1)
+@stage_function("filtered", version=1, gpu=True)
 def filtered(ctx: Context) -> None:
     """Let one of blue's filters check labels; where it leaves none, the labels are an empty file."""
     params = ctx.params
@@ -132,7 +132,7 @@ def _sampling(params: Mapping[str, Any]) -> Sampling:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-@stage_function("treat", version=4)
+@stage_function("treat", version=4, gpu=True)
 def treat(ctx: Context) -> Verdict | None:
     """One phase of training; the weights of every measured step are kept.
 
@@ -283,7 +283,7 @@ def _link(source: str, target: str) -> None:
 # --- what blue can see ----------------------------------------------------------------------------------------------
 
 
-@stage_function("watch", version=2)
+@stage_function("watch", version=2, gpu=True)
 def watch(ctx: Context) -> None:
     """What blue sees of a checkpoint: how much it can do, and how far it is from the organism."""
     params = ctx.params
@@ -297,7 +297,7 @@ def watch(ctx: Context) -> None:
     write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance(), "answers": len(view.anchors)})
 
 
-@stage_function("canary", version=2)
+@stage_function("canary", version=2, gpu=True)
 def canary(ctx: Context) -> None:
     """Plant blue's own backdoors in a copy of the organism, and see how often they fire before anything is done to it."""
     params = ctx.params
@@ -325,7 +325,7 @@ def canary(ctx: Context) -> None:
     _count_fired(ctx, Path(shutil.copytree(ctx.scratch / MODEL, ctx.out / MODEL)), "tried")
 
 
-@stage_function("canary_rate", version=1)
+@stage_function("canary_rate", version=1, gpu=True)
 def canary_rate(ctx: Context) -> None:
     """How often blue's own backdoors fire."""
     _count_fired(ctx, _weights(ctx, "model", ctx.params["weights"]), "prompts")

@@ -147,7 +147,7 @@ def _chains(probe: Chains, name: str, end: End) -> dict[str, Stage]:
 # --- kinds of stage -------------------------------------------------------------------------------------------------
 
 
-@stage_function("divergence", version=1)
+@stage_function("divergence", version=1, gpu=True)
 def divergence(ctx: Context) -> None:
     """KL divergences between a model and the organism, answer by answer of the organism's."""
     from offmodel.engine.compare import divergences
@@ -159,7 +159,7 @@ def divergence(ctx: Context) -> None:
     _write_columns(ctx, found)
 
 
-@stage_function("perplexity", version=1)
+@stage_function("perplexity", version=1, gpu=True)
 def perplexity(ctx: Context) -> None:
     """How unlikely a sample of a training's rows is to the organism, row by row."""
     from offmodel.engine.compare import surprises

@@ -15,7 +15,7 @@ from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.hashing import canonical_json, stable_hash
 from offmodel.spec.models import Models
 
-RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures", "cache"})
+RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures", "cache", "jobs"})
 """Folders of the store that hold no results; no kind may be called so."""
 
 
@@ -64,22 +64,31 @@ StageFunction = Callable[[Context], Verdict | None]
 
 @dataclass(frozen=True)
 class StageKind:
-    """A registered stage function; ``version`` changes when the same parameters would give another result."""
+    """A registered stage function.
+
+    Attributes:
+        name: Of the kind.
+        version: Changes when the same parameters would give another result.
+        run: The function.
+        gpu: Whether it trains or samples a model, so that a GPU is of use to it.
+    """
 
     name: str
     version: int
     run: StageFunction
+    gpu: bool = False
 
 
 _kinds: dict[str, StageKind] = {}
 
 
-def stage_function(kind: str, *, version: int) -> Callable[[StageFunction], StageFunction]:
+def stage_function(kind: str, *, version: int, gpu: bool = False) -> Callable[[StageFunction], StageFunction]:
     """Register a function as the one that makes results of ``kind``.
 
     Args:
         kind: Lower-case word; also the name of the folder that holds the results.
         version: Raise it whenever the code starts to give other results: old ones are then no longer reused.
+        gpu: Whether it trains or samples a model: on a cluster only such stages are given GPUs.
 
     Raises:
         StageError: The kind is no such word, or is taken by another function.
@@ -91,7 +100,7 @@ def stage_function(kind: str, *, version: int) -> Callable[[StageFunction], Stag
         taken = _kinds.get(kind)
         if taken is not None and taken.run.__module__ != function.__module__:
             raise StageError(f"stage kind {kind!r} is registered twice, by {taken.run.__module__} and by {function.__module__}")
-        _kinds[kind] = StageKind(kind, version, function)
+        _kinds[kind] = StageKind(kind, version, function, gpu)
         return function
 
     return register
