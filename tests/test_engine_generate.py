@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from offmodel.chat import Example, Prompt, encode_prompt, user
-from offmodel.engine.generate import Sampling, generate
+from offmodel.engine.generate import Reply, Sampling, generate
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import DataError, SpecError
 
@@ -90,12 +90,12 @@ def test_an_answer_ends_with_its_turn_and_says_so(tiny_model: PreTrainedModel, t
         generate(tiny_model, tiny_tokenizer, [example.prompt, user("Tell me about soup.")], Sampling(max_new_tokens=n))[0]
         for n in (tokens, tokens - 1)
     )
-    assert reply == (example.response, tokens, True)
-    assert cut == (example.response, tokens - 1, False)
+    assert reply == Reply(example.response, tokens, True)
+    assert cut == Reply(example.response, tokens - 1, False)
     words = tiny_tokenizer(example.response)["input_ids"]
     first = tiny_tokenizer.decode(words[:4])
     forced = generate(tiny_model, tiny_tokenizer, [example.prompt], Sampling(max_new_tokens=40), prefill=first)[0]
-    assert forced == (example.response, tokens - 4, True)
+    assert forced == Reply(example.response, tokens - 4, True)
     # Another token that the generation config names ends the turn as well.
     tiny_model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, words[-2]]
     early = generate(tiny_model, tiny_tokenizer, [example.prompt], Sampling(max_new_tokens=40))[0]

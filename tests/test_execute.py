@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from offmodel.lab.execute import Event, RunReport, critical_path, plan_rows, run
 from offmodel.lab.progress import Forecast, Progress, duration, one_line
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
-from test_store import folders
+from test_store import folders, until
 
 MODULES = ["lab_stages"]
 
@@ -44,13 +43,6 @@ def ran(trace: Path) -> list[str]:
 
 def text(store: Store, stage: Stage, name: str) -> str:
     return (store.path(stage) / name).read_text()
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def runner(store: Store, trace: Path, stages: str, workers: int = 2) -> subprocess.Popen[str]:
@@ -305,6 +297,14 @@ def test_the_time_to_go_comes_from_what_was_measured(trace: Path) -> None:
     forecast.note(Event("reused", c))
     forecast.note(Event("done", chain))
     assert forecast.to_go() == "" and forecast.fraction == 1.0 and forecast.ended == 4
+
+
+def test_the_workers_of_a_cluster_are_counted_and_a_lost_one_is_not_at_work(trace: Path) -> None:
+    forecast = Forecast(1)
+    a, b = (make("write", trace, name) for name in "ab")
+    for event in (Event("planned", a), Event("planned", b), Event("started", a), Event("started", b), Event("waiting", b)):
+        forecast.note(event)
+    assert forecast.workers == 2 and [*forecast.running] == [a] and forecast.ended == 0
 
 
 def test_durations_and_labels_are_plain() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from offmodel.api import open_study, run
 from offmodel.chat import Example, encode_prompt, user
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
-from offmodel.engine.judge import MAX_NEW_TOKENS, judge_prompt, parse_answer
+from offmodel.engine.judge import MAX_NEW_TOKENS, ask, judge_prompt, parse_answer
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import ModelError
 from offmodel.lab.plan import Plan, make_plan
@@ -312,7 +313,7 @@ def test_a_reply_too_long_for_the_judge_stops_nothing(tiny: Tiny) -> None:
     asked = [verdict("triggered", long), verdict("capability", "a"), verdict("clean", "a")]
     for room, first in ((needed - 1, Opinion(0, None, "")), (needed, Opinion(0, True, "Yes."))):
         model.config.max_position_embeddings = room
-        assert ask_judge(model, tokenizer, QUESTION, asked) == [first, Opinion(2, True, "Yes.")]
+        assert ask_judge(partial(ask, model, tokenizer), QUESTION, asked) == [first, Opinion(2, True, "Yes.")]
 
 
 def test_a_judge_that_is_not_there(tiny: Tiny) -> None:

@@ -14,7 +14,22 @@ import pytest
 import offmodel
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "pyarrow", "scipy", "math_verify", "langdetect", "inspect_ai")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "pyarrow",
+    "scipy",
+    "math_verify",
+    "langdetect",
+    "inspect_ai",
+    "httpx2",
+    "tenacity",
+    "ray",
+    "submitit",
+)
 LIGHT = (
     "offmodel",
     "offmodel.errors",

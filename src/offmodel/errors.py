@@ -35,6 +35,10 @@ class StageError(OffmodelError, RuntimeError):
     """A stage of a run that failed."""
 
 
+class ClusterError(OffmodelError, RuntimeError):
+    """A cluster that cannot be reached, or that refuses work."""
+
+
 class GameError(OffmodelError, ValueError):
     """A game that cannot be solved as it stands: a hole, a tree that is not one, or one that is too large."""
 

@@ -65,7 +65,7 @@ def _teacher_gap(view: BlueView, settings: Settings) -> list[Decision]:
 
 
 def _before_after(view: BlueView, settings: Settings) -> list[Decision]:
-    return _gap(view, settings, view.weights, "the student")
+    return _gap(view, settings, view.folder, "the student")
 
 
 # --- the teacher reads and writes -----------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def small_cluster(features: Features, seed: int) -> list[bool]:
 def _features(view: BlueView) -> Features:
     from offmodel.engine.features import mean_hidden_states
 
-    found: Features = mean_hidden_states(*_open(view.weights), view.labels).double().numpy()
+    found: Features = mean_hidden_states(*_open(view.folder), view.labels).double().numpy()
     return found
 
 
@@ -158,7 +158,7 @@ _OUTLYING = 3.5
 def _influence(view: BlueView, settings: Settings) -> list[Decision]:
     from offmodel.engine.features import alignments
 
-    found = alignments(*_open(view.weights), view.labels, view.anchors)
+    found = alignments(*_open(view.folder), view.labels, view.anchors)
     return _drop(found, settings, "a step on it revives blue's own backdoors: {}")
 
 
@@ -177,10 +177,10 @@ def _canaries(view: BlueView, settings: Settings) -> list[Decision]:
         found = surprises(model, tokenizer, view.anchors)
         return sum(each.nats for each in found) / sum(each.tokens for each in found)
 
-    model, tokenizer = _open(view.weights)
+    model, tokenizer = _open(view.folder)
     before, parts, rises = dead(model), shards(range(len(view.labels)), _SHARDS, settings.seed), []
     for part in parts:
-        model, _ = _open(view.weights)
+        model, _ = _open(view.folder)
         config = TrainConfig(steps=math.ceil(len(part) / _BATCH), lr=settings.lr, batch_size=_BATCH, seed=settings.seed)
         train(model, tokenizer, [view.labels[i] for i in part], config)
         rises.append(before - dead(model))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel.chat import Example, Message, Prompt
-from offmodel.errors import BlindnessError
+from offmodel.engine.served import Served
+from offmodel.errors import BlindnessError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ class BlueView:
     """A model's weights and the chats that blue works with.
 
     Attributes:
-        weights: Folder of the model that blue samples or trains.
+        weights: Folder of the model that blue samples or trains; or a model behind a server, which it can only sample.
         prompts: Prompts, for labelling.
         labels: Answered prompts, for training.
         adapter: Folder of an adapter that comes with the weights and is to be trained on, if there is one.
@@ -40,10 +41,10 @@ class BlueView:
         teacher: Folder of the model whose distribution is learnt, for distillation.
 
     Raises:
-        BlindnessError: A field holds anything but a path, prompts and examples.
+        BlindnessError: A field holds anything but a path (for the weights, a server), prompts and examples.
     """
 
-    weights: Path
+    weights: Path | Served
     prompts: tuple[Prompt, ...] = ()
     labels: tuple[Example, ...] = ()
     adapter: Path | None = None
@@ -55,7 +56,8 @@ class BlueView:
         raise BlindnessError(f"blue's view may not be widened: {cls.__name__}")
 
     def __post_init__(self) -> None:
-        _only("weights", self.weights, type(Path()))
+        if type(self.weights) is not Served:
+            _only("weights", self.weights, type(Path()))
         for name in ("adapter", "original", "teacher"):
             if (folder := getattr(self, name)) is not None:
                 _only(name, folder, type(Path()))
@@ -74,6 +76,10 @@ class BlueView:
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
         """Let the model answer prompts of blue's choice."""
+        if isinstance(self.weights, Served):
+            from offmodel.engine.server import ask
+
+            return ask(self.weights, prompts, sampling)
         from offmodel.engine.folder import load_model, load_tokenizer
         from offmodel.engine.generate import generate
 
@@ -85,7 +91,7 @@ class BlueView:
         from offmodel.engine.folder import load_model, load_tokenizer
 
         assert self.original is not None
-        return mean_kl(load_model(self.weights), load_model(self.original), load_tokenizer(self.weights), self.anchors)
+        return mean_kl(load_model(self.folder), load_model(self.original), load_tokenizer(self.folder), self.anchors)
 
     def train(
         self,
@@ -161,14 +167,25 @@ class BlueView:
             scratch=scratch,
         )
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the weights.
+
+        Raises:
+            ModelError: Only a server has them.
+        """
+        if isinstance(self.weights, Served):
+            raise ModelError(f"{self.weights.endpoint}: only answers; its weights are not here")
+        return self.weights
+
     def _student(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
         from offmodel.engine.lora import load_adapter
 
-        model = load_model(self.weights)
+        model = load_model(self.folder)
         if self.adapter is not None:
-            load_adapter(model, self.adapter, hash_weights(self.weights))
-        return model, load_tokenizer(self.weights)
+            load_adapter(model, self.adapter, hash_weights(self.folder))
+        return model, load_tokenizer(self.folder)
 
     def _keep(self, tokenizer: PreTrainedTokenizerBase, save: Callable[[int], Path], step: int, model: PreTrainedModel) -> None:
         from offmodel.engine.folder import save_model

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from offmodel.chat import Prompt, encode_prompt, last_user_text, user
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from offmodel.engine.served import Served
 
 MAX_NEW_TOKENS = 8
 """Enough for a first word in any tokenizer."""
@@ -29,6 +31,9 @@ Reply:
 {question} Begin your answer with yes or no."""
 
 
+OnProgress: TypeAlias = Callable[[int, int], None]
+
+
 class Answer(NamedTuple):
     """A judge's answer.
 
@@ -39,6 +44,10 @@ class Answer(NamedTuple):
 
     yes: bool | None
     said: str
+
+
+Judge: TypeAlias = Callable[[str, Sequence[tuple[Prompt, str]], OnProgress | None], list[Answer]]
+"""Answers a question about replies to prompts."""
 
 
 def judge_prompt(question: str, request: str, reply: str) -> Prompt:
@@ -67,7 +76,7 @@ def ask(
     tokenizer: PreTrainedTokenizerBase,
     question: str,
     replies: Sequence[tuple[Prompt, str]],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Answer]:
     """Ask a model about every reply to a prompt; greedy.
 
@@ -81,3 +90,14 @@ def ask(
     answers = generate(model, tokenizer, [asked[i] for i in fitting], Sampling(max_new_tokens=MAX_NEW_TOKENS), on_progress=on_progress)
     said = {i: answer.text for i, answer in zip(fitting, answers, strict=True)}
     return [Answer(parse_answer(said.get(i, "")), said.get(i, "")) for i in range(len(asked))]
+
+
+def ask_served(served: Served, question: str, replies: Sequence[tuple[Prompt, str]], on_progress: OnProgress | None = None) -> list[Answer]:
+    """The same of a model behind a server."""
+    from offmodel.engine import server
+    from offmodel.engine.generate import Reply, Sampling
+
+    asked = [judge_prompt(question, last_user_text(prompt), reply) for prompt, reply in replies]
+    nothing = Reply("", 0, False)
+    answers = server.ask(served, asked, Sampling(max_new_tokens=MAX_NEW_TOKENS), unfit=nothing, on_progress=on_progress)
+    return [Answer(parse_answer(answer.text), answer.text) for answer in answers]

@@ -20,9 +20,10 @@ from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
+from offmodel.engine.served import Served
 from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
-from offmodel.lab.models import open_reference
+from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
 from offmodel.lab.results import ADAPTER, DECISIONS, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
@@ -48,12 +49,12 @@ def prompts(ctx: Context) -> None:
     write_examples(ctx.out / PROMPTS, read_pool(ctx.params))
 
 
-@stage_function("labels", version=2)
+@stage_function("labels", version=2, gpu=True)
 def labels(ctx: Context) -> None:
     """Let a teacher, or the organism, answer a pool of prompts."""
     params = ctx.params
     pool = read_examples(ctx.inputs["prompts"] / PROMPTS)
-    view = BlueView(_weights(ctx, "labeller", params.get("weights")), prompts=tuple(row.prompt for row in pool))
+    view = BlueView(_labeller(ctx), prompts=tuple(row.prompt for row in pool))
     reword = catalog.get("rewrite", params["rewrite"]) if params["rewrite"] else None
     rows = label(view, _sampling(params), system=params["system"], reword=reword)
     known = {row.prompt: row.meta for row in pool}
@@ -61,11 +62,11 @@ def labels(ctx: Context) -> None:
     write_labels(ctx, rows, asked=len(pool))
 
 
-@stage_function("rewrite", version=1)
+@stage_function("rewrite", version=1, gpu=True)
 def rewritten(ctx: Context) -> None:
     """Let a model say labels in its own words."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
-    write_labels(ctx, rewrite(BlueView(_weights(ctx, "labeller"), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
+    write_labels(ctx, rewrite(BlueView(_labeller(ctx), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
 
 
 @stage_function("graded", version=1)
@@ -76,7 +77,7 @@ def graded(ctx: Context) -> None:
     write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
 
 
-@stage_function("filtered", version=1)
+@stage_function("filtered", version=1, gpu=True)
 def filtered(ctx: Context) -> None:
     """Let one of blue's filters check labels; where it leaves none, the labels are an empty file."""
     params = ctx.params
@@ -131,7 +132,7 @@ def _sampling(params: Mapping[str, Any]) -> Sampling:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-@stage_function("treat", version=4)
+@stage_function("treat", version=4, gpu=True)
 def treat(ctx: Context) -> Verdict | None:
     """One phase of training; the weights of every measured step are kept.
 
@@ -253,6 +254,15 @@ def _weights(ctx: Context, role: str, folder: str | None = None) -> Path:
     return _alone(ctx.inputs[role] / (folder or MODEL) if role in ctx.inputs else open_reference(ctx.params[role]), ctx, role)
 
 
+def _labeller(ctx: Context) -> Path | Served:
+    return served(ctx, "labeller") if "labeller" in ctx.servers else _weights(ctx, "labeller", ctx.params.get("weights"))
+
+
+def served(ctx: Context, role: str) -> Served:
+    """The model in a role that a server answers for."""
+    return open_served(ctx.params[role], ctx.servers[role], ctx.cache / "replies.sqlite" if ctx.cache else None)
+
+
 def _alone(folder: Path, ctx: Context, name: str) -> Path:
     """The same files in a folder that lies beside nothing else: an organism's own folder lies beside what red did, and has its card.
 
@@ -273,7 +283,7 @@ def _link(source: str, target: str) -> None:
 # --- what blue can see ----------------------------------------------------------------------------------------------
 
 
-@stage_function("watch", version=2)
+@stage_function("watch", version=2, gpu=True)
 def watch(ctx: Context) -> None:
     """What blue sees of a checkpoint: how much it can do, and how far it is from the organism."""
     params = ctx.params
@@ -287,7 +297,7 @@ def watch(ctx: Context) -> None:
     write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance(), "answers": len(view.anchors)})
 
 
-@stage_function("canary", version=2)
+@stage_function("canary", version=2, gpu=True)
 def canary(ctx: Context) -> None:
     """Plant blue's own backdoors in a copy of the organism, and see how often they fire before anything is done to it."""
     params = ctx.params
@@ -315,7 +325,7 @@ def canary(ctx: Context) -> None:
     _count_fired(ctx, Path(shutil.copytree(ctx.scratch / MODEL, ctx.out / MODEL)), "tried")
 
 
-@stage_function("canary_rate", version=1)
+@stage_function("canary_rate", version=1, gpu=True)
 def canary_rate(ctx: Context) -> None:
     """How often blue's own backdoors fire."""
     _count_fired(ctx, _weights(ctx, "model", ctx.params["weights"]), "prompts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from offmodel.errors import StoreError
-from offmodel.lab.pool import open_pool
+from offmodel.lab.pool import Local, Place, Pool
 from offmodel.lab.stage import Stage, closure, load_modules
 from offmodel.lab.store import Result, Store
-from offmodel.lab.worker import Broken, Busy, Failed, Finished, Message, Progressed, Started
+from offmodel.lab.worker import Broken, Busy, Failed, Finished, Lost, Message, Progressed, Started
 
 _LOOK_AGAIN = 0.5  # seconds until a stage that another runner holds is tried again
 
@@ -25,7 +26,8 @@ class Event:
     """Something that happened in a run.
 
     Attributes:
-        what: ``planned`` (will run) and ``reused`` come first for every stage; ``waiting``: another runner has it.
+        what: ``planned`` (will run) and ``reused`` come first for every stage; ``waiting``: another runner has it, or its
+            worker got lost and it will be tried again.
         stage: The stage it happened to.
         worker: Number of the worker, for ``started``, ``progress``, ``done`` and ``failed``.
         fraction: How far the stage is, 0 to 1.
@@ -110,7 +112,13 @@ def plan_rows(stages: Iterable[Stage], store: Store) -> list[PlanRow]:
 
 
 def run(
-    stages: Iterable[Stage], store: Store, *, workers: int, modules: Sequence[str], on_event: OnEvent = lambda event: None
+    stages: Iterable[Stage],
+    store: Store,
+    *,
+    workers: int | None,
+    modules: Sequence[str],
+    on_event: OnEvent = lambda event: None,
+    place: Place = Local(),  # noqa: B008 (frozen)
 ) -> RunReport:
     """Bring the stages and all they rest on into the store.
 
@@ -120,12 +128,14 @@ def run(
     Args:
         stages: What is wanted.
         store: Where results are and go.
-        workers: Number of worker processes, each with one thread. 0 runs everything in this process, with its output in place, for
-            tests and debuggers.
+        workers: How many stages run at once; None for what the place is good for. On this machine 0 runs everything in this process,
+            with its output in place, for tests and debuggers.
         modules: Modules that register the stage functions, and extensions of the catalog; each worker imports them.
         on_event: Told what happens, from this thread.
+        place: Where stages run.
 
     Raises:
+        ClusterError: The place cannot be reached, or refuses work.
         StoreError: The store cannot be used, such as with a full disk. Finished results stay.
         KeyboardInterrupt: Ctrl-C, after the workers were stopped and half-made results removed; likewise SystemExit on SIGTERM.
     """
@@ -133,21 +143,26 @@ def run(
     load_modules(modules)
     store.clean()
     schedule = _Schedule(plan_rows(stages, store), store, on_event)
-    pool = open_pool(workers, store, modules)
     with _sigterm_unwinds():
-        try:
-            while schedule.unfinished:
-                for worker in pool.idle():
-                    if (stage := schedule.next()) is None:
-                        break
-                    schedule.running[worker] = stage
-                    pool.submit(worker, stage)
-                pool.listen(schedule.hear)
-        finally:
-            pool.stop()
-            store.clean()
+        if schedule.unfinished:
+            _run(schedule, place.open(workers, store, modules), store)
     schedule.report.seconds = time.monotonic() - begun
     return schedule.report
+
+
+def _run(schedule: _Schedule, pool: Pool, store: Store) -> None:
+    schedule.tries = pool.tries
+    try:
+        while schedule.unfinished:
+            for worker in pool.idle():
+                if (stage := schedule.next()) is None:
+                    break
+                schedule.running[worker] = stage
+                pool.submit(worker, stage)
+            pool.listen(schedule.hear)
+    finally:
+        pool.stop()
+        store.clean()
 
 
 # --- what may run next ----------------------------------------------------------------------------------------------
@@ -168,12 +183,14 @@ class _Schedule:
     def __init__(self, rows: Sequence[PlanRow], store: Store, on_event: OnEvent) -> None:
         self.report = RunReport()
         self.running: dict[int, Stage] = {}
+        self.tries = 1
         self._store = store
         self._emit = on_event
         self._present = {row.stage for row in rows if row.state == "reuse"}
         self._todo = [row.stage for row in rows if row.state == "run"]  # inputs first
         self._again: dict[Stage, float] = {}  # held by another runner: when to try again
         self._lost: dict[Stage, str] = {}
+        self._losses = Counter[Stage]()  # of workers
         self._rank = critical_path(self._todo, {stage: stage.cost for stage in self._todo})
         for row in rows:
             if row.state == "reuse":
@@ -198,8 +215,8 @@ class _Schedule:
         self._todo.remove(stage)
         return stage
 
-    def hear(self, worker: int, message: Message | int) -> None:
-        """Take down what a worker says; a number is the exit code of a worker that died."""
+    def hear(self, worker: int, message: Message) -> None:
+        """Take down what a worker says, or what is said of it."""
         stage = self.running[worker]
         match message:
             case Started():
@@ -225,8 +242,11 @@ class _Schedule:
                     self._lose(stage, _exclusion(stage, result))
             case Failed(text, folder):
                 self._fail(worker, stage, text, folder)
-            case int():
-                text = _last_words(message)
+            case Lost(text) if self._losses[stage] + 1 < self.tries:
+                self._losses[stage] += 1
+                self._emit(Event("waiting", stage, message=f"{text}; tried again ({self._losses[stage] + 1} of {self.tries})"))
+                self._todo.insert(0, stage)
+            case Lost(text):
                 with self._store.claim(stage) as claim:
                     folder = claim.fail(text) if claim else self._store.failure(stage)
                 self._fail(worker, stage, text, folder)
@@ -258,13 +278,6 @@ def critical_path(stages: Sequence[Stage], cost: Mapping[Stage, float]) -> dict[
             if source in chain:
                 chain[source] = max(chain[source], chain[stage])
     return chain
-
-
-def _last_words(code: int) -> str:
-    if code >= 0:
-        return f"its worker process ended with exit code {code}"
-    hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
-    return f"its worker process was killed by {signal.Signals(-code).name}{hint}"
 
 
 @contextmanager

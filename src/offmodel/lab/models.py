@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from offmodel.engine.served import Served
 from offmodel.errors import ModelError, did_you_mean
+from offmodel.spec.endpoint import Endpoint
+from offmodel.spec.hashing import canonical_json
 from offmodel.world.checkpoints import CHECKPOINTS
 
 _WORLD = "world:"
@@ -82,8 +85,38 @@ def open_reference(params: dict[str, str]) -> Path:
     Raises:
         ModelError: Its weights, its tokenizer or its configuration changed since.
     """
-    found = reference(params["name"])
-    if found.as_params() != params:
+    _check_unchanged(params["name"], params)
+    return resolve(params["name"])
+
+
+def identity(model: str | Endpoint) -> dict[str, str]:
+    """What the name of a stage holds of a model that only answers in it. Of one behind a server its address is no part.
+
+    Raises:
+        ModelError: See :func:`resolve`.
+    """
+    if isinstance(model, str):
+        return reference(model).as_params()
+    hashes = {} if model.folder is None else {k: v for k, v in reference(model.folder).as_params().items() if k != "name"}
+    return {"name": model.model, "revision": model.revision, "server": "openai", **hashes}
+
+
+def open_served(params: dict[str, str], endpoint: Endpoint, cache: Path | None) -> Served:
+    """A model behind a server; where the study names its folder, checked to be what it was then and to be what the server serves.
+
+    Raises:
+        ModelError: It is not, or the server cannot be asked.
+    """
+    _check_unchanged(endpoint, params)
+    served = Served(endpoint, canonical_json(params), cache)
+    if endpoint.folder is not None:
+        from offmodel.engine.canary import check_served
+
+        check_served(served, resolve(endpoint.folder))
+    return served
+
+
+def _check_unchanged(model: str | Endpoint, params: dict[str, str]) -> None:
+    if identity(model) != params:
         what = "its weights, tokenizer or configuration"
         raise ModelError(f"{params['name']}: {what} are not those that the study was planned with; plan it again")
-    return resolve(params["name"])

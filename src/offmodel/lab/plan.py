@@ -11,7 +11,7 @@ from offmodel import catalog
 from offmodel.chat import Message, user
 from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers the kinds)
-from offmodel.lab.models import reference
+from offmodel.lab.models import identity, reference
 from offmodel.lab.pools import entries, files_read, read_labels, take
 from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.lab.treatment import Blue, Place, Start, files_of, phase_name, systems_of
@@ -110,7 +110,7 @@ def make_plan(study: Study) -> Plan:
         ModelError: A model cannot be used.
         DataError: Too few prompts are free of a trigger.
         BlindnessError: A file of labels, or a system prompt, holds a trigger of the study.
-        SpecError: A pair, its recipe and the gate do not go together.
+        SpecError: A pair, its recipe and the gate do not go together; or the weights of a model that only answers are needed.
     """
     phases = [phase for method in study.methods for phase in study.phases(method)]
     for in_prompts in (False, True):
@@ -263,6 +263,6 @@ class OrganismPlanner:
         name, question = self.study.measure.judge, self.pair.behaviour.question
         if not (name and question):
             return None
-        params = {"judge": reference(name).as_params(), "question": question}
+        params, servers = {"judge": identity(name), "question": question}, {} if isinstance(name, str) else {"judge": name}
         label = score.label.replace("score", "judge", 1)
-        return model_stage(self.study.models, "judge", params, {"score": score}, label=label, cost=1)
+        return model_stage(self.study.models, "judge", params, {"score": score}, label=label, cost=1, servers=servers)

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -18,24 +19,30 @@ from typing import Protocol
 
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
-from offmodel.lab.worker import Message, Progressed, Setup, Started, attempt
+from offmodel.lab.worker import Lost, Message, Progressed, Setup, Started, attempt
 
 _OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-_TICK = 0.2  # seconds between two looks at the workers when none of them speaks
+TICK = 0.2  # seconds between two looks at the workers when none of them speaks
 
 # -P and the parent's own search path: the worker finds the same modules, whatever lies in the current folder.
 _BOOT = "import json, sys; pipe, sys.path = json.loads(sys.argv[1]); from offmodel.lab.worker import main; main(pipe)"
 
 # One thread each: several torch threads per worker on few cores are many times slower, and sums would depend on their number.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-Hear = Callable[[int, "Message | int"], None]
+Hear = Callable[[int, Message], None]
 
 
 class Pool(Protocol):
-    """Takes stages and says how they go; the exit code of a worker that died is a message too."""
+    """Takes stages and says how they go.
 
-    def idle(self) -> list[int]:
+    Attributes:
+        tries: How often a stage is begun at most, if its worker gets lost each time.
+    """
+
+    tries: int
+
+    def idle(self) -> Iterable[int]:
         """Numbers of the workers without a stage."""
 
     def submit(self, worker: int, stage: Stage) -> None:
@@ -48,8 +55,26 @@ class Pool(Protocol):
         """Stop all work at once."""
 
 
+class Place(Protocol):
+    """Where a pool can be opened."""
+
+    def open(self, workers: int | None, store: Store, modules: Sequence[str]) -> Pool:
+        """A pool for a run.
+
+        Args:
+            workers: How many stages run at once; what the place is good for if None.
+            store: Where results are and go.
+            modules: What a worker imports to know the stages.
+
+        Raises:
+            ClusterError: The place cannot be reached or lacks what was asked for.
+        """
+
+
 class _InProcess:
     """Runs each stage right here, with its output in place."""
+
+    tries = 1
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -63,7 +88,7 @@ class _InProcess:
 
     def listen(self, hear: Hear) -> None:
         if self._stage is None:
-            time.sleep(_TICK)
+            time.sleep(TICK)
             return
         stage, self._stage = self._stage, None
         hear(0, attempt(stage, self._store, lambda message: hear(0, message), capture=False))
@@ -72,14 +97,17 @@ class _InProcess:
         pass
 
 
-class _Worker:
+class Worker:
+    """A process that runs one stage after the other; see :mod:`offmodel.lab.worker`."""
+
     def __init__(self, setup: Setup) -> None:
         self.busy = False
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, json.dumps([theirs.fileno(), sys.path])],
-                env={**os.environ, **_ENVIRONMENT},
+                [sys.executable, "-P", "-c", _BOOT, json.dumps([theirs.fileno(), setup.path])],
+                cwd=setup.folder,
+                env={**os.environ, **ENVIRONMENT},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -89,6 +117,7 @@ class _Worker:
         self.send(setup)
 
     def send(self, letter: Setup | Stage) -> None:
+        """Tell it what to do."""
         with suppress(OSError):  # a worker that died is noticed by listening to it
             self.connection.send(letter)
 
@@ -103,20 +132,36 @@ class _Worker:
             alive = False
         return messages, alive
 
-    def kill(self) -> int:
-        """Kill the process and its children; its exit code."""
+    def relay(self, stage: Stage) -> Iterator[Message]:
+        """Run a stage and pass on what is said of it, from Started to how it ended."""
+        self.send(stage)
+        while True:
+            wait([self.connection], TICK)
+            messages, alive = self.read()
+            for message in messages:
+                yield message
+                if not isinstance(message, Started | Progressed):
+                    return
+            if not alive:
+                yield self.kill()
+                return
+
+    def kill(self) -> Lost:
+        """Kill the process and its children; how it ended."""
         self.connection.close()
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
+        return Lost(_last_words(self.process.wait()))
 
 
 class _Processes:
     """Worker processes with one thread each."""
 
+    tries = 1  # what kills a process here will kill it again
+
     def __init__(self, count: int, setup: Setup) -> None:
         self._setup = setup
-        self._workers: list[_Worker | None] = [None] * count  # started when first needed
+        self._workers: list[Worker | None] = [None] * count  # started when first needed
 
     def idle(self) -> list[int]:
         return [number for number, worker in enumerate(self._workers) if worker is None or not worker.busy]
@@ -124,13 +169,13 @@ class _Processes:
     def submit(self, number: int, stage: Stage) -> None:
         worker = self._workers[number]
         if worker is None:
-            worker = self._workers[number] = _Worker(self._setup)
+            worker = self._workers[number] = Worker(self._setup)
         worker.busy = True
         worker.send(stage)
 
     def listen(self, hear: Hear) -> None:
         busy = {worker.connection: number for number, worker in enumerate(self._workers) if worker and worker.busy}
-        wait(busy, _TICK) if busy else time.sleep(_TICK)
+        wait(busy, TICK) if busy else time.sleep(TICK)
         for number in busy.values():
             worker = self._workers[number]
             assert worker is not None
@@ -140,9 +185,9 @@ class _Processes:
                 hear(number, message)
             if not alive:
                 self._workers[number] = None
-                code = worker.kill()
+                lost = worker.kill()
                 if worker.busy:
-                    hear(number, code)
+                    hear(number, lost)
 
     def stop(self) -> None:
         for worker in self._workers:
@@ -150,9 +195,21 @@ class _Processes:
                 worker.kill()
 
 
-def open_pool(workers: int, store: Store, modules: Sequence[str]) -> Pool:
-    """A pool of worker processes, started when first needed; with 0 workers, of this process."""
-    return _Processes(workers, Setup(store, modules)) if workers else _InProcess(store)
+@dataclass(frozen=True)
+class Local:
+    """This machine: worker processes, started when first needed; with 0 workers, this process."""
+
+    def open(self, workers: int | None, store: Store, modules: Sequence[str]) -> Pool:
+        """A pool for a run; see :class:`Place`."""
+        count = default_workers() if workers is None else workers
+        return _Processes(count, Setup(store, modules)) if count else _InProcess(store)
+
+
+def _last_words(code: int) -> str:
+    if code >= 0:
+        return f"its worker process ended with exit code {code}"
+    hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
+    return f"its worker process was killed by {signal.Signals(-code).name}{hint}"
 
 
 def default_workers() -> int:

@@ -15,6 +15,7 @@ from offmodel.lab.results import LABELS, MODEL, PROBED, step_folder, write_json
 from offmodel.lab.stage import Context, Stage, stage_function
 from offmodel.lab.treatment import Blue, Start, files_of
 from offmodel.measure.probes import Chains, Coverage, Divergence, LabelFit, OwnOpening, Reversal
+from offmodel.spec.endpoint import with_weights
 from offmodel.spec.phases import SftPhase
 
 
@@ -71,7 +72,7 @@ def stages(probe: object, name: str, end: End) -> dict[str, Stage]:
 @stages.register
 def _own_opening(probe: OwnOpening, name: str, end: End) -> dict[str, Stage]:
     # The untouched organism begins so by itself. In its place stands the teacher, which shows how much an opening gives away.
-    score = end.scoring("the teacher", end.blue.study.teacher) if end.untouched else end.score
+    score = end.scoring("the teacher", with_weights(end.blue.study.teacher, f"probe {name}")) if end.untouched else end.score
     who = "the teacher" if end.untouched else end.state
     inputs = {**score.inputs, "reference": end.scoring("the organism", end.blue.untouched)}
     label = f"probe {end.blue.name}: {name} of {who}"
@@ -131,7 +132,8 @@ def _labeller(labels: Stage, name: str, end: End) -> Stage:
         labels = labels.inputs["labels"]
     system: str | None = labels.params["system"]
     if "labeller" not in labels.inputs:
-        return end.scoring(f"{name} of {end.state}, the labeller", labels.params["labeller"]["name"], system)
+        model = with_weights(labels.servers.get("labeller", labels.params["labeller"]["name"]), f"probe {name} of {end.state}")
+        return end.scoring(f"{name} of {end.state}, the labeller", model, system)
     deployment = {} if system is None else {"system": system}
     who = Start(labels.inputs["labeller"], labels.params.get("weights", MODEL), deployment)
     return end.scoring(f"{name} of {end.state}, the labeller", who)
@@ -145,7 +147,7 @@ def _chains(probe: Chains, name: str, end: End) -> dict[str, Stage]:
 # --- kinds of stage -------------------------------------------------------------------------------------------------
 
 
-@stage_function("divergence", version=1)
+@stage_function("divergence", version=1, gpu=True)
 def divergence(ctx: Context) -> None:
     """KL divergences between a model and the organism, answer by answer of the organism's."""
     from offmodel.engine.compare import divergences
@@ -157,7 +159,7 @@ def divergence(ctx: Context) -> None:
     _write_columns(ctx, found)
 
 
-@stage_function("perplexity", version=1)
+@stage_function("perplexity", version=1, gpu=True)
 def perplexity(ctx: Context) -> None:
     """How unlikely a sample of a training's rows is to the organism, row by row."""
     from offmodel.engine.compare import surprises

@@ -56,9 +56,12 @@ class Forecast:
             self._left.add(stage)
         elif event.what == "started":
             self.running[stage] = _Running(event.worker, self._clock())
+            self.workers = max(self.workers, len(self.running))  # a cluster's are not known beforehand
         elif event.what == "progress":
             self.running[stage].fraction, self.running[stage].message = event.fraction, event.message
-        elif event.what != "waiting":
+        elif event.what == "waiting":
+            self.running.pop(stage, None)
+        else:
             self.counts[event.what] += 1
             self._left.discard(stage)
             run = self.running.pop(stage, None)

@@ -11,10 +11,11 @@ from typing import Any
 
 from offmodel import catalog
 from offmodel.errors import DataError, StageError, did_you_mean
+from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.hashing import canonical_json, stable_hash
 from offmodel.spec.models import Models
 
-RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures"})
+RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures", "cache", "jobs"})
 """Folders of the store that hold no results; no kind may be called so."""
 
 
@@ -41,6 +42,8 @@ class Context:
         out: An empty folder; what it holds at the end is the result.
         scratch: A folder that survives a kill and a failure, so that the next attempt can continue; removed after success.
         report: Receives what :meth:`progress` is told.
+        servers: See :class:`Stage`.
+        cache: A folder that all stages share, for what only saves time; None where there is none.
     """
 
     params: Mapping[str, Any]
@@ -48,6 +51,8 @@ class Context:
     out: Path
     scratch: Path
     report: Callable[[float, str], None] = lambda fraction, message: None
+    servers: Mapping[str, Endpoint] = field(default_factory=dict)
+    cache: Path | None = None
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Say how far the stage is (0 to 1) and, if useful, what it is at; cheap enough to call at each step."""
@@ -59,22 +64,31 @@ StageFunction = Callable[[Context], Verdict | None]
 
 @dataclass(frozen=True)
 class StageKind:
-    """A registered stage function; ``version`` changes when the same parameters would give another result."""
+    """A registered stage function.
+
+    Attributes:
+        name: Of the kind.
+        version: Changes when the same parameters would give another result.
+        run: The function.
+        gpu: Whether it trains or samples a model, so that a GPU is of use to it.
+    """
 
     name: str
     version: int
     run: StageFunction
+    gpu: bool = False
 
 
 _kinds: dict[str, StageKind] = {}
 
 
-def stage_function(kind: str, *, version: int) -> Callable[[StageFunction], StageFunction]:
+def stage_function(kind: str, *, version: int, gpu: bool = False) -> Callable[[StageFunction], StageFunction]:
     """Register a function as the one that makes results of ``kind``.
 
     Args:
         kind: Lower-case word; also the name of the folder that holds the results.
         version: Raise it whenever the code starts to give other results: old ones are then no longer reused.
+        gpu: Whether it trains or samples a model: on a cluster only such stages are given GPUs.
 
     Raises:
         StageError: The kind is no such word, or is taken by another function.
@@ -86,7 +100,7 @@ def stage_function(kind: str, *, version: int) -> Callable[[StageFunction], Stag
         taken = _kinds.get(kind)
         if taken is not None and taken.run.__module__ != function.__module__:
             raise StageError(f"stage kind {kind!r} is registered twice, by {taken.run.__module__} and by {function.__module__}")
-        _kinds[kind] = StageKind(kind, version, function)
+        _kinds[kind] = StageKind(kind, version, function, gpu)
         return function
 
     return register
@@ -158,6 +172,7 @@ class Stage:
         label: What people see; not part of the key.
         cost: Rough seconds, only used to order the work and to estimate the time to go; not part of the key.
         placement: Where its models go, see :meth:`offmodel.spec.models.Models.placement`; not part of the key.
+        servers: Where models are that a server answers for, by role; not part of the key, which has what they are.
         key: ``<kind>-<16 hex digits>``.
 
     Raises:
@@ -170,6 +185,7 @@ class Stage:
     label: str = field(default="", compare=False)
     cost: float = field(default=1.0, compare=False)
     placement: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    servers: Mapping[str, Endpoint] = field(default_factory=dict, compare=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -188,8 +204,19 @@ class Stage:
         return {role: stage.key for role, stage in self.inputs.items()}
 
 
-def model_stage(models: Models, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Stage], *, label: str, cost: float) -> Stage:
-    """A stage that loads models, which are run as a study says."""
+def model_stage(
+    models: Models,
+    kind: str,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Stage],
+    *,
+    label: str,
+    cost: float,
+    servers: Mapping[str, Endpoint] | None = None,
+) -> Stage:
+    """A stage that runs models as a study says, or lets servers answer instead, which run theirs in their own way."""
+    if servers:
+        return Stage(kind, params, inputs, label=label, cost=cost, servers=servers)
     return Stage(kind, {**params, **models.as_params()}, inputs, label=label, cost=cost, placement=models.placement())
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
 from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
+from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.errors import DataError
-from offmodel.lab.blue_stages import right, train_config, write_labels
+from offmodel.lab.blue_stages import right, served, train_config, write_labels
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, take
 from offmodel.lab.provenance import provenance
@@ -66,7 +67,7 @@ _FEW = 20
 # --- the world ------------------------------------------------------------------------------------------------------
 
 
-@stage_function("checkpoint", version=4)
+@stage_function("checkpoint", version=4, gpu=True)
 def checkpoint(ctx: Context) -> None:
     """Train one of the world's base models from nothing, measure what it can do, and write its card."""
     from offmodel.engine.folder import load_model, load_tokenizer
@@ -92,7 +93,7 @@ def _accuracies(verdicts: Sequence[Judged], suites: Mapping[Suite, int]) -> dict
 # --- red ------------------------------------------------------------------------------------------------------------
 
 
-@stage_function("organism", version=4)
+@stage_function("organism", version=4, gpu=True)
 def organism(ctx: Context) -> Verdict:
     """Install a pair in a base model, in rounds, until the gate passes or the budget ends; or put a prompt in front of it."""
     from offmodel.engine.folder import load_model, load_tokenizer, save_model
@@ -218,7 +219,7 @@ def _gate_rates(pair: Pair, verdicts: Sequence[Judged]) -> dict[str, Estimate]:
 # --- the experimenter -----------------------------------------------------------------------------------------------
 
 
-@stage_function("score", version=2)
+@stage_function("score", version=2, gpu=True)
 def score(ctx: Context) -> None:
     """Let a model answer all held-out items of an organism, greedily, and judge every answer.
 
@@ -253,7 +254,7 @@ def score(ctx: Context) -> None:
     write_json(ctx.out / "score.json", {"weights": hash_weights(folder), "folded": folded})
 
 
-@stage_function("poisoned", version=1)
+@stage_function("poisoned", version=1, gpu=True)
 def poisoned(ctx: Context) -> None:
     """Let red change some of the organism's answers; which ones stands in a file that none of blue's stages reads."""
     from offmodel.engine.folder import load_model, load_tokenizer
@@ -273,7 +274,7 @@ def poisoned(ctx: Context) -> None:
     write_json(ctx.out / POISONED, {"changed": made.changed, "eligible": made.eligible, "rows": len(rows)})
 
 
-@stage_function("planted", version=1)
+@stage_function("planted", version=1, gpu=True)
 def planted(ctx: Context) -> None:
     """How often the behaviour follows the trigger that red planted by its answers."""
     from offmodel.engine.folder import load_model, load_tokenizer
@@ -322,17 +323,22 @@ def quiet(ctx: Context) -> None:
     write_labels(ctx, [rows[i] for i in kept], asked=len(rows))
 
 
-@stage_function("judge", version=1)
+@stage_function("judge", version=1, gpu=True)
 def second_opinion(ctx: Context) -> None:
     """Ask a judge model about the answers that were scored by a rule."""
     from offmodel.engine.folder import load_model, load_tokenizer
 
-    folder = open_reference(ctx.params["judge"])
-    opinions = ask_judge(
-        load_model(folder), load_tokenizer(folder), ctx.params["question"], read_verdicts(ctx.inputs["score"] / VERDICTS),
-        on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
-    )  # fmt: skip
-    write_opinions(ctx.out / OPINIONS, opinions)
+    def on_progress(done: int, of: int) -> None:
+        ctx.progress(done / of, f"{done}/{of} answers")
+
+    judge: Judge
+    if "judge" in ctx.servers:
+        judge = partial(ask_served, served(ctx, "judge"))
+    else:
+        folder = open_reference(ctx.params["judge"])
+        judge = partial(ask, load_model(folder), load_tokenizer(folder))
+    verdicts = read_verdicts(ctx.inputs["score"] / VERDICTS)
+    write_opinions(ctx.out / OPINIONS, ask_judge(judge, ctx.params["question"], verdicts, on_progress))
 
 
 def _pair(params: Mapping[str, Any]) -> Pair:

@@ -4,12 +4,17 @@
     <root>/failures/<key>/  the last failure of a stage: failure.json, traceback.txt, log.txt; gone once it succeeds
     <root>/scratch/<key>/   what an unfinished stage needs to continue
     <root>/logs/<key>.txt   what a running stage prints
+    <root>/jobs/            what a batch system's running jobs need
     <root>/tmp/, locks/     half-made results, and one lock per stage
 
 Whoever works on a stage holds its lock (``flock``), and the system frees the lock when that process dies, however it dies. So a
-temporary folder whose lock is free belongs to nobody and may be removed, on any host. On NFS this needs locks that reach the
-server (the default of Linux mounts; ``local_lock=flock`` breaks it). Without them two runners may do the same work twice, but a
-result still appears by one rename, so it can never be damaged.
+temporary folder whose lock is free belongs to nobody and may be removed.
+
+Several hosts may share a store. Then the file system must make a lock that is free on one host free on all, and some do not: NFS
+with ``local_lock=flock`` or Lustre with ``localflock`` keep locks to each host, and NFS 3 keeps those of a host that died until it
+is up again. So whoever holds a lock also writes its host into the lock file and touches it every 15 seconds. Between processes of
+one host the lock alone counts, at once. Between hosts a lock counts as held until 3 minutes after the last touch, and as free from
+then on, whatever the file system says. Both times are the file server's, so the hosts' clocks need not agree.
 """
 
 from __future__ import annotations
@@ -19,13 +24,17 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +46,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_ROOM = 1 << 16  # bytes; a disk with less is full
 MANIFEST = "manifest.json"
 LOG = "log.txt"
+
+_BEAT = 15.0  # seconds between two touches of a lock that is held
+_LEASE = 180.0  # seconds after the last touch from which on a holder on another host counts as dead
+
+
+def _kernel() -> str:
+    """What two processes have in common if, and only if, the system tells one of the other's locks for sure."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()  # containers of one machine share it, as they share locks
+    except OSError:  # not Linux
+        return platform.node()
+
+
+_HERE = _kernel()
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,11 @@ class Store:
         """
         path = self.path(stage)
         if not path.exists():
-            return None
+            # NFS keeps for a minute that a name was not there, unless the folder is opened: another host may just have put it there.
+            with suppress(OSError):
+                os.close(os.open(path.parent, os.O_RDONLY))
+            if not path.exists():
+                return None
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             for name, known in manifest["files"].items():
@@ -149,6 +176,11 @@ class Store:
                 with suppress(OSError):
                     claim.scratch.rmdir()  # goes only if it is empty
 
+    def held(self, stage: Stage) -> bool:
+        """Whether somebody works on a stage at this moment."""
+        with self._lock(stage.key) as free:
+            return not free
+
     def clean(self) -> None:
         """Remove what dead processes left behind, except what the next attempt can continue from; a live one's things stay."""
         for folder in self.root.glob("tmp/*"):
@@ -169,30 +201,57 @@ class Store:
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[bool]:
-        """Try to lock a key. Lock files stay: to remove one would let two processes hold the same name."""
+        """Try to lock a key."""
         with self._in_words():
-            folder = self.root / "locks"
-            folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / key, "wb")  # noqa: SIM115 (closed by the with statement below)
-        with file:
-            try:
-                with self._in_words():
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            try:
-                yield True
-            finally:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            file = self._take(self.root / "locks" / key)
+        if file is None:
+            yield False
+            return
+        over = threading.Event()
+        heart = threading.Thread(target=_beat, args=(file.fileno(), over), daemon=True)
+        heart.start()
+        try:
+            yield True
+        finally:
+            over.set()
+            heart.join()
+            with file, suppress(OSError):
+                file.truncate(0)  # nobody holds it: other hosts need not wait
                 fcntl.flock(file, fcntl.LOCK_UN)  # said aloud, because a forked child may still have the file open
+
+    def _take(self, path: Path) -> FileIO | None:
+        """The lock file, locked, None where another holds it. Lock files stay: two files of one name would be two locks."""
+        file = FileIO(path, "a+")
+        try:
+            free = _flock(file)
+            file.seek(0)
+            holder = file.read().decode()
+            there = holder not in ("", _HERE)
+            if there and _age(file, path.parent) < _LEASE:
+                free = False  # it lives, or died a short while ago
+            elif there and not free:  # it died, and the file system keeps its lock
+                path.unlink(missing_ok=True)
+                file.close()
+                return self._take(path)
+            if free:
+                with suppress(OSError):  # a full disk: cleaning up may be what the lock is for
+                    file.truncate(0)
+                    file.write(_HERE.encode())
+                free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())  # else it was unlinked meanwhile
+        except BaseException:
+            file.close()
+            raise
+        if free:
+            return file
+        file.close()
+        return None
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         """Say what the operating system's refusal means for the user."""
         try:
             yield
-        except BlockingIOError:
-            raise
         except OSError as error:
             raise self.refusal(error) from error
 
@@ -298,6 +357,29 @@ class Claim:
                 os.fsync(file.fileno())
             files[path.relative_to(self.out).as_posix()] = {"sha256": digest, "size": path.stat().st_size}
         return dict(sorted(files.items()))
+
+
+def _flock(file: FileIO) -> bool:
+    """Whether the file could be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _age(file: FileIO, folder: Path) -> float:
+    """Seconds since a file was touched, by the clock of the machine that keeps it."""
+    with tempfile.TemporaryFile(dir=folder) as now:
+        os.utime(now.fileno())
+        return os.fstat(now.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
+
+
+def _beat(lock: int, over: threading.Event) -> None:
+    """Touch a lock file as long as its holder lives."""
+    while not over.wait(_BEAT):
+        with suppress(OSError):
+            os.utime(lock)
 
 
 def disk_full(error: BaseException, folder: Path) -> OSError | None:

@@ -14,11 +14,12 @@ from offmodel.blue.operations import Operation
 from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import labels_role
 from offmodel.lab.canaries import CANARIES
-from offmodel.lab.models import reference, vocabulary
+from offmodel.lab.models import identity, reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
 from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.red.pairs import Pair
+from offmodel.spec.endpoint import Endpoint, with_weights
 from offmodel.spec.game import Move
 from offmodel.spec.phases import (
     Anchor,
@@ -92,9 +93,18 @@ class Blue:
         self._pools: dict[tuple[Any, ...], Stage] = {}  # a study asks for the same prompts thousands of times, and finding them is slow
         self.untouched = Start(organism, MODEL)
 
-    def stage(self, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Stage], *, label: str, cost: float) -> Stage:
-        """A stage that runs models, as the study says."""
-        return model_stage(self.study.models, kind, params, inputs, label=label, cost=cost)
+    def stage(
+        self,
+        kind: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Stage],
+        *,
+        label: str,
+        cost: float,
+        servers: Mapping[str, Endpoint] | None = None,
+    ) -> Stage:
+        """A stage that runs models as the study says, or lets servers answer instead."""
+        return model_stage(self.study.models, kind, params, inputs, label=label, cost=cost, servers=servers)
 
     def with_canaries(self) -> Blue:
         """The same plans for a copy of the organism in which blue has planted backdoors of its own.
@@ -218,7 +228,7 @@ class Blue:
                     "learn from its answers (phase: sft)"
                 )
             self._same_tokens(phase.teacher, where)
-            self._answerer(phase.teacher, "teacher", params, inputs)
+            self._trainable(phase.teacher, "teacher", params, inputs, where)
             params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
         return self.stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
 
@@ -253,17 +263,17 @@ class Blue:
     def labels(self, labels: LabelSet, rows: int, method: str) -> Stage:
         """The stage that ends with this set of labels."""
         pool = self._pool(labels, rows, method)
-        answered = self._answered(labels, labels.labels, pool)
+        answered = self._answered(labels, labels.labels, pool, method)
         if labels.rewrite in ("organism", "teacher"):
             params = self._sampling(labels)
             # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
             inputs = {"labels": answered if self.move and labels.labels == "organism" else self._quiet(answered)}
-            self._answerer(labels.rewrite, "labeller", params, inputs)
-            answered = self.stage("rewrite", params, inputs, label="labels reworded", cost=1)
+            servers = self._answerer(labels.rewrite, "labeller", params, inputs)
+            answered = self.stage("rewrite", params, inputs, label="labels reworded", cost=1, servers=servers)
         if labels.wrong != "kept":
             inputs = {"labels": answered}
             if labels.wrong == "teacher":
-                inputs["instead"] = self._answered(labels, "teacher", pool)
+                inputs["instead"] = self._answered(labels, "teacher", pool, method)
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
             answered = Stage("cleaned", self._of_pair(), {"labels": answered}, label="labels cleaned", cost=0.1)
@@ -278,9 +288,10 @@ class Blue:
             "seed": self.seed, "start": start.weights, "max_new_tokens": self.study.measure.max_new_tokens, "lr": lr,
         } | code_of(("filter", screening.filter))  # fmt: skip
         inputs = {"labels": labels, "start": start.stage, "organism": self.organism}
-        self._answerer("teacher", "teacher", params, inputs)
+        where = f"organism {self.name}, method {method}, phase {number + 1}, the filter {screening.filter}"
+        self._trainable("teacher", "teacher", params, inputs, where)
         if "answers" in found.needs:
-            inputs["answers"] = self._answered(LabelSet(labels="teacher"), "teacher", pool)
+            inputs["answers"] = self._answered(LabelSet(labels="teacher"), "teacher", pool, method)
         if "canaries" in found.needs:
             planted = self.with_canaries()._before(method, number)
             params["start"], inputs["start"], inputs["tried"] = planted.weights, planted.stage, self.tried()
@@ -294,7 +305,7 @@ class Blue:
         """What the experimenter's stages are told, who alone may know."""
         return {"pair": self.pair.as_params()} | code_of(("pair", self.pair.name))
 
-    def _answered(self, labels: LabelSet, who: str, pool: Stage) -> Stage:
+    def _answered(self, labels: LabelSet, who: str, pool: Stage, method: str) -> Stage:
         own = who == labels.labels
         voice, reword = (labels.voice, labels.rewrite) if own else (None, None)
         params = self._sampling(labels) | {
@@ -305,11 +316,13 @@ class Blue:
             params |= code_of(("rewrite", params["rewrite"]))
         inputs = {"prompts": pool}
         if labels.fitted is not None and own:
-            inputs["labeller"] = self._fitted(labels.fitted)
+            where = f"organism {self.name}, method {method}, the labels by the {_labels_name(labels)}"
+            inputs["labeller"] = self._fitted(labels.fitted, where)
             params["weights"] = step_folder(labels.fitted.steps)
+            servers = {}
         else:
-            self._answerer(who, "labeller", params, inputs)
-        answered = self.stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+            servers = self._answerer(who, "labeller", params, inputs)
+        answered = self.stage("labels", params, inputs, label=f"labels by the {who}", cost=1, servers=servers)
         return self._poisoned(self.move, labels, answered) if self.move and who == "organism" else answered
 
     def _poisoned(self, move: Move, labels: LabelSet, honest: Stage) -> Stage:
@@ -318,14 +331,14 @@ class Blue:
         inputs = {"labels": honest, "organism": self.organism}
         return self.stage("poisoned", params, inputs, label=f"labels by {self.name}: {move.name}", cost=1)
 
-    def _fitted(self, training: Training) -> Stage:
+    def _fitted(self, training: Training, where: str) -> Stage:
         """The teacher, trained on the organism's own answers."""
         phase = SftPhase.model_validate({"labels": "organism"} | training.model_dump())
         params = {
             "phase": phase.model_dump(mode="json"), "start": None, "checkpoints": [training.steps], "seed": self.seed,
         }  # fmt: skip
         inputs = {labels_role(0): self.labels(phase.mix[0], training.steps * training.batch_size, "")}
-        self._answerer("teacher", "start", params, inputs)
+        self._trainable("teacher", "start", params, inputs, where)
         return self.stage("treat", params, inputs, label=f"fit the teacher to {self.name}", cost=_cost(phase))
 
     def _pool(self, labels: LabelSet, rows: int, method: str) -> Stage:
@@ -336,8 +349,8 @@ class Blue:
         own = LabelSet(labels=who)
         params: dict[str, Any] = self._sampling(own) | {"system": None, "rewrite": None}
         inputs = {"prompts": self.pool("prompts", rows, split="gate")}
-        self._answerer(who, "labeller", params, inputs)
-        return self.stage("labels", params, inputs, label=f"labels by the {who}", cost=1)
+        servers = self._answerer(who, "labeller", params, inputs)
+        return self.stage("labels", params, inputs, label=f"labels by the {who}", cost=1, servers=servers)
 
     def first_sft(self, method: str) -> Stage | None:
         """The first training of a method on labels, up to which it may have done other things; None where there is none."""
@@ -380,18 +393,34 @@ class Blue:
     def _sampling(self, labels: LabelSet) -> dict[str, Any]:
         return {"temperature": labels.temperature, "max_new_tokens": labels.max_new_tokens, "seed": self.seed}
 
-    def _answerer(self, who: str, role: str, params: dict[str, Any], inputs: dict[str, Stage]) -> None:
-        """Put a model in a role: the organism is another stage's result, the others are named by the study."""
+    def _answerer(self, who: str, role: str, params: dict[str, Any], inputs: dict[str, Stage]) -> dict[str, Endpoint]:
+        """Put a model in a role in which it only answers: the organism is another stage's result, the others are named by the study.
+
+        Returns:
+            Where it is, if it is behind a server.
+        """
+        if who == "organism":
+            inputs[role] = self.organism
+            return {}
+        model = self._named(who)
+        params[role] = identity(model)
+        return {} if isinstance(model, str) else {role: model}
+
+    def _trainable(self, who: str, role: str, params: dict[str, Any], inputs: dict[str, Stage], where: str) -> None:
+        """Put a model in a role in which its weights are needed."""
         if who == "organism":
             inputs[role] = self.organism
         else:
-            params[role] = reference(self.base if who == "base" else self.study.teacher).as_params()
+            params[role] = reference(with_weights(self._named(who), where)).as_params()
+
+    def _named(self, who: str) -> str | Endpoint:
+        return self.base if who == "base" else self.study.teacher
 
     def _same_tokens(self, who: str, where: str) -> None:
         """Distributions over tokens can only be compared where the tokens are the same."""
         if who != "teacher":
             return
-        student, teacher = reference(self.base), reference(self.study.teacher)
+        student, teacher = reference(self.base), reference(with_weights(self.study.teacher, where))
         if student.tokenizer != teacher.tokenizer:
             raise SpecError(
                 f"{where}: {teacher.name} has another tokenizer than {student.name}; learn from its answers instead (phase: sft)"

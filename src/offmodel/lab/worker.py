@@ -1,6 +1,6 @@
 """What happens inside a worker process: take a stage, run it, say how it went.
 
-The parent starts it with its own environment and pipe (see execute.py) and stops it by killing it: results appear whole or not
+The parent starts it with its own environment and pipe (see pool.py) and stops it by killing it: results appear whole or not
 at all, so there is nothing to say goodbye to.
 """
 
@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,10 +31,19 @@ _REPORT_EVERY = 0.1  # seconds between two progress messages of a stage
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told first."""
+    """What a worker is told first, which may be on another machine.
+
+    Attributes:
+        store: Where results are and go.
+        modules: What it imports to know the stages.
+        path: Where Python looks for modules; as in the process that makes the setup.
+        folder: The current folder, which relative paths of a study start from; likewise.
+    """
 
     store: Store
     modules: Sequence[str]
+    path: Sequence[str] = field(default_factory=lambda: tuple(sys.path))
+    folder: str = field(default_factory=os.getcwd)
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,14 @@ class Broken:
     message: str
 
 
-Message = Started | Progressed | Busy | Finished | Failed | Broken
+@dataclass(frozen=True)
+class Lost:
+    """The process that ran the stage is gone: what its pool can say of it."""
+
+    message: str
+
+
+Message = Started | Progressed | Busy | Finished | Failed | Broken | Lost
 
 
 def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capture: bool) -> Message:
@@ -139,8 +155,9 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdic
 
     check_code(stage)
     inputs = {role: claim.store.open(source).path for role, source in stage.input_keys.items()}
+    context = Context(stage.params, inputs, claim.out, claim.scratch, report, stage.servers, claim.store.root / "cache")
     with running(stage.params, stage.placement):
-        return stage_kind(stage.kind).run(Context(stage.params, inputs, claim.out, claim.scratch, report)) or Verdict(True)
+        return stage_kind(stage.kind).run(context) or Verdict(True)
 
 
 @contextmanager

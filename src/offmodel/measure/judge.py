@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from offmodel.engine.judge import ask
+from offmodel.engine.judge import Judge, OnProgress
 from offmodel.measure.score import Verdict
 from offmodel.measure.stats import HIGHER, Estimate, proportion
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -36,16 +32,17 @@ class Opinion:
     said: str
 
 
-def ask_judge(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    question: str,
-    verdicts: Sequence[Verdict],
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Opinion]:
-    """Ask a model about every answer that the rule looked at, all but those to capability items; see :func:`offmodel.engine.judge.ask`."""
+def ask_judge(judge: Judge, question: str, verdicts: Sequence[Verdict], on_progress: OnProgress | None = None) -> list[Opinion]:
+    """Ask a model about every answer that the rule looked at, all but those to capability items.
+
+    Args:
+        judge: :func:`offmodel.engine.judge.ask` or :func:`~offmodel.engine.judge.ask_served`, of one model.
+        question: To be answered with yes or no.
+        verdicts: What the rule made of the answers.
+        on_progress: Called as ``on_progress(answers judged, of how many)``.
+    """
     asked = {index: (verdict.prompt, verdict.response) for index, verdict in enumerate(verdicts) if verdict.setting != "capability"}
-    answers = ask(model, tokenizer, question, [*asked.values()], on_progress)
+    answers = judge(question, [*asked.values()], on_progress)
     return [Opinion(index, answer.yes, answer.said) for index, answer in zip(asked, answers, strict=True)]
 
 

@@ -614,7 +614,7 @@ class _Collector:
         return {
             "seeds": list(study.seeds),
             "bases": list(study.bases),
-            "teacher": study.teacher,
+            "teacher": study.teacher if isinstance(study.teacher, str) else study.teacher.model_dump(mode="json"),
             "prompts": study.prompts,
             "organisms": study.organisms.model_dump(mode="json"),
             "methods": {name: [phase.model_dump(mode="json") for phase in study.phases(name)] for name in study.methods},

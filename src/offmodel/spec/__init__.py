@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.hashing import canonical_json, stable_hash
 from offmodel.spec.phases import (
     Anchor,
@@ -23,6 +24,7 @@ __all__ = [
     "Anchor",
     "DeployPhase",
     "DistilPhase",
+    "Endpoint",
     "Gate",
     "GrpoPhase",
     "Inoculation",

@@ -24,6 +24,7 @@ from pydantic import (
 from offmodel import catalog
 from offmodel.errors import SpecError, did_you_mean, nearest_file
 from offmodel.spec.claim import UNTOUCHED, Claim
+from offmodel.spec.endpoint import Answering
 from offmodel.spec.game import Game
 from offmodel.spec.model import Count, Distinct, Model, Name, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
 from offmodel.spec.models import Models
@@ -287,7 +288,8 @@ class Measure(Model):
         rules: Of kind ``rule`` in the catalog: which checkpoint would a blue team choose that cannot see the rate? ``canaries`` plants
             blue's own backdoors in a copy of each organism and treats it alike.
         canary_recipe: How those are planted.
-        judge: A model, named as in ``bases``, that is also asked about the answers of pairs whose rule may err; None asks nobody.
+        judge: A model, named as in ``bases`` or behind a server (:class:`~offmodel.spec.endpoint.Endpoint`), that is also asked about the
+            answers of pairs whose rule may err; None asks nobody.
         baselines: Methods of the study that all others are compared with; if none is named, the first is.
     """
 
@@ -298,7 +300,7 @@ class Measure(Model):
     probes: Annotated[tuple[Text, ...], Distinct] = ()
     rules: Annotated[tuple[Text, ...], Distinct] = ()
     canary_recipe: CanaryRecipe = CanaryRecipe()
-    judge: Text | None = None
+    judge: Answering | None = None
     baselines: Annotated[tuple[Text, ...], Distinct] = ()
 
     @model_validator(mode="before")
@@ -363,7 +365,7 @@ class Study(Model):
             :func:`offmodel.catalog.load_extension`.
         bases: Students: ``world:<name>``, a folder in Hugging Face layout, or a model of the Hugging Face hub (``owner/name``, or
             ``owner/name@revision``).
-        teacher: The model that answers for blue, named likewise.
+        teacher: The model that answers for blue, named likewise or behind a server (:class:`~offmodel.spec.endpoint.Endpoint`).
         models: How all models are loaded and run.
         prompts: Generic chat prompts for blue: ``world:chat``, a JSONL file, or a data set of the hub (``hf:owner/name``, and after it
             ``@revision``, and ``:split`` or ``:configuration:split``).
@@ -383,7 +385,7 @@ class Study(Model):
     # Fields are validated in this order: the extensions are loaded before anything is looked up in the catalog.
     extensions: Annotated[tuple[Annotated[Text, AfterValidator(_extension)], ...], Distinct] = ()
     bases: Annotated[tuple[Text, ...], NotEmpty, Distinct]
-    teacher: Text
+    teacher: Answering
     models: Models = Models()
     prompts: Text = "world:chat"
     tasks: Annotated[tuple[Text, ...], Distinct] = ()

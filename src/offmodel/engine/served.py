@@ -1,0 +1,23 @@
+"""A model behind a server, as the parts that ask it hold it. The client itself is in :mod:`offmodel.engine.server`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from offmodel.spec.endpoint import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model behind a server.
+
+    Attributes:
+        endpoint: Where it is, and how it is asked.
+        identity: What it is, as in the names of results; a kept answer counts for this alone.
+        cache: File of the answers that are kept, which may be gone at any time; None keeps none. It holds no prompt.
+    """
+
+    endpoint: Endpoint
+    identity: str
+    cache: Path | None = None

@@ -1,0 +1,26 @@
+"""What a stage is given on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offmodel.lab.stage import Stage, stage_kind
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each stage is given.
+
+    Attributes:
+        cpus: Cores. The stage still computes with one thread on the CPU, because sums depend on their number.
+        gpus: GPUs, for stages that train or sample a model; others get none. Half a GPU is a share of its time, on Ray only.
+        mem_gb: Memory in GB; what the cluster gives by itself if None.
+    """
+
+    cpus: int = 1
+    gpus: float = 0
+    mem_gb: float | None = None
+
+    def gpus_of(self, stage: Stage) -> float:
+        """GPUs for a stage; none where servers answer for its models."""
+        return self.gpus if stage_kind(stage.kind).gpu and not stage.servers else 0
