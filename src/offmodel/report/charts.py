@@ -387,15 +387,41 @@ def heat_map(data: ReportData, kind: str) -> HeatMap:
             text = "" if area.value is None else f"{area.value:.2f}".removeprefix("0")
             label = f"{name}, {method.name}: frontier area {words.sentence(area)}"
             cells.append(Cell(left + column * wide, top + row * high, shade, text, label))
+    return field(f"Frontier area by method and {kind}", [method.name for method in methods], names, cells, (left, top), (wide, high), 50)
+
+
+def field(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Cell],
+    corner: tuple[float, float],
+    size: tuple[float, float],
+    margin: float,
+    lean: float = 0.5,
+) -> HeatMap:
+    """A field of numbers from its cells.
+
+    Args:
+        title: What it shows.
+        rows: Their names.
+        columns: Theirs.
+        cells: In their places.
+        corner: Left and top end of the cells.
+        size: Of a cell.
+        margin: Room to the right of the cells.
+        lean: Where over a column its name begins, as a share of its width.
+    """
+    (left, top), (wide, high) = corner, size
     return HeatMap(
-        title=f"Frontier area by method and {kind}",
-        width=left + wide * len(names) + 50,
-        height=top + high * len(methods) + 4,
+        title=title,
+        width=left + wide * len(columns) + margin,
+        height=top + high * len(rows) + 4,
         left=left,
         top=top,
-        size=(wide, high),
-        columns=tuple(Tick(left + (i + 0.5) * wide, name) for i, name in enumerate(names)),
-        rows=tuple(Tick(top + (i + 0.5) * high, method.name) for i, method in enumerate(methods)),
+        size=size,
+        columns=tuple(Tick(left + (i + lean) * wide, name) for i, name in enumerate(columns)),
+        rows=tuple(Tick(top + (i + 0.5) * high, name) for i, name in enumerate(rows)),
         cells=tuple(cells),
     )
 
@@ -414,17 +440,8 @@ def sweep_map(swept: Swept, measure: str) -> HeatMap:
         at = left + steps.index(point.step) * wide, top + rows.index(point.values) * high
         place = f"{point.method}, step {point.step}: {words.name(measure)}"
         cells.append(Cell(*at, shade, text, f"{place} {words.sentence(estimate)}; {point.region}", point.region))
-    return HeatMap(
-        title=f"{words.name(measure).capitalize()}, %, by {' · '.join(swept.axes)} and steps",
-        width=left + wide * len(steps) + 12,
-        height=top + high * len(rows) + 4,
-        left=left,
-        top=top,
-        size=(wide, high),
-        columns=tuple(Tick(left + (i + 0.35) * wide, str(step)) for i, step in enumerate(steps)),
-        rows=tuple(Tick(top + (i + 0.5) * high, name) for i, name in enumerate(names)),
-        cells=tuple(cells),
-    )
+    title = f"{words.name(measure).capitalize()}, %, by {' · '.join(swept.axes)} and steps"
+    return field(title, names, [*map(str, steps)], cells, (left, top), (wide, high), 12, 0.35)
 
 
 def _hardest_first(rows: Mapping[str, Mapping[str, Summary]]) -> list[str]:

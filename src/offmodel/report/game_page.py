@@ -11,7 +11,7 @@ from offmodel import catalog
 from offmodel.lab.treatment import phase_name
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.charts import Cell, HeatMap, Tick, room
+from offmodel.report.charts import Cell, HeatMap, field, room
 from offmodel.report.game import Played
 from offmodel.report.page import flat, source, templates
 from offmodel.report.summary import replace_file
@@ -127,14 +127,5 @@ def game_map(played: Played, measure: str) -> HeatMap:
         framed = row in solution.blue.support and column in solution.red.support
         label = f"{row} against {column}: {words.name(measure)} {words.sentence(estimate)}"
         cells.append(Cell(*at, shade, text, label, "inside" if framed else ""))
-    return HeatMap(
-        title=f"{words.name(measure).capitalize()} by pipeline and move of red",
-        width=left + wide * len(columns) + 60,
-        height=top + high * len(rows) + 4,
-        left=left,
-        top=top,
-        size=(wide, high),
-        columns=tuple(Tick(left + (i + 0.5) * wide, name) for i, name in enumerate(columns)),
-        rows=tuple(Tick(top + (i + 0.5) * high, name) for i, name in enumerate(rows)),
-        cells=tuple(cells),
-    )
+    title = f"{words.name(measure).capitalize()} by pipeline and move of red"
+    return field(title, rows, columns, cells, (left, top), (wide, high), 60)
