@@ -76,6 +76,11 @@ def test_no_command_shows_help() -> None:
     assert all(command in said for command in ("run", "plan", "status", "report", "list", "describe", "world"))
 
 
+@pytest.mark.parametrize(("plural", "kind"), [("methods", "method"), ("policies", "policy")])
+def test_a_kind_may_be_asked_for_in_the_plural(plural: str, kind: str) -> None:
+    assert offmodel("list", plural).out == offmodel("list", kind).out != ""
+
+
 def test_list_has_every_kind_and_one_line_per_name() -> None:
     done = offmodel("list")
     lines = done.out.splitlines()

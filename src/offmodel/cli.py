@@ -463,7 +463,7 @@ def _extend(extensions: list[str] | None) -> None:
 
 def _kind(name: str) -> str:
     """A kind of the catalog by its name, singular or plural."""
-    for kind in (name, name.removesuffix("s")):
+    for kind in (name, name.removesuffix("s"), f"{name.removesuffix('ies')}y"):
         if kind in catalog.kinds():
             return kind
     raise SpecError(f"unknown kind {name!r}: {did_you_mean(name, catalog.kinds())}")
