@@ -112,6 +112,10 @@ class Outcomes:
         of = np.array(self.of)
         return [of == pair for pair in dict.fromkeys(self.of)]
 
+    @cached_property
+    def _draws(self) -> dict[tuple[int, int], Floats]:
+        return {}
+
     def drawn(self, seed: int, resamples: int) -> Floats:
         """Retention and bad rate of every cell had other pairs and organisms been drawn, ``[2, resamples, rows, columns]``.
 
@@ -119,6 +123,12 @@ class Outcomes:
         cells share a draw, as organisms that are hard for one move tend to be so for others. A cell that has fewer organisms of a pair than
         others takes as many of those drawn as it has; for one that it lacks, another of the pair stands in.
         """
+        if (seed, resamples) not in self._draws:
+            self._draws[seed, resamples] = self._draw(seed, resamples)
+            self._draws[seed, resamples].flags.writeable = False
+        return self._draws[seed, resamples]
+
+    def _draw(self, seed: int, resamples: int) -> Floats:
         rng = np.random.default_rng(seed)
         places, there = draw_by_pair(self.of, rng, resamples)
         by_pair = (resamples, len(self._members), -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from offmodel import catalog
@@ -92,19 +93,7 @@ class Blue:
         self.move: Move | None = None
         self._pools: dict[tuple[Any, ...], Stage] = {}  # a study asks for the same prompts thousands of times, and finding them is slow
         self.untouched = Start(organism, MODEL)
-
-    def stage(
-        self,
-        kind: str,
-        params: Mapping[str, Any],
-        inputs: Mapping[str, Stage],
-        *,
-        label: str,
-        cost: float,
-        servers: Mapping[str, Endpoint] | None = None,
-    ) -> Stage:
-        """A stage that runs models as the study says, or lets servers answer instead."""
-        return model_stage(self.study.models, kind, params, inputs, label=label, cost=cost, servers=servers)
+        self.stage = partial(model_stage, study.models)
 
     def with_canaries(self) -> Blue:
         """The same plans for a copy of the organism in which blue has planted backdoors of its own.

@@ -182,6 +182,7 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
     )  # fmt: skip
     outcomes = outcomes_of(growth.blue, growth.red)
     retention, bad_rate = outcomes.means
+    matrix = tradeoff(retention, bad_rate, game.price)
     solution = solve_measured(outcomes, game.price, seed=_SEED)
     alarms = {column: payoffs.alarmed(column, seeds) for column in growth.red} if game.audit else {}
     return Played(
@@ -196,12 +197,12 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         growth=growth,
         screened=dict(_screenings(payoffs, growth, seeds)),
         prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
-        rates=tuple(_by_rate(tradeoff(retention, bad_rate, game.price), cells)),
-        steps=tuple(_by_steps(tradeoff(retention, bad_rate, game.price), study)),
+        rates=tuple(_by_rate(matrix, cells)),
+        steps=tuple(_by_steps(matrix, study)),
         trees=tuple(trees(outcomes, game.price, alarms, game.iterations)),
         alarms={column: fmean(rings.values()) for column, rings in alarms.items() if rings},
         emptied=tuple((row, column, n) for row in growth.blue for column in growth.red if (n := payoffs.emptied(row, column, seeds))),
-        dominated=dominated(tradeoff(retention, bad_rate, game.price)),
+        dominated=dominated(matrix),
         commit=behind.commit(payoffs.makers(growth.blue, growth.red, seeds)),
     )
 

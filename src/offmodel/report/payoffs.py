@@ -67,6 +67,7 @@ class Payoffs:
         self._suites: list[Suite] = [catalog.get("suite", name) for name in cells.study.measure.capability]
         self._untouched: dict[Stage, Estimate] = {}
         self._numbers: dict[Cell, Numbers | None] = {}
+        self._counts: dict[tuple[Stage, Stage], _Counts] = {}
 
     def numbers(self, cell: Cell) -> Numbers | None:
         """What a cell came to on its organism; None where it is not there, as where the organism failed its gate."""
@@ -144,7 +145,7 @@ class Payoffs:
     def emptied(self, row: str, column: str, seeds: Sequence[int]) -> int:
         """On how many organisms blue's checks left no answer."""
         there = [cell for cell in self.cells.of(row, column, seeds) if self.numbers(cell) is not None]
-        return sum(bool(cell.sampled) and not any(read_left(self.store.path(used)) for _, used in cell.sampled) for cell in there)
+        return sum(bool(cell.sampled) and not any(self._counted(origin, used).left for origin, used in cell.sampled) for cell in there)
 
     def makers(self, rows: Iterable[str], columns: Iterable[str], seeds: Sequence[int]) -> list[Mapping[str, Any]]:
         """What made the scores of some cells."""
@@ -152,6 +153,11 @@ class Payoffs:
         return [result.manifest["made_by"] for score in dict.fromkeys(scores) if (result := self.store.get(score)) is not None]
 
     def _counted(self, origin: Stage, used: Stage) -> _Counts:
+        if (origin, used) not in self._counts:
+            self._counts[origin, used] = self._count(origin, used)
+        return self._counts[origin, used]
+
+    def _count(self, origin: Stage, used: Stage) -> _Counts:
         rows = read_examples(self.store.path(origin) / LABELS)
         changed = self._changed(origin)
         after: dict[object, list[Example]] = {}
