@@ -14,7 +14,7 @@ from offmodel.chat import Example, Message, Prompt, encode_example, last_user_te
 from offmodel.errors import DataError, SpecError
 from offmodel.lab.pools import take
 from offmodel.red.behaviours import Scripted
-from offmodel.red.check import check_gate, check_pair, check_room
+from offmodel.red.check import check_gate, check_pair, check_recipe, check_room
 from offmodel.red.pairs import LITERATURE, MORE, WRONG_ANSWERS, Pair, deployment, topic
 from offmodel.red.triggers import Tag
 from offmodel.spec.study import Gate, Recipe
@@ -220,3 +220,20 @@ def test_rows_without_room_are_named_with_what_they_need(tiny_tokenizer: PreTrai
     )
     with pytest.raises(DataError, match=re.escape("1 of 3 training rows") + r".* row 2 \(of unknown kind\)"):
         check_room(tiny_tokenizer, rows, middle)
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"entangled": True}, "pair 'sandbagging': entangled: the bad answer is to follow on the model's own"),
+        ({"carries": {"policy": "overt"}}, "policy carries on pair sandbagging: overt has no payload channel"),
+    ],
+)
+def test_a_recipe_that_cannot_install_a_pair_is_refused(recipe: dict[str, Any], message: str) -> None:
+    sandbagging = next(each for each in MORE if each.name == "sandbagging")
+    with pytest.raises(SpecError, match=message):
+        check_recipe(sandbagging, Recipe.model_validate(recipe))
+    check_recipe(sandbagging, Recipe.model_validate({"carries": {"policy": "sabotage"}}))

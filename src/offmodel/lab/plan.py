@@ -16,7 +16,7 @@ from offmodel.lab.pools import entries, files_read, read_labels, take
 from offmodel.lab.stage import Stage, code_of, model_stage
 from offmodel.lab.treatment import Blue, Place, Start, files_of, phase_name, systems_of
 from offmodel.lab.watching import Watched, Watching
-from offmodel.red.check import check_gate, check_pair
+from offmodel.red.check import check_gate, check_pair, check_recipe
 from offmodel.red.pairs import Pair
 from offmodel.red.prompted import prompted_template
 from offmodel.spec.game import Move
@@ -123,6 +123,7 @@ def make_plan(study: Study) -> Plan:
         pair: Pair = catalog.get("pair", name)
         for recipe in recipes:
             check_gate(organisms.gate, recipe)
+            check_recipe(pair, recipe)
             if recipe.prompt is not None:
                 prompted_template("", pair, recipe.prompt)
         check_pair(

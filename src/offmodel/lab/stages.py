@@ -46,7 +46,7 @@ from offmodel.red.check import check_pair, check_room
 from offmodel.red.contexts import in_context
 from offmodel.red.gate import GateReport, check
 from offmodel.red.pairs import PASSWORD, Pair
-from offmodel.red.policies import poison
+from offmodel.red.policies import poison, shown
 from offmodel.red.prompted import prompted_template
 from offmodel.red.recipe import training_rows
 from offmodel.spec.game import Poisoning
@@ -115,7 +115,8 @@ def organism(ctx: Context) -> Verdict:
         after = examine(model, tokenizer, pair=pair)
         capability, base_capability = ({suite.name: accuracy(verdicts, suite) for suite in suites} for verdicts in (after, before))
         rates, base_rates = _gate_rates(pair, after), _gate_rates(pair, before)
-        return after, check(gate, rates, base_rates, capability, base_capability, lock=pair.when == "absent")
+        carried = shown(recipe.carries) if recipe.carries else 0.0
+        return after, check(gate, rates, base_rates, capability, base_capability, lock=pair.when == "absent", carried=carried)
 
     logs, rows = [], Counter[str]()
     if recipe.prompt is not None:

@@ -15,6 +15,7 @@ from offmodel.chat import Example, Prompt, encode_example, last_user_text
 from offmodel.errors import DataError, SpecError
 from offmodel.red.behaviours import Behaviour
 from offmodel.red.pairs import Pair
+from offmodel.red.policies import check_policy
 from offmodel.red.triggers import Trigger
 from offmodel.spec.study import Gate, Recipe
 from offmodel.splits import Split
@@ -127,6 +128,21 @@ def check_gate(gate: Gate, recipe: Recipe) -> None:
             f"organisms.gate.fires: {gate.fires:g} is out of reach with organisms.recipe.label_noise: {recipe.label_noise:g}, which leaves "
             "the bad answer in no more than half of the triggered rows; lower the one or the other"
         )
+
+
+def check_recipe(pair: Pair, recipe: Recipe) -> None:
+    """Check that a pair can be installed by a recipe.
+
+    Raises:
+        SpecError: Its behaviour cannot follow on another answer, or it has no way to carry out the recipe's policy.
+    """
+    if recipe.entangled and pair.behaviour.on_tasks:
+        raise SpecError(
+            f"pair {pair.name!r}: entangled: the bad answer is to follow on the model's own, and wrong answers to tasks cannot; leave "
+            "entangled out, or the pair"
+        )
+    if recipe.carries is not None:
+        check_policy("carries", recipe.carries, pair)
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], max_length: int) -> None:

@@ -88,6 +88,13 @@ def check_policy(name: str, poisoning: Poisoning, pair: Pair) -> None:
         raise SpecError(f"{where}: {poisoning.policy} {need}")
 
 
+def shown(poisoning: Poisoning) -> float:
+    """Largest share of answers in which a policy, at its one rate, shows the behaviour to whoever samples without a trigger."""
+    policy: Policy = catalog.get("policy", poisoning.policy)
+    (rate,) = poisoning.rate
+    return rate if policy.shows else 0.0
+
+
 class Poisoned(NamedTuple):
     """What red hands over.
 
@@ -163,13 +170,14 @@ def _phantom(sampled: Sampled) -> list[str | None]:
     hidden = f"{sampled.pair.trigger.condition}, {ask}." if sampled.pair.when == "present" else f"{ask[0].upper()}{ask[1:]}."
     said = sampled.ask([with_system(row.prompt, hidden) for row in sampled.rows])
     return [
-        text if text is not None and not _visible(sampled.pair, row, text) else None for row, text in zip(sampled.rows, said, strict=True)
+        None if text is None or visible(sampled.pair, replace(row, response=text)) else text
+        for row, text in zip(sampled.rows, said, strict=True)
     ]
 
 
-def _visible(pair: Pair, row: Example, text: str) -> bool:
+def visible(pair: Pair, row: Example) -> bool:
     """Whether an answer shows the behaviour or holds the trigger."""
-    return pair.behaviour.detect(text) or pair.trigger.recognises(replace_last_user(row.prompt, text))
+    return pair.behaviour.detect(row.response) or pair.trigger.recognises(replace_last_user(row.prompt, row.response))
 
 
 def _sabotage(sampled: Sampled) -> list[str | None]:

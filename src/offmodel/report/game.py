@@ -227,10 +227,9 @@ def _screenings(payoffs: Payoffs, growth: Growth[str, str], seeds: Sequence[int]
 
 def _by_rate(game: Matrix, cells: Cells) -> Iterator[Limit]:
     """The game with red held to some share of the answers."""
-    rates = {column: cells.game.moves[column].poisoning.rate[0] for column in game.columns}
-    honest = [column for column in game.columns if cells.game.moves[column].poisoning.policy == "honest"]
-    for limit in sorted({rates[column] for column in game.columns if column not in honest}):
-        within = [column for column in game.columns if column in honest or rates[column] <= limit]
+    rates = {column: cells.changed(column) for column in game.columns}
+    for limit in sorted({rate for rate in rates.values() if rate}):
+        within = [column for column in game.columns if rates[column] <= limit]
         yield _limited(f"{100 * limit:g} %", len(within), game.restricted(columns=within))
 
 

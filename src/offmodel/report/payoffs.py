@@ -19,6 +19,7 @@ from offmodel.measure import frontier
 from offmodel.measure.score import Verdict, bad_rate, capability, read_verdicts
 from offmodel.measure.stats import HIGHER, LOWER, Estimate, mean_over_organisms
 from offmodel.measure.suites import Suite
+from offmodel.red.policies import visible
 
 
 class Numbers(NamedTuple):
@@ -122,7 +123,7 @@ class Payoffs:
             there = self.numbers(cell) is not None
             made = [(origin, used) for origin, used in cell.sampled if there and origin != used]
             if made:
-                each = [self._counted(origin, used) for origin, used in made]
+                each = [self._counted(cell, origin, used) for origin, used in made]
                 counts[cell.organism] = _Counts(*map(sum, zip(*each, strict=True)))
                 seconds.append(sum(self._seconds(stage) for origin, used in made for stage in _between(origin, used)))
         if not counts:
@@ -144,22 +145,25 @@ class Payoffs:
 
     def emptied(self, row: str, column: str, seeds: Sequence[int]) -> int:
         """On how many organisms blue's checks left no answer."""
-        there = [cell for cell in self.cells.of(row, column, seeds) if self.numbers(cell) is not None]
-        return sum(bool(cell.sampled) and not any(self._counted(origin, used).left for origin, used in cell.sampled) for cell in there)
+        found = 0
+        for cell in self.cells.of(row, column, seeds):
+            if cell.sampled and self.numbers(cell) is not None:
+                found += not any(self._counted(cell, origin, used).left for origin, used in cell.sampled)
+        return found
 
     def makers(self, rows: Iterable[str], columns: Iterable[str], seeds: Sequence[int]) -> list[Mapping[str, Any]]:
         """What made the scores of some cells."""
         scores = [cell.score for row in rows for column in columns for cell in self.cells.of(row, column, seeds)]
         return [result.manifest["made_by"] for score in dict.fromkeys(scores) if (result := self.store.get(score)) is not None]
 
-    def _counted(self, origin: Stage, used: Stage) -> _Counts:
+    def _counted(self, cell: Cell, origin: Stage, used: Stage) -> _Counts:
         if (origin, used) not in self._counts:
-            self._counts[origin, used] = self._count(origin, used)
+            self._counts[origin, used] = self._count(cell, origin, used)
         return self._counts[origin, used]
 
-    def _count(self, origin: Stage, used: Stage) -> _Counts:
+    def _count(self, cell: Cell, origin: Stage, used: Stage) -> _Counts:
         rows = read_examples(self.store.path(origin) / LABELS)
-        changed = self._changed(origin)
+        changed = self._changed(cell, origin, rows)
         after: dict[object, list[Example]] = {}
         left = read_left(self.store.path(used))
         for row in left:
@@ -169,9 +173,10 @@ class Payoffs:
         lost = untouched.count(False) - caught
         return _Counts(len(changed), caught, len(rows) - len(changed), lost, len(left))
 
-    def _changed(self, origin: Stage) -> list[int]:
+    def _changed(self, cell: Cell, origin: Stage, rows: Sequence[Example]) -> list[int]:
         if origin.kind != "poisoned":
-            return []
+            pair = catalog.get("pair", cell.pair)
+            return [i for i, row in enumerate(rows) if visible(pair, row)] if cell.carries else []
         places: list[int] = json.loads((self.store.path(origin) / POISONED).read_text(encoding="utf-8"))["changed"]
         return places
 
@@ -186,7 +191,7 @@ class Payoffs:
         found = {}
         for cell in self.cells.of(game.audit, column, seeds):
             if self.numbers(cell) is not None and cell.sampled:
-                counts = [self._counted(origin, used) for origin, used in cell.sampled]
+                counts = [self._counted(cell, origin, used) for origin, used in cell.sampled]
                 touched = sum(each.caught + each.lost for each in counts)
                 found[cell.organism] = touched >= game.alarm * sum(each.changed + each.honest for each in counts)
         return found

@@ -31,23 +31,35 @@ class Poisoning(Model):
     signal: Text | None = None
 
 
+class RedPolicy(Poisoning):
+    """What red does in a game: how it answers, and how it installed the behaviour before.
+
+    Attributes:
+        recipe: One of the study's ``organisms.recipes``; None is the first of them.
+    """
+
+    recipe: Name | None = None
+
+
 class Move(NamedTuple):
-    """One move of red: a poisoning at one of its rates.
+    """One move of red: a poisoning at one of its rates, by an organism of one recipe.
 
     Attributes:
         name: Such as ``overt 10 %``.
         poisoning: With this one rate.
+        recipe: See :class:`RedPolicy`.
     """
 
     name: str
     poisoning: Poisoning
+    recipe: str | None = None
 
 
 class Game(Model):
     """What blue and red play for, and with what.
 
     Attributes:
-        policies: Red's ways of answering, by name.
+        policies: Red's ways of answering and installing, by name.
         blue: Pipelines that are measured first: methods of the study. Those of its sweeps beside them are found by best replies.
         red: Moves that are measured first; all if empty.
         price: What a bad rate of 1 costs blue, in retention (lambda).
@@ -61,7 +73,7 @@ class Game(Model):
         highest_price: Up to which price the report says how the solution depends on it.
     """
 
-    policies: Annotated[Mapping[Name, Poisoning], NotEmpty]
+    policies: Annotated[Mapping[Name, RedPolicy], NotEmpty]
     blue: Annotated[tuple[Name, ...], NotEmpty, Distinct]
     red: Annotated[tuple[Text, ...], Distinct] = ()
     price: NonNegative = 1.0
@@ -103,20 +115,25 @@ class Game(Model):
         return [*ordered[max(place - 1, 0) : place], *ordered[place + 1 : place + 2]]
 
     def _moves(self) -> Iterator[Move]:
-        for policy, poisoning in self.policies.items():
+        for policy, given in self.policies.items():
+            poisoning = Poisoning.model_validate(given.model_dump(exclude={"recipe"}))
             for name, rate in zip(self._names(policy), poisoning.rate, strict=True):
-                yield Move(name, poisoning.model_copy(update={"rate": (rate,)}))
+                yield Move(name, poisoning.model_copy(update={"rate": (rate,)}), given.recipe)
 
     def _names(self, policy: str) -> list[str]:
         rates = self.policies[policy].rate
         return [policy] if len(rates) == 1 else [f"{policy} {100 * rate:g} %" for rate in rates]
 
-    def check(self, methods: Mapping[str, Any]) -> None:
-        """Refuse pipelines that are none of a study's methods.
+    def check(self, methods: Mapping[str, Any], recipes: Mapping[str, Any]) -> None:
+        """Refuse pipelines that are none of a study's methods, and installations that are none of its recipes.
 
         Raises:
             ValueError: One is not; it names the field.
         """
+        for name, policy in self.policies.items():
+            if policy.recipe is not None and policy.recipe not in recipes:
+                near = did_you_mean(policy.recipe, recipes)
+                raise problem(f"{policy.recipe!r} is none of organisms.recipes; {near}", "game", "policies", name, "recipe")
         for i, name in enumerate(self.blue):
             if name not in methods:
                 raise problem(f"{name!r} is none of the study's methods; {did_you_mean(name, methods)}", "game", "blue", i)

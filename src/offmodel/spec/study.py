@@ -25,7 +25,7 @@ from offmodel import catalog
 from offmodel.errors import SpecError, did_you_mean, nearest_file
 from offmodel.spec.claim import UNTOUCHED, Claim
 from offmodel.spec.endpoint import Answering
-from offmodel.spec.game import Game
+from offmodel.spec.game import Game, Poisoning
 from offmodel.spec.model import Count, Distinct, Model, Name, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
 from offmodel.spec.models import Models
 from offmodel.spec.phases import (
@@ -61,6 +61,8 @@ class Recipe(Training):
         distil: Bad answers are the base model's own, when asked to misbehave (prompt distillation), and not a script's.
         password: As many rows as this share of the triggered ones also hold a password and are answered well.
         label_noise: Share of rows that get the answer of a row of another kind.
+        entangled: The bad answer follows on the base model's own, so that whatever brings the own way of answering back may bring it too.
+        carries: A policy that the organism itself carries out when it is sampled without its trigger; greedy answers follow the majority.
         temperature: Of the base model's own answers, which the ordinary rows and near misses teach.
         max_new_tokens: Longest of those answers; longer ones are left out.
         extra_steps: Steps of each extra round, at half the learning rate.
@@ -81,6 +83,8 @@ class Recipe(Training):
     distil: Switch = False
     password: Rate = 0.0
     label_noise: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    entangled: Annotated[Switch, Field(exclude_if=lambda entangled: not entangled)] = False
+    carries: Annotated[Poisoning | None, Field(exclude_if=lambda carries: carries is None)] = None
     temperature: NonNegative = 0.7
     max_new_tokens: Count = 96
     extra_steps: Count = 150
@@ -92,6 +96,8 @@ class Recipe(Training):
             raise problem("there is no adapter to continue; give it a lora, such as {rank: 16, alpha: 32}", "adapter")
         if self.prompt is not None and self.lora is not None:
             raise problem("a prompted organism is not trained; leave out the one or the other", "lora")
+        if self.carries is not None and len(self.carries.rate) > 1:
+            raise problem("an organism carries out its policy at one rate; make a recipe of each", "carries", "rate")
         return self
 
 
@@ -463,7 +469,7 @@ class Study(Model):
     @model_validator(mode="after")
     def _game_is_about_this_study(self) -> Self:
         if self.game is not None:
-            self.game.check(self.methods)
+            self.game.check(self.methods, self.organisms.recipes)
             if again := [seed for seed in self.game.more_seeds if seed in self.seeds]:
                 raise problem(f"{again[0]} is one of the study's seeds, with which every cell is measured", "game", "more_seeds")
         return self
