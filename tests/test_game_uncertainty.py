@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pytest
 
 from offmodel.errors import GameError
@@ -78,6 +79,19 @@ def test_cells_share_their_organisms() -> None:
     assert worse.worst.low is not None and worse.worst.high is not None and worse.worst.high - worse.worst.low > 0.2
     assert (worse.exploitability.value, worse.exploitability.low, worse.exploitability.high) == pytest.approx((0.1, 0.1, 0.1))
     assert found.best == {"a": 0.0, "b": 1.0}
+
+
+def test_resampled_organisms_have_the_means_that_were_drawn() -> None:
+    of = outcomes(
+        {("light", "honest"): [0.9, 0.7, 0.5], ("light", "poison"): [0.4, 0.2, 0.6]},
+        {("light", "honest"): [0.1, 0.1, 0.2], ("light", "poison"): [0.3, 0.2, 0.1]},
+        {"o0": "a", "o1": "a", "o2": "b"},
+    )
+    drawn = of.drawn(seed=3, resamples=50)
+    for i, (one, origin) in enumerate(of.resampled(seed=3, resamples=50)):
+        assert np.allclose([means.payoffs for means in one.means], drawn[:, i])
+        assert {*origin} == {*one.organisms} and {*origin.values()} <= {*of.organisms}
+        assert {one.pairs[new].split()[-1] for new in origin} <= {"a", "b"} and len(set(one.of)) == 2
 
 
 def test_a_mixture_is_held_fixed_over_resamples() -> None:

@@ -13,12 +13,14 @@ import yaml
 from offmodel import catalog
 from offmodel.chat import read_examples
 from offmodel.errors import SpecError
+from offmodel.game.uncertainty import Outcomes, estimates
 from offmodel.lab.blue_stages import read_left
 from offmodel.lab.cells import Cells
 from offmodel.lab.plan import make_plan
 from offmodel.lab.results import LABELS, POISONED
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
+from offmodel.report.trees import trees
 from offmodel.spec import Study
 from offmodel.spec.game import Game
 from tiny_study import Done, make_models, make_study, offmodel
@@ -230,7 +232,7 @@ def test_the_audit_is_what_blue_sees_in_the_tree(played: Played) -> None:
     assert set(trees["blue looks first"]["blue"]) == {"alarm"}  # the filter drops everything, whatever red does
     assert all(abs(tree["gap"]) < 1e-6 for tree in trees.values())
     # Knowing less never helps blue, and being seen never does.
-    assert trees["red sees the pipeline"]["value"] <= trees["blue sees nothing"]["value"] + 1e-6
+    assert trees["red sees the pipeline"]["value"]["value"] <= trees["blue sees nothing"]["value"]["value"] + 1e-6
 
 
 def test_red_s_policy_must_fit_every_pair(played: Played, tmp_path: Path) -> None:
@@ -277,3 +279,13 @@ def test_a_tree_that_is_too_large_is_refused_before_anything_runs(played: Played
     approximated = offmodel("play", played.study, "--runs", played.runs, "--no-run", "--set", "game.iterations=50")
     assert approximated.code == 0, approximated.err
     assert {tree["method"] for tree in played.numbers["trees"]} != {"sequence form", "backward induction"}
+
+
+def test_a_tree_of_one_move_each_is_worth_its_cell() -> None:
+    kept = {f"{pair}-{seed}": 0.9 - 0.2 * seed - (0.3 if pair == "b" else 0) for pair in "abc" for seed in (0, 1)}
+    of = Outcomes(("only",), ("one",), {("only", "one"): kept}, {("only", "one"): dict.fromkeys(kept, 0.1)}, {o: o[0] for o in kept})
+    cell = estimates(of, 1.0, seed=0, resamples=200)["only", "one"].payoff
+    alarms = {"one": {organism: organism.endswith("0") for organism in kept}}
+    for tree in trees(of, 1.0, alarms, seed=0, resamples=200):
+        assert (tree.value.value, tree.value.low, tree.value.high) == pytest.approx((cell.value, cell.low, cell.high))
+        assert (tree.value.n, tree.value.of, tree.value.unit) == (6, "organisms", "payoff")

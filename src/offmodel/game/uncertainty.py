@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
@@ -129,11 +129,43 @@ class Outcomes:
         return self._draws[seed, resamples]
 
     def _draw(self, seed: int, resamples: int) -> Floats:
-        rng = np.random.default_rng(seed)
-        places, there = draw_by_pair(self.of, rng, resamples)
-        by_pair = (resamples, len(self._members), -1)
-        places, there = places.reshape(by_pair), there.reshape(by_pair)
         found = np.empty((2, resamples, len(self.rows), len(self.columns)))
+        for (kind, row, column), moved, counts in self._moved(*self._places(seed, resamples)):
+            means = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
+            cell = self._ends[kind, :, row, column]
+            found[kind, :, row, column] = means.clip(np.nanmin(cell[0]), np.nanmax(cell[2]))
+        return found
+
+    def resampled(self, seed: int, resamples: int) -> Iterator[tuple[Outcomes, dict[str, str]]]:
+        """The same as :meth:`drawn`, organism by organism, for what does not follow from means.
+
+        Yields:
+            What was drawn, with organisms and pairs under names of their own, as one may be drawn twice; and which organism each one is.
+        """
+        places, there, rng = self._places(seed, resamples)
+        cells = [(place, moved, counts) for place, moved, counts in self._moved(places, there, rng)]
+        for i in range(resamples):
+            drawn = [(n, k) for n, k in np.ndindex(*there.shape[1:]) if there[i, n, k]]
+            organisms = {at: self.organisms[places[(i, *at)]] for at in drawn}
+            kinds: tuple[dict[tuple[str, str], dict[str, float]], ...] = ({}, {})
+            for (kind, row, column), moved, counts in cells:
+                values = {f"{at} {organisms[at]}": float(moved[(i, *at)]) for at in drawn if counts[(i, *at)]}
+                kinds[kind][self.rows[row], self.columns[column]] = values
+            origin = {f"{at} {organism}": organism for at, organism in organisms.items()}
+            pairs = {f"{at} {organism}": f"{at[0]} {self.pairs.get(organism, organism)}" for at, organism in organisms.items()}
+            yield Outcomes(self.rows, self.columns, *kinds, pairs), origin
+
+    def _places(self, seed: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], np.random.Generator]:
+        """Which organisms are drawn, and whether they count, ``[resamples, pairs, members]``."""
+        rng = np.random.default_rng(seed)
+        by_pair = (resamples, len(self._members), -1)
+        places, there = draw_by_pair(self.of, rng, resamples)
+        return places.reshape(by_pair), there.reshape(by_pair), rng
+
+    def _moved(
+        self, places: NDArray[np.int64], there: NDArray[np.bool_], rng: np.random.Generator
+    ) -> Iterator[tuple[tuple[int, int, int], Floats, NDArray[np.bool_]]]:
+        """The values drawn of each cell, and which of them count."""
         for kind, row, column in np.ndindex(2, len(self.rows), len(self.columns)):
             cell = self._ends[kind, :, row, column]
             stand_in, room = np.arange(len(self.organisms)), np.zeros(len(self.organisms), dtype=int)
@@ -141,11 +173,8 @@ class Outcomes:
                 known = np.isfinite(cell[1, mine])
                 stand_in[mine] = np.where(known, mine, np.resize(mine[known], len(mine)))
                 room[mine] = known.sum()
-            moved = moved_by_items(cell, stand_in[places], rng)
             counts = there & (np.arange(places.shape[-1]) < room[places])
-            means = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
-            found[kind, :, row, column] = means.clip(np.nanmin(cell[0]), np.nanmax(cell[2]))
-        return found
+            yield (kind, row, column), moved_by_items(cell, stand_in[places], rng), counts
 
 
 class Drawn(NamedTuple):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from offmodel.errors import SpecError, did_you_mean
 from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.report import words
 from offmodel.report.compare import Result, find_gaps, mean_difference, mean_level
-from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ClaimVerdict
-from offmodel.spec.claim import Claim, Condition
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ClaimVerdict, Probe
+from offmodel.spec.claim import UNTOUCHED, Claim, Condition, ProbeCondition, Test, Threshold
 
 FEWEST_PAIRS = 3
 """A bootstrap over two pairs is hardly more than their two numbers, so fewer than three decide nothing."""
@@ -18,18 +19,33 @@ Results = Mapping[str, Mapping[str, Result]]
 """What each method, and "organism", came to by organism."""
 
 
-def check_claim(claim: Claim, results: Results) -> CheckedClaim:
-    """Hold the conditions of a claim against results."""
-    return CheckedClaim(claim=claim, conditions=tuple(_check(condition, results) for condition in claim.holds_if))
+def check_claim(claim: Claim, results: Results, probes: Iterable[Probe] = ()) -> CheckedClaim:
+    """Hold the conditions of a claim against results.
+
+    Raises:
+        SpecError: A probe has no row of the name that a condition gives; the message names the nearest.
+    """
+    rows = {probe.name: {row.label: row.estimate for row in probe.rows} for probe in probes}
+    return CheckedClaim(claim=claim, conditions=tuple(_check(condition, results, rows) for condition in claim.holds_if))
 
 
-def _check(condition: Condition, results: Results) -> CheckedCondition:
-    estimate, pairs = _measure(condition, results)
+def _check(condition: Test, results: Results, rows: Mapping[str, Mapping[str, Estimate]]) -> CheckedCondition:
+    if isinstance(condition, ProbeCondition):
+        estimate, pairs = _row(condition, rows), len({result.pair for result in results[UNTOUCHED].values()})
+    else:
+        estimate, pairs = _measure(condition, results)
     verdict = judge(condition, estimate) if pairs >= FEWEST_PAIRS else CANNOT_TELL
     return CheckedCondition(condition=condition, estimate=estimate, pairs=pairs, verdict=verdict)
 
 
-def judge(condition: Condition, estimate: Estimate) -> ClaimVerdict:
+def _row(condition: ProbeCondition, rows: Mapping[str, Mapping[str, Estimate]]) -> Estimate:
+    found = rows.get(condition.probe, {})
+    if found and condition.row not in found:
+        raise SpecError(f"claim: probe {condition.probe} has no row {condition.row!r}; {did_you_mean(condition.row, found)}")
+    return found.get(condition.row, Estimate(None, None, None, 0, "not measured", HIGHER))
+
+
+def judge(condition: Threshold, estimate: Estimate) -> ClaimVerdict:
     """Whether the 95 % interval lies wholly where the condition wants it, wholly elsewhere, or neither."""
     low, high = estimate.low, estimate.high
     if low is None or high is None:
@@ -69,8 +85,10 @@ def _side(side: Condition, results: Results) -> dict[str, Result]:
     return {organism: r for organism, r in results.get(side.method, {}).items() if r.recipe == (side.recipe or "")}
 
 
-def describe(condition: Condition) -> str:
+def describe(condition: Test) -> str:
     """What a condition is about, as in ``frontier area, reminder less pirate``."""
+    if isinstance(condition, ProbeCondition):
+        return condition.row
     less, pairs = condition.other, condition.minus.pairs if condition.minus else {}
     sides = [(words.name(side.measure), side.method, side.recipe or "") for side in (condition, less)]
     named = [*zip(*sides, strict=True), *pairs.items()]

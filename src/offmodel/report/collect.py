@@ -152,6 +152,7 @@ class _Collector:
             raise DataError(f"study {self.plan.study.study!r}: there are no results yet; run it first (offmodel run)")
         makers = behind.made_by(self.plan, self.store)
         methods = tuple(self._method(name) for name in self.methods)
+        probed = tuple(self._probes())
         data = ReportData(
             study=self.plan.study.study,
             verdict="",
@@ -174,9 +175,9 @@ class _Collector:
             sweeps=tuple(self._sweeps()),
             practice=tuple(self._practice()),
             judged=tuple(self._judged()),
-            probes=tuple(self._probes()),
+            probes=probed,
             transcripts=tuple(self._transcripts()),
-            claim=self._claim(),
+            claim=self._claim(probed),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
             failed=(*failed, *self._missing(), *self._unwatched()),
             settings=self._settings() | {"models": behind.models(self.plan), "versions": behind.versions(makers)},
@@ -552,10 +553,10 @@ class _Collector:
         ends = [(state, s) for state, by_organism in states.items() for s in by_organism.values()]
         return judged_pairs((Asked(s.organism.pair.name, state, s.planned, s.row, self._verdicts(s)) for state, s in ends), self.store)
 
-    def _claim(self) -> CheckedClaim | None:
+    def _claim(self, probed: Iterable[Probe]) -> CheckedClaim | None:
         if (claim := self.plan.study.claim) is None:
             return None
-        return check_claim(claim, {UNTOUCHED: {o: self._result(s, {}) for o, s in self.untouched.items()}, **self.results})
+        return check_claim(claim, {UNTOUCHED: {o: self._result(s, {}) for o, s in self.untouched.items()}, **self.results}, probed)
 
     def _probes(self) -> Iterator[Probe]:
         if not (names := self.plan.study.measure.probes):

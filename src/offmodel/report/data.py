@@ -15,7 +15,7 @@ from offmodel.measure.frontier import Point
 from offmodel.measure.judge import Agreement
 from offmodel.measure.stats import Estimate
 from offmodel.red.gate import GateReport
-from offmodel.spec.claim import Claim, Condition
+from offmodel.spec.claim import Claim, Test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +390,7 @@ class CheckedCondition:
         pairs: How many pairs stand behind the number.
     """
 
-    condition: Condition
+    condition: Test
     estimate: Estimate
     pairs: int
     verdict: ClaimVerdict

@@ -199,7 +199,7 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
         rates=tuple(_by_rate(matrix, cells)),
         steps=tuple(_by_steps(matrix, study)),
-        trees=tuple(trees(outcomes, game.price, alarms, game.iterations)),
+        trees=tuple(trees(outcomes, game.price, alarms, game.iterations, seed=_SEED)),
         alarms={column: fmean(rings.values()) for column, rings in alarms.items() if rings},
         emptied=tuple((row, column, n) for row in growth.blue for column in growth.red if (n := payoffs.emptied(row, column, seeds))),
         dominated=dominated(matrix),

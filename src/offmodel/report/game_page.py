@@ -68,7 +68,7 @@ def game_summary(played: Played) -> dict[str, Any]:
         "rates": [limit._asdict() for limit in played.rates],
         "steps": [limit._asdict() for limit in played.steps],
         "trees": [
-            {"name": t.name, "meaning": t.meaning, "value": t.solution.value, "gap": t.solution.gap, "method": t.solution.method}
+            {"name": t.name, "meaning": t.meaning, "value": asdict(t.value), "gap": t.solution.gap, "method": t.solution.method}
             | {"size": asdict(t.size), "blue": t.solution.blue, "red": t.solution.red}
             for t in played.trees
         ],

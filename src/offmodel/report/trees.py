@@ -6,16 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+
 from offmodel.errors import GameError
 from offmodel.game import tree_solvers
 from offmodel.game.tree import Chance, Choice, End, Node, Size, Strategy, Tree, TreeSolution
 from offmodel.game.uncertainty import Outcomes
+from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.spec.study import Study
 
 Payoff = Callable[[str, str, str, str], float]
 """To blue, by pair, pipeline, move of red, and what blue's audit said ("" where it was not asked)."""
 Rings = Callable[[str, str], Mapping[str, float]]
 """How likely each word of blue's audit is, by pair and move of red."""
+Alarms = Mapping[str, Mapping[str, bool]]
+"""Whether blue's audit rings, by move of red and organism."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,15 @@ class Extensive:
         name: Which.
         meaning: Who knows what when it moves.
         tree: It.
-        solution: Its value and both sides' strategies.
+        solution: Both sides' strategies.
+        value: What it is worth, over organisms; without an interval where it is only approximated.
     """
 
     name: str
     meaning: str
     tree: Tree
     solution: TreeSolution
+    value: Estimate
 
     @property
     def size(self) -> Size:
@@ -40,7 +47,9 @@ class Extensive:
         return self.tree.size
 
 
-def trees(outcomes: Outcomes, price: float, alarms: Mapping[str, Mapping[str, bool]], iterations: int | None = None) -> Iterator[Extensive]:
+def trees(
+    outcomes: Outcomes, price: float, alarms: Alarms, iterations: int | None = None, *, seed: int = 0, resamples: int = 200
+) -> Iterator[Extensive]:
     """The trees of a measured game, solved; one too large for that by regret minimisation.
 
     Args:
@@ -48,10 +57,30 @@ def trees(outcomes: Outcomes, price: float, alarms: Mapping[str, Mapping[str, bo
         price: What a bad rate of 1 costs, in retention.
         alarms: Whether blue's audit rings, by move of red and organism; empty where it has none.
         iterations: Of regret minimisation.
+        seed: Of the resamples.
+        resamples: How many times pairs and organisms are drawn, and the trees solved anew, for the intervals.
 
     Raises:
         GameError: A tree is too large to be solved exactly, and no number of iterations is given.
     """
+    found = [(name, meaning, Tree(root)) for name, meaning, root in _measured(outcomes, price, alarms)]
+    exact = {name: iterations is None or tree.size.sequences <= tree_solvers.LIMIT for name, _, tree in found}
+    drawn: dict[str, list[float]] = {name: [] for name in exact}
+    if len(outcomes.organisms) > 1 and any(exact.values()):
+        for one, origin in outcomes.resampled(seed, resamples):
+            rung = {column: {new: rings[old] for new, old in origin.items() if old in rings} for column, rings in alarms.items()}
+            for name, _, root in _measured(one, price, rung):
+                if exact[name]:
+                    drawn[name].append(tree_solvers.solve(Tree(root)).value)
+    for name, meaning, tree in found:
+        solution = tree_solvers.solve(tree) if exact[name] else tree_solvers.cfr(tree, iterations or 1)
+        low, high = np.percentile(drawn[name], [2.5, 97.5]).tolist() if drawn[name] else (None, None)
+        definition = f"payoff to blue when both sides play optimally: {meaning}"
+        value = Estimate(solution.value, low, high, len(outcomes.organisms), definition, HIGHER, "payoff", "organisms")
+        yield Extensive(name, meaning, tree, solution, value)
+
+
+def _measured(outcomes: Outcomes, price: float, alarms: Alarms) -> Iterator[tuple[str, str, Node]]:
     payoffs = outcomes.by_organism(price)
     of = dict(zip(outcomes.organisms, outcomes.of, strict=True))
 
@@ -71,11 +100,7 @@ def trees(outcomes: Outcomes, price: float, alarms: Mapping[str, Mapping[str, bo
         those = heard(pair, column)
         return {said: len(organisms) / sum(map(len, those.values())) for said, organisms in those.items()}
 
-    pairs = list(dict.fromkeys(outcomes.of))
-    for name, meaning, root in _roots(pairs, outcomes.rows, outcomes.columns, payoff, rings if alarms else None):
-        tree = Tree(root)
-        exact = iterations is None or tree.size.sequences <= tree_solvers.LIMIT
-        yield Extensive(name, meaning, tree, tree_solvers.solve(tree) if exact else tree_solvers.cfr(tree, iterations or 1))
+    yield from _roots(list(dict.fromkeys(outcomes.of)), outcomes.rows, outcomes.columns, payoff, rings if alarms else None)
 
 
 def sizes(study: Study) -> dict[str, Size]:

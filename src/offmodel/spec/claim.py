@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from offmodel.errors import did_you_mean
 from offmodel.spec.model import Model, Name, NotEmpty, Text, problem
@@ -35,24 +35,15 @@ class Minus(Model):
     pairs: Mapping[Text, Text] = Field(default_factory=dict)
 
 
-class Condition(Model):
-    """A number over organisms, or a difference of two on the same organisms, and where its interval must lie.
+class Threshold(Model):
+    """Where an interval must lie.
 
     Attributes:
-        measure: As in ``results.parquet`` (``retention``, ``capability.<suite>``, ``capability.<suite>.steps=<k>`` ...), taken at the
-            method's end, or an area or ``removal_at_90``.
-        method: One of the study's, or "organism" for the untouched ones.
-        recipe: One of the study's, where it compares several.
-        minus: What is taken from it, organism by organism.
         above: The number is greater than this.
         below: The number is less than this.
         between: The number is one of these or between them: "about equal" with its margin.
     """
 
-    measure: Text
-    method: Text
-    recipe: Name | None = None
-    minus: Minus | None = None
     above: Number | None = None
     below: Number | None = None
     between: tuple[Number, Number] | None = None
@@ -64,6 +55,39 @@ class Condition(Model):
             raise problem(f"needs one of above, below and between, and has {' and '.join(given) or 'none'}")
         if self.between is not None and not self.between[0] < self.between[1]:
             raise problem("the first must be less than the second", "between")
+        return self
+
+
+class ProbeCondition(Threshold):
+    """A row of a probe, and where its interval must lie.
+
+    Attributes:
+        probe: Of the study's ``measure.probes``.
+        row: What the report calls it, such as ``pirate, back within 160 steps``.
+    """
+
+    probe: Text
+    row: Text
+
+
+class Condition(Threshold):
+    """A number over organisms, or a difference of two on the same organisms, and where its interval must lie.
+
+    Attributes:
+        measure: As in ``results.parquet`` (``retention``, ``capability.<suite>``, ``capability.<suite>.steps=<k>`` ...), taken at the
+            method's end, or an area or ``removal_at_90``.
+        method: One of the study's, or "organism" for the untouched ones.
+        recipe: One of the study's, where it compares several.
+        minus: What is taken from it, organism by organism.
+    """
+
+    measure: Text
+    method: Text
+    recipe: Name | None = None
+    minus: Minus | None = None
+
+    @model_validator(mode="after")
+    def _is_a_difference(self) -> Self:
         if self.minus is not None and not self.minus.pairs and self.other == self.model_copy(update={"minus": None}):
             raise problem("is the number itself, so the difference is 0; change its measure, method, recipe or pairs", "minus")
         return self
@@ -73,6 +97,15 @@ class Condition(Model):
         """The other side of the difference, as a condition with the same threshold."""
         changes = self.minus.model_dump(exclude={"pairs"}, exclude_none=True) if self.minus else {}
         return self.model_copy(update=changes | {"minus": None})
+
+
+def _kind(data: Any) -> str:
+    # Angle brackets keep a tag apart from the keys of a study in the location of an error.
+    of_probe = "probe" in data if isinstance(data, Mapping) else isinstance(data, ProbeCondition)
+    return "<probe>" if of_probe else "<number>"
+
+
+Test: TypeAlias = Annotated[Annotated[Condition, Tag("<number>")] | Annotated[ProbeCondition, Tag("<probe>")], Discriminator(_kind)]
 
 
 class Claim(Model):
@@ -92,15 +125,20 @@ class Claim(Model):
     source: Text
     published: Text
     sure: Literal["verified", "secondary"]
-    holds_if: Annotated[tuple[Condition, ...], NotEmpty]
+    holds_if: Annotated[tuple[Test, ...], NotEmpty]
     why: Text
     needs: Text
 
-    def check(self, *, methods: Iterable[str], recipes: Iterable[str], pairs: Iterable[str], suites: Iterable[str]) -> None:
+    def check(
+        self, *, methods: Iterable[str], recipes: Iterable[str], pairs: Iterable[str], suites: Iterable[str], probes: Sequence[str]
+    ) -> None:
         """Refuse a condition on something that the study does not have; the message names the nearest that it has."""
         known = _Known([UNTOUCHED, *methods], [*recipes], [*pairs], [*suites])
         for i, condition in enumerate(self.holds_if):
             at = ("claim", "holds_if", i)
+            if isinstance(condition, ProbeCondition):
+                _check_name("probe", condition.probe, probes, (*at, "probe"))
+                continue
             _check_side(condition, known, at)
             if condition.minus is not None:
                 _check_side(condition.other, known, (*at, "minus"))

@@ -463,7 +463,7 @@ class Study(Model):
     def _claim_is_about_this_study(self) -> Self:
         if self.claim is not None:
             pairs, recipes = self.organisms.pairs, self.organisms.recipes
-            self.claim.check(methods=self.methods, recipes=recipes, pairs=pairs, suites=self.measure.capability)
+            self.claim.check(methods=self.methods, recipes=recipes, pairs=pairs, suites=self.measure.capability, probes=self.measure.probes)
         return self
 
     @model_validator(mode="after")
