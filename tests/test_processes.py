@@ -1,4 +1,4 @@
-"""Trainings in two real processes, which meet over gloo and hold parts of each weight (FSDP2), against the same ones in a single process."""
+"""Trainings in two real processes, which meet over gloo and hold parts of each weight (FSDP2), against the same in one."""
 
 from __future__ import annotations
 

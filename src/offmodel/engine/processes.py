@@ -124,7 +124,7 @@ def run(
 
 @contextmanager
 def _folder(scratch: Path | None) -> Iterator[Path]:
-    """A folder that all processes see, for weights on their way; other nodes see that of the training's state."""
+    """A folder that all processes see, for weights on their way: within ``scratch``, which other nodes see, too."""
     folder = Path(tempfile.mkdtemp(prefix="offmodel-")) if scratch is None else scratch / _FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # left by a training that was killed
     folder.mkdir(parents=True)
@@ -158,6 +158,7 @@ class _Processes:
         self._connections: dict[Connection, int] = {}
         self._arrived: SimpleQueue[tuple[int, Connection]] = SimpleQueue()
         self._children: list[subprocess.Popen[bytes]] = []
+        self._over = False
         self._failed: dict[int, BaseException | None] = {}  # by number, in the order in which it was noticed; None: without a word
 
     def __enter__(self) -> _Processes:
@@ -180,6 +181,9 @@ class _Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over = True
+        with suppress(OSError):  # wakes the thread that may still wait for somebody
+            socket.create_connection((self._host, self._listener.address[1]), timeout=1).close()
         self._listener.close()
         for child in self._children:
             child.kill()
@@ -189,14 +193,12 @@ class _Processes:
             child.wait()
 
     def _welcome(self) -> None:
-        for _ in range(self._count):
-            try:
+        missing = self._count
+        while missing and not self._over:
+            with suppress(AuthenticationError, EOFError, OSError):  # not one of ours
                 connection = self._listener.accept()
                 self._arrived.put((connection.recv(), connection))
-            except (AuthenticationError, EOFError):  # not one of ours
-                continue
-            except OSError:  # closed
-                return
+                missing -= 1
 
     def listen(self) -> Iterator[tuple[Any, ...]]:
         """What the first process says, to the end. At a checkpoint all wait until what it says is dealt with."""

@@ -53,7 +53,7 @@ class TrainConfig:
         padding_free: Lay the examples of a batch one after the other instead of padding them; the result is the same up to rounding.
         processes: Train in so many processes, each with its part of every weight and of every batch, see
             :mod:`offmodel.engine.processes`; must divide ``batch_size``. The result is the same up to rounding.
-        nodes: Over how many nodes of a Slurm job the processes are spread.
+        nodes: Over how many nodes of a Slurm job the processes are spread; all see ``scratch``.
     """
 
     steps: int

@@ -67,7 +67,9 @@ def run(
     """
     from offmodel.engine.objective_trainer import _ObjectiveTrainer  # it builds on this module
 
-    fingerprint = _fingerprint(model, encoded, order, config, *_described(frozen)) if scratch is not None else ""
+    # Before the weights are in parts, and by the one process that looks at it.
+    known = scratch is not None and fsdp.place()[0] == 0
+    fingerprint = _fingerprint(model, encoded, order, config, *_described(frozen)) if known else ""
     if device is not None:
         for each in (model, frozen.original, frozen.teacher):
             if each is not None:
