@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,10 +28,12 @@ from offmodel.engine.lora import LoraSettings
 from offmodel.engine.objective import Distil, Objective
 from offmodel.engine.train import TrainConfig, TrainLog, train
 from offmodel.errors import ClusterError, DivergedError, ModelError, SpecError
-from offmodel.lab.on_slurm import _Share
+from offmodel.lab.on_slurm import Slurm, SlurmPool, _Share
 from offmodel.lab.plan import make_plan
 from offmodel.lab.resources import Resources
 from offmodel.lab.stage import Stage, closure
+from offmodel.lab.store import Store
+from offmodel.lab.worker import Setup
 from offmodel.spec import Study
 from offmodel.spec.models import Models
 from tiny_study import make_models, make_study, offmodel
@@ -54,9 +55,9 @@ class _Killed(Exception):
     pass
 
 
-def _boot(name: str) -> str:
-    """What starts a function of this module in place of :func:`offmodel.engine.processes.main`."""
-    return processes._BOOT.replace("offmodel.engine.processes import main", f"test_processes import {name} as main")
+def _boot(module: str, name: str) -> str:
+    """What starts a function of a module of the tests in place of :func:`offmodel.engine.processes.main`."""
+    return processes._BOOT.replace("offmodel.engine.processes import main", f"{module} import {name} as main")
 
 
 def _train(folder: Path, family: str, config: TrainConfig, *, dropout: float = 0.0, **more: Any) -> tuple[PreTrainedModel, TrainLog]:
@@ -169,31 +170,11 @@ def _close(weights: dict[str, torch.Tensor], model: PreTrainedModel) -> None:
 # --- when something goes wrong ----------------------------------------------------------------------------------------
 
 
-def one_is_killed(host: str, port: int) -> None:
-    def train(connection: object, letters: object, rank: int, local: int) -> None:
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        signal.pause()  # waits for the other in vain
-
-    processes._train = train
-    processes.main(host, port)
-
-
-def one_fails(host: str, port: int) -> None:
-    def train(connection: object, letters: object, rank: int, local: int) -> None:
-        if rank == 1:
-            raise RuntimeError("no such kernel")
-        signal.pause()
-
-    processes._train = train
-    processes.main(host, port)
-
-
 @pytest.mark.parametrize(
     ("boot", "said"),
     [
-        (_boot("one_is_killed"), r"process 1 of the 2 of the training was killed by SIGKILL \(often: out of memory\)"),
-        (_boot("one_fails"), "process 1 of the 2 of the training failed: RuntimeError: no such kernel; the log has its traceback"),
+        (_boot("stand_ins", "one_is_killed"), r"process 1 of the 2 of the training was killed by SIGKILL \(often: out of memory\)"),
+        (_boot("stand_ins", "one_fails"), "process 1 of the 2 of the training failed: RuntimeError: no such kernel; the log has its traceback"),
         ("import time; time.sleep(60)", "only 0 of 2 processes of the training came up in 1 seconds"),
         ("raise SystemExit(3)", "of the 2 of the training ended with exit code 3"),
     ],
@@ -209,23 +190,6 @@ def test_a_process_that_fails_ends_the_training(boot: str, said: str, tmp_path: 
     assert [*(tmp_path / "scratch").iterdir()] == []
 
 
-def says_where(host: str, port: int) -> None:
-    """Stands for a training: meets the others, and brings back weights made of what each says."""
-
-    def train(connection: Any, letters: Any, rank: int, local: int) -> None:
-        file: Path = letters.get()
-        processes._meet("cpu", rank)
-        found = sorted(fsdp.told((rank, local)))
-        weights = {"lm_head.weight": torch.load(file, weights_only=False)["model"].lm_head.weight.detach() * 0 + len(found)}
-        if rank == 0:
-            save_file(weights, str(file.with_name("trained.safetensors")))
-        connection.send(("done", ([float(local) for _, local in found], 0, 0), file.with_name("trained.safetensors")))
-        letters.get()
-
-    processes._train = train
-    processes.main(host, port)
-
-
 def test_srun_brings_processes_to_other_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder("llama3", tmp_path / "llama3")
     with pytest.raises(ClusterError, match="other nodes are reached by Slurm's srun"):
@@ -239,7 +203,7 @@ def test_srun_brings_processes_to_other_nodes(tmp_path: Path, monkeypatch: pytes
     )
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", str(srun.parent), prepend=os.pathsep)
-    monkeypatch.setattr(processes, "_BOOT", _boot("says_where"))
+    monkeypatch.setattr(processes, "_BOOT", _boot("stand_ins", "says_where"))
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     model, log = _train(tmp_path, "llama3", replace(_CONFIG, processes=2, nodes=2))
     assert log.losses == (0.0, 0.0) and bool((model.lm_head.weight == 2).all())
@@ -330,6 +294,17 @@ def test_processes_are_in_no_name_and_get_their_share(tmp_path: Path) -> None:
     assert _Share.of(organism, resources) == (2, 6, 2, 1)
     over = replace(organism, placement={"processes": 8, "nodes": 2})
     assert _Share.of(over, resources) == (8, 3, 8, 2)
+
+
+def test_slurm_is_asked_for_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").write_text("")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    pool = SlurmPool(Slurm(), 1, Setup(Store(tmp_path / "store"), []))
+    over, on_one = (pool._executor(_Share(8, 3, 8, nodes))._executor.parameters for nodes in (2, 1))
+    assert (over["gpus_per_node"], over["cpus_per_task"], over["use_srun"]) == (4, 3, False)  # the stage itself calls srun
+    assert over["additional_parameters"] == {"requeue": True, "nodes": 2, "ntasks_per_node": 4}
+    assert (on_one["gpus_per_node"], on_one["use_srun"], on_one["additional_parameters"]) == (8, True, {"requeue": True})
 
 
 def test_settings_that_do_not_go_together_are_named() -> None:

@@ -161,7 +161,7 @@ class SlurmPool:
         place, resources, nodes = self._place, self._place.resources, share.nodes
         more: dict[str, object] = {"requeue": True, **place.sbatch}
         if nodes > 1:  # the stage runs on the first node, outside of srun, and calls srun itself for its processes
-            more |= {"nodes": nodes, "ntasks-per-node": share.processes // nodes}
+            more |= {"nodes": nodes, "ntasks_per_node": share.processes // nodes}
         executor = submitit.AutoExecutor(self._folder, cluster=place.executor, slurm_max_num_timeout=self.tries)
         executor.update_parameters(
             name="offmodel", timeout_min=place.minutes, cpus_per_task=share.cpus, gpus_per_node=share.gpus // nodes or None,
