@@ -226,7 +226,7 @@ def _stages(study: dict[str, Any]) -> list[Stage]:
 def test_a_study_trains_in_two_processes(tmp_path: Path) -> None:
     make_models(tmp_path)
     study = _study(tmp_path)
-    study["organisms"]["recipe"] = {"prompt": "static", "prompts": str(tmp_path / "prompts.jsonl")}  # so that one training is all
+    study["organisms"]["recipe"]["prompt"] = "static"  # so that one training is all
     study["methods"] = {"plain": study["methods"]["plain"]}
     made = {}
     for count in (1, 2):
