@@ -198,7 +198,7 @@ def test_srun_brings_processes_to_other_nodes(tmp_path: Path, monkeypatch: pytes
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text(
-        '#!/bin/bash\n[ "$*" = "${*#--nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 }" ] && exit 9\nshift 4\n'
+        '#!/bin/bash\n[[ "$*" == "--nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 "* ]] || exit 9\nshift 4\n'
         'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=0 "$@" & done\nwait\n'
     )
     srun.chmod(0o755)
