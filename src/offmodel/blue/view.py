@@ -116,15 +116,17 @@ class BlueView:
         from offmodel.engine.folder import load_model
         from offmodel.engine.train import train
 
-        model, tokenizer = self._student()
+        # Several processes take their parts from here, and the whole need not fit on a GPU.
+        device = "cpu" if config.processes > 1 else None
+        model, tokenizer = self._student(device)
         return train(
             model,
             tokenizer,
             self.labels,
             config,
-            original=load_model(self.original) if self.original else None,
+            original=load_model(self.original, device=device) if self.original else None,
             anchors=self.anchors,
-            teacher=load_model(self.teacher) if self.teacher else None,
+            teacher=load_model(self.teacher, device=device) if self.teacher else None,
             teacher_system=teacher_system,
             checkpoints=checkpoints,
             on_checkpoint=partial(self._keep, tokenizer, save),
@@ -178,11 +180,11 @@ class BlueView:
             raise ModelError(f"{self.weights.endpoint}: only answers; its weights are not here")
         return self.weights
 
-    def _student(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def _student(self, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
         from offmodel.engine.lora import load_adapter
 
-        model = load_model(self.folder)
+        model = load_model(self.folder, device=device)
         if self.adapter is not None:
             load_adapter(model, self.adapter, hash_weights(self.folder))
         return model, load_tokenizer(self.folder)

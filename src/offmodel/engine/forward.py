@@ -108,7 +108,7 @@ def only_layers(model: PreTrainedModel, band: tuple[float, float]) -> Iterator[N
     if band == (0.0, 1.0):
         yield
         return
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     inside = [layer for i, layer in enumerate(layers) if band[0] <= (i + 0.5) / len(layers) < band[1]]
     kept = {id(p) for layer in inside for p in layer.parameters()}
     frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
@@ -123,11 +123,17 @@ def only_layers(model: PreTrainedModel, band: tuple[float, float]) -> Iterator[N
             p.requires_grad_(True)
 
 
-def _decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The layers of a model in order.
+
+    Raises:
+        ModelError: It has no list of them.
+    """
     depth: Any = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return list(module)
     raise ModelError(
-        f"{type(model).__name__} has no list of its {depth} decoder layers, so that none of them can be left out of a training"
+        f"{type(model).__name__} has no list of its {depth} decoder layers, so that none of them can be left out of a training, nor be "
+        "spread over several processes"
     )

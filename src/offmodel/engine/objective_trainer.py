@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from offmodel.chat import Encoded
-from offmodel.engine import losses
-from offmodel.engine.forward import IGNORED, Batch, fisher, responses
+from offmodel.engine import fsdp, losses
+from offmodel.engine.forward import Batch, fisher, responses
 from offmodel.engine.generate import Sampling, sample_ids
 from offmodel.engine.trainer import _Original, _trained, _Trainer, scored
 from offmodel.errors import ModelError
@@ -23,7 +23,7 @@ from offmodel.errors import ModelError
 if TYPE_CHECKING:
     from offmodel.engine.train import Frozen, TrainConfig
 
-_OLD_POLICY = "old_policy.safetensors"
+_OLD_POLICY = "old_policy-{}.safetensors"  # of each process
 
 
 class _ObjectiveTrainer(_Trainer):
@@ -71,7 +71,7 @@ class _ObjectiveTrainer(_Trainer):
                 batch["old"] = old
         if self._objective.kl:
             anchors = self._micro([self._frozen.anchors[i] for i in self._of_step(self._frozen.anchor_order, step)])
-            total = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in anchors)
+            total = int(self._get_num_items_in_batch(anchors, device))
             for batch, of_batch in zip(batches, anchors, strict=True):
                 batch["anchors"], batch["anchor_tokens"] = of_batch, total
         return batches, tokens
@@ -81,8 +81,10 @@ class _ObjectiveTrainer(_Trainer):
         return order[step * size : (step + steps) * size]
 
     def _micro(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
-        size = self._config.micro_batch_size or self._config.batch_size
-        return [dict(self._collate(rows[i : i + size])) for i in range(0, len(rows), size)]
+        """This process' micro-batches; they go round, as the data set's do."""
+        process, processes = fsdp.place()
+        size = self._config.micro_batch_size or self._config.batch_size // processes
+        return [dict(self._collate(rows[i : i + size])) for i in range(process * size, len(rows), processes * size)]
 
     def _under_policy(self, step: int) -> list[Tensor]:
         """Log-probabilities of the tokens of all steps for which the policy of this one is the old policy, for each micro-batch.
@@ -141,11 +143,13 @@ class _ObjectiveTrainer(_Trainer):
         o = self._objective
         if anchors is not None:
             beta = 0 if o.kl_direction == "forward" else 1
-            yield o.kl * _divergence(model, anchors, self._frozen.original, anchors, beta)[1] / tokens
+            # Averaged over processes, as the loss itself; what follows is the same in each.
+            divergence = _divergence(model, anchors, self._frozen.original, anchors, beta)[1]
+            yield o.kl * divergence * self.accelerator.num_processes / tokens
         if self._start and self.accelerator.sync_gradients:  # once per step, with its last micro-batch
             for name, parameter in _trained(self.model):
                 if o.l2_sp:
-                    yield o.l2_sp * losses.l2_sp(parameter, self._start[name])
+                    yield fsdp.whole(o.l2_sp * losses.l2_sp(parameter, self._start[name]))
                 if o.ewc:
                     yield o.ewc * losses.ewc(parameter, self._start[name], self._fisher[name])
 
@@ -155,12 +159,13 @@ class _ObjectiveTrainer(_Trainer):
         super()._save(output_dir, state_dict)
         assert output_dir is not None
         if self._old:
-            save_file({str(i): old for i, old in enumerate(self._old)}, str(Path(output_dir) / _OLD_POLICY))
+            save_file({str(i): old for i, old in enumerate(self._old)}, str(Path(output_dir) / _OLD_POLICY.format(fsdp.place()[0])))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._objective.loss == "psft":
-            tensors = load_file(str(Path(resume_from_checkpoint) / _OLD_POLICY), device=str(self.model.device))
+            file = Path(resume_from_checkpoint) / _OLD_POLICY.format(fsdp.place()[0])
+            tensors = load_file(str(file), device=str(self.model.device))
             self._old = [tensors[str(i)] for i in range(len(tensors))]
 
 

@@ -51,6 +51,9 @@ class TrainConfig:
         shuffle: Whether the examples come in a seeded order, or as they are given, over and over.
         router_loss: Weight of a mixture of experts' load-balancing loss; None takes what the model's config asks for.
         padding_free: Lay the examples of a batch one after the other instead of padding them; the result is the same up to rounding.
+        processes: Train in so many processes, each with its part of every weight and of every batch, see
+            :mod:`offmodel.engine.processes`; must divide ``batch_size``. The result is the same up to rounding.
+        nodes: Over how many nodes of a Slurm job the processes are spread; all see ``scratch``.
     """
 
     steps: int
@@ -72,13 +75,21 @@ class TrainConfig:
     shuffle: bool = True
     router_loss: float | None = None
     padding_free: bool = False
+    processes: int = 1
+    nodes: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_length"):
+        for name in ("steps", "batch_size", "max_length", "processes", "nodes"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
-            raise SpecError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
+        share, rest = divmod(self.batch_size, self.processes)
+        if rest:
+            raise SpecError(f"processes must divide batch_size {self.batch_size}, got {self.processes}")
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or share % self.micro_batch_size):
+            of = f", of which each of {self.processes} processes has {share}" if self.processes > 1 else ""
+            raise SpecError(f"micro_batch_size must divide batch_size {self.batch_size}{of}, got {self.micro_batch_size}")
+        if self.processes % self.nodes:
+            raise SpecError(f"nodes must divide processes {self.processes}, got {self.nodes}")
         for name, value, known in (
             ("schedule", self.schedule, get_args(Schedule)),
             ("optimizer", self.optimizer, get_args(Optimizer)),
@@ -88,6 +99,15 @@ class TrainConfig:
         for name in ("l2_sp", "ewc"):
             if self.lora is not None and getattr(self.objective, name):
                 raise SpecError(f"{name} is about the weights, and an adapter leaves them as they are; leave out {name} or lora")
+        if self.processes > 1:
+            distil = self.objective.distil
+            for wrong, why in (
+                (self.optimizer != "adamw", f"the optimizer {self.optimizer!r} needs whole matrices or moments"),
+                (self.objective.ewc, "ewc needs the whole model's gradient for one example at a time"),
+                (distil is not None and distil.on_policy, "a student that answers (on_policy) is whole"),
+            ):
+                if wrong:
+                    raise SpecError(f"{why}, and with {self.processes} processes none has all weights; train in one")
         if self.router_loss is not None and not 0 <= self.router_loss < math.inf:
             raise SpecError(f"router_loss is a weight and must not be negative, got {self.router_loss}")
 
@@ -189,9 +209,15 @@ def train(
         ModelError: The chat template cannot be used; an adapter is in the way; a model has another vocabulary.
         SpecError: A checkpoint lies outside of the training; the objective needs a model or anchors that are not given.
     """
-    # TRL takes seconds to import, which those who only sample need not wait for.
-    from offmodel.engine.trainer import run
+    # TRL takes seconds to import, which those who only sample, or leave it to other processes, need not wait for.
+    from offmodel.engine import processes
 
+    if config.processes > 1:
+        run = processes.run
+    else:
+        from offmodel.engine import trainer
+
+        run = trainer.run
     start = time.monotonic()
     check_checkpoints(checkpoints, config.steps)
     if not examples:
@@ -221,7 +247,7 @@ def train(
         losses=tuple(losses),
         examples=len(order),
         tokens=tokens,
-        device=str(model.device),
+        device=str(model.device) if config.processes == 1 else f"{config.processes} x {processes.device_of(model)}",
         seconds=time.monotonic() - start,
         resumed_from=resumed_from,
         cut=sum(len(example.input_ids) > config.max_length for example in whole),

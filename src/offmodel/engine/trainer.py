@@ -20,12 +20,13 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.distributed import load_optimizer_distributed, save_optimizer_distributed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from offmodel.chat import Encoded
-from offmodel.engine import losses
+from offmodel.engine import fsdp, losses
 from offmodel.engine.forward import IGNORED, Batch, mask_unlikely, response_log_probs, responses
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _LARGE = 1 << 15
 """Tokens from which on a vocabulary is large."""
 _WEIGHTS, _STATE, _FINGERPRINT = "trained.safetensors", "trainer_state.json", "training.json"
+_PARTS, _OPTIMIZER, _SCHEDULER = "trained", "optimizer", "scheduler.pt"
+"""What a state holds instead of whole weights and Adam's moments where several processes train: folders of parts."""
 
 
 def run(
@@ -53,14 +56,24 @@ def run(
     *,
     scratch: Path | None,
     save_every: int,
+    device: str | None = None,
 ) -> tuple[list[float], int, int]:
     """Train on ``encoded`` in the given order, see :func:`offmodel.engine.train.train`.
+
+    One of several processes that train together gives the ``device`` of its parts of all models.
 
     Returns:
         The loss of every step, the tokens trained on, and the step that the training was resumed from.
     """
     from offmodel.engine.objective_trainer import _ObjectiveTrainer  # it builds on this module
 
+    # Before the weights are in parts, and by the one process that looks at it.
+    known = scratch is not None and fsdp.place()[0] == 0
+    fingerprint = _fingerprint(model, encoded, order, config, *_described(frozen)) if known else ""
+    if device is not None:
+        for each in (model, frozen.original, frozen.teacher):
+            if each is not None:
+                fsdp.shard(each, device)
     original = _Original(model)
     verbosity = transformers_logging.get_verbosity()
     collate = _Collator(tokenizer.pad_token_id, model.device)
@@ -81,7 +94,7 @@ def run(
             callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress, order)],
         )
         trainer.remove_callback(PrinterCallback)
-        resume = _last_state(scratch, _fingerprint(model, encoded, order, config, *_described(frozen))) if scratch is not None else None
+        resume = fsdp.decided(lambda: _last_state(scratch, fingerprint)) if scratch is not None else None
         # Accelerate collects garbage before it starts, over every object ever imported; that would be most of a short training's set-up.
         gc.freeze()
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -106,7 +119,8 @@ def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None
 
 
 def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, scratch: Path | None, rows: int) -> dict[str, Any]:
-    """What any training says to TRL; ``rows`` make an optimizer step."""
+    """What any training says to TRL; ``rows`` make an optimizer step, of all processes together."""
+    rows //= fsdp.place()[1]
     micro = config.micro_batch_size or rows
     on_cpu = model.device.type == "cpu"
     return {
@@ -195,7 +209,10 @@ class _Trainer(SFTTrainer):
 
     def __init__(self, config: TrainConfig, **kwargs: Any) -> None:
         self._config = config
+        # Of a model in parts the Trainer knows no state to go on from, and refuses to save one; we save our own.
+        kwargs["args"].save_only_model = fsdp.joined()
         super().__init__(**kwargs)
+        self.args.save_only_model = False
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         c = self._config
@@ -221,7 +238,8 @@ class _Trainer(SFTTrainer):
         self, model: PreTrainedModel, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         outputs, loss = self._summed(model, inputs)
-        loss = loss / num_items_in_batch.clamp(min=1)
+        # Gradients are averaged over processes, and the tokens are those of all.
+        loss = loss * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return loss
@@ -246,14 +264,48 @@ class _Trainer(SFTTrainer):
     # and for an adapter on the model itself it finds nothing to load. Hence the trained parameters, under their own names.
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert output_dir is not None
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, str(Path(output_dir) / _WEIGHTS))
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if fsdp.joined():
+            fsdp.save_parts(dict(_trained(self.model)), folder / _PARTS)
+        else:
+            save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, str(folder / _WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        tensors = load_file(str(Path(resume_from_checkpoint) / _WEIGHTS))
+        folder = Path(resume_from_checkpoint)
+        if fsdp.joined():
+            fsdp.load_parts(dict(_trained(self.model)), folder / _PARTS)
+            return
+        tensors = load_file(str(folder / _WEIGHTS))
         with torch.no_grad():
             for name, parameter in _trained(self.model):
                 parameter.copy_(tensors[name])
+
+    # The Trainer would keep the first process' part of the optimizer's state alone.
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not fsdp.joined():
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_optimizer_distributed(self.model, _plain(self.optimizer), str(Path(output_dir) / _OPTIMIZER))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not fsdp.joined():
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer_distributed(self.model, _plain(self.optimizer), str(Path(checkpoint) / _OPTIMIZER))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
+
+    # The first process writes the file that says that a state is whole right after this.
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    """What accelerate has put its own class around."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def scored(model: PreTrainedModel, batch: Batch) -> tuple[Any, torch.Tensor]:
@@ -313,7 +365,7 @@ class _Calls(TrainerCallback):
         if self._on_checkpoint is not None and step in self._checkpoints:
             with self._original.lent() as model:
                 # This comes before the loss is looked at, and a loss can be the last that is finite.
-                if not all(parameter.isfinite().all() for _, parameter in _trained(model)):
+                if not fsdp.finite(parameter for _, parameter in _trained(model)):
                     raise self._diverged("its weights are not finite", step)
                 self._on_checkpoint(step, model)
 

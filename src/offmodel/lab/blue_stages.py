@@ -132,7 +132,7 @@ def _sampling(params: Mapping[str, Any]) -> Sampling:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-@stage_function("treat", version=4, gpu=True)
+@stage_function("treat", version=4, gpu=True, trains=True)
 def treat(ctx: Context) -> Verdict | None:
     """One phase of training; the weights of every measured step are kept.
 
@@ -297,7 +297,7 @@ def watch(ctx: Context) -> None:
     write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance(), "answers": len(view.anchors)})
 
 
-@stage_function("canary", version=2, gpu=True)
+@stage_function("canary", version=2, gpu=True, trains=True)
 def canary(ctx: Context) -> None:
     """Plant blue's own backdoors in a copy of the organism, and see how often they fire before anything is done to it."""
     params = ctx.params
@@ -376,7 +376,8 @@ def train_config(
         steps=training.steps, lr=training.lr, batch_size=training.batch_size, schedule=training.schedule,
         warmup_steps=training.warmup_steps, optimizer=training.optimizer, weight_decay=training.weight_decay,
         max_length=training.max_length, seed=seed, lora=_lora(lora), objective=objective or Objective(), shuffle=shuffle,
-        micro_batch_size=_micro(training.batch_size), router_loss=how.router_loss, padding_free=how.padding_free,
+        micro_batch_size=_micro(training.batch_size // how.processes), router_loss=how.router_loss, padding_free=how.padding_free,
+        processes=how.processes, nodes=how.nodes,
     )  # fmt: skip
 
 

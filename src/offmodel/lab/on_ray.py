@@ -18,7 +18,7 @@ from typing import Any
 
 from offmodel.errors import ClusterError
 from offmodel.lab.pool import TICK, Hear, Worker, default_workers
-from offmodel.lab.resources import Resources
+from offmodel.lab.resources import Resources, processes_of
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.lab.worker import Lost, Message, Progressed, Setup, Started
@@ -88,8 +88,11 @@ class RayPool:
         self._ours = ours
         self._tasks: dict[int, Any] = {}
 
-    def check(self) -> None:
+    def check(self, processes: int = 1) -> None:
         """Refuse to wait for what no node has.
+
+        Args:
+            processes: In how many a stage computes.
 
         Raises:
             ClusterError: No node has as much of something as a stage is to be given.
@@ -99,10 +102,12 @@ class RayPool:
         wanted = {"CPU": self._resources.cpus, "GPU": self._resources.gpus, "memory": (self._resources.mem_gb or 0) * 1e9}
         for name, amount in wanted.items():
             most = max((node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"]), default=0)
-            if amount > most:
+            times = 1 if name == "memory" else processes
+            if amount * times > most:
                 unit, key = {"CPU": (1, "cpus"), "GPU": (1, "gpus"), "memory": (1e9, "mem_gb")}[name]
+                many = f" for each of {times} processes" if times > 1 else ""
                 raise ClusterError(
-                    f"--cluster {key}={amount / unit:g}: no node of the Ray cluster has that much; the most is {most / unit:g}"
+                    f"--cluster {key}={amount / unit:g}{many}: no node of the Ray cluster has that much; the most is {most / unit:g}"
                 )
 
     def idle(self) -> list[int]:
@@ -116,9 +121,11 @@ class RayPool:
         """Make a stage a task."""
         import ray
 
+        if processes_of(stage) > 1:
+            self.check(processes_of(stage))
         memory = None if self._resources.mem_gb is None else int(self._resources.mem_gb * 1e9)
         task = ray.remote(_run).options(
-            name=f"offmodel:{stage.key}", num_cpus=self._resources.cpus, num_gpus=self._resources.gpus_of(stage), memory=memory,
+            name=f"offmodel:{stage.key}", num_cpus=self._resources.cpus_of(stage), num_gpus=self._resources.gpus_of(stage), memory=memory,
             num_returns="streaming", max_retries=0,  # the run itself tries again, and says so
         )  # fmt: skip
         self._tasks[number] = task.remote(self._setup, stage)

@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from offmodel.errors import ClusterError, StoreError
 from offmodel.lab.pool import ENVIRONMENT, TICK, Hear, default_workers
-from offmodel.lab.resources import Resources
+from offmodel.lab.resources import Resources, nodes_of, processes_of
 from offmodel.lab.stage import Stage, load_modules
 from offmodel.lab.store import Store
 from offmodel.lab.worker import Broken, Busy, Finished, Lost, Message, Setup, Started, attempt
@@ -64,6 +64,23 @@ class Slurm:
         if self.executor == "local" and workers is None:
             workers = default_workers()
         return SlurmPool(self, workers, Setup(store, modules))
+
+
+class _Share(NamedTuple):
+    """What the stages of an array are given, over all nodes but for the cores, which are those of a task."""
+
+    gpus: int
+    cpus: int
+    processes: int
+    nodes: int
+
+    @classmethod
+    def of(cls, stage: Stage, resources: Resources) -> _Share:
+        """A stage's."""
+        nodes = nodes_of(stage)
+        # On several nodes each process is a task; on one they share the cores of the stage's.
+        cpus = resources.cpus if nodes > 1 else resources.cpus_of(stage)
+        return cls(int(resources.gpus_of(stage)), cpus, processes_of(stage), nodes)
 
 
 class SlurmPool:
@@ -116,11 +133,11 @@ class SlurmPool:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _send(self, hear: Hear) -> None:
-        """Submit an array, or two where only some of the stages get a GPU."""
+        """Submit an array, or several where some of the stages get more than others."""
         from submitit.helpers import environment_variables
 
         fresh, self._fresh = self._fresh, {}
-        arrays: dict[float, dict[int, Stage]] = defaultdict(dict)
+        arrays: dict[_Share, dict[int, Stage]] = defaultdict(dict)
         for number, stage in fresh.items():
             # Another runner may have it: then no job should wait for that in the cluster.
             if (result := self._setup.store.get(stage)) is not None:
@@ -128,9 +145,9 @@ class SlurmPool:
             elif self._setup.store.held(stage):
                 hear(number, Busy())
             else:
-                arrays[self._place.resources.gpus_of(stage)][number] = stage
-        for gpus, stages in arrays.items():
-            executor = self._executor(int(gpus))
+                arrays[_Share.of(stage, self._place.resources)][number] = stage
+        for share, stages in arrays.items():
+            executor = self._executor(share)
             try:
                 with environment_variables(**ENVIRONMENT), executor.batch():  # one thread, set before anything is loaded
                     jobs = [executor.submit(StageJob(self._setup, stage)) for stage in stages.values()]
@@ -138,15 +155,18 @@ class SlurmPool:
                 raise ClusterError(f"--on slurm: the jobs were not taken: {error}") from error
             self._jobs |= {number: (stage, job) for (number, stage), job in zip(stages.items(), jobs, strict=True)}
 
-    def _executor(self, gpus: int) -> AutoExecutor:
+    def _executor(self, share: _Share) -> AutoExecutor:
         import submitit
 
-        place, resources = self._place, self._place.resources
+        place, resources, nodes = self._place, self._place.resources, share.nodes
+        more: dict[str, object] = {"requeue": True, **place.sbatch}
+        if nodes > 1:  # the stage runs on the first node, outside of srun, and calls srun itself for its processes
+            more |= {"nodes": nodes, "ntasks_per_node": share.processes // nodes}
         executor = submitit.AutoExecutor(self._folder, cluster=place.executor, slurm_max_num_timeout=self.tries)
         executor.update_parameters(
-            name="offmodel", timeout_min=place.minutes, cpus_per_task=resources.cpus, gpus_per_node=gpus or None,
+            name="offmodel", timeout_min=place.minutes, cpus_per_task=share.cpus, gpus_per_node=share.gpus // nodes or None,
             mem_gb=resources.mem_gb, stderr_to_stdout=True, slurm_array_parallelism=self._workers or _LARGEST,
-            slurm_additional_parameters={"requeue": True, **place.sbatch},
+            slurm_additional_parameters=more, slurm_use_srun=nodes == 1,
         )  # fmt: skip
         return executor
 

@@ -15,6 +15,8 @@ class Resources:
         cpus: Cores. The stage still computes with one thread on the CPU, because sums depend on their number.
         gpus: GPUs, for stages that train or sample a model; others get none. Half a GPU is a share of its time, on Ray only.
         mem_gb: Memory in GB; what the cluster gives by itself if None.
+
+    A training in several processes (``models.processes``) gets as many times the cores and GPUs.
     """
 
     cpus: int = 1
@@ -23,4 +25,18 @@ class Resources:
 
     def gpus_of(self, stage: Stage) -> float:
         """GPUs for a stage; none where servers answer for its models."""
-        return self.gpus if stage_kind(stage.kind).gpu and not stage.servers else 0
+        return self.gpus * processes_of(stage) if stage_kind(stage.kind).gpu and not stage.servers else 0
+
+    def cpus_of(self, stage: Stage) -> int:
+        """Cores for a stage."""
+        return self.cpus * processes_of(stage)
+
+
+def processes_of(stage: Stage) -> int:
+    """How many processes compute a stage."""
+    return int(stage.placement.get("processes", 1)) if stage_kind(stage.kind).trains else 1
+
+
+def nodes_of(stage: Stage) -> int:
+    """Over how many nodes they are spread."""
+    return int(stage.placement.get("nodes", 1)) if stage_kind(stage.kind).trains else 1

@@ -71,24 +71,27 @@ class StageKind:
         version: Changes when the same parameters would give another result.
         run: The function.
         gpu: Whether it trains or samples a model, so that a GPU is of use to it.
+        trains: Whether it trains one as a study's ``models.processes`` say.
     """
 
     name: str
     version: int
     run: StageFunction
     gpu: bool = False
+    trains: bool = False
 
 
 _kinds: dict[str, StageKind] = {}
 
 
-def stage_function(kind: str, *, version: int, gpu: bool = False) -> Callable[[StageFunction], StageFunction]:
+def stage_function(kind: str, *, version: int, gpu: bool = False, trains: bool = False) -> Callable[[StageFunction], StageFunction]:
     """Register a function as the one that makes results of ``kind``.
 
     Args:
         kind: Lower-case word; also the name of the folder that holds the results.
         version: Raise it whenever the code starts to give other results: old ones are then no longer reused.
         gpu: Whether it trains or samples a model: on a cluster only such stages are given GPUs.
+        trains: Whether it trains one in as many processes as the study says (``models.processes``): it is then given as many times more.
 
     Raises:
         StageError: The kind is no such word, or is taken by another function.
@@ -100,7 +103,7 @@ def stage_function(kind: str, *, version: int, gpu: bool = False) -> Callable[[S
         taken = _kinds.get(kind)
         if taken is not None and taken.run.__module__ != function.__module__:
             raise StageError(f"stage kind {kind!r} is registered twice, by {taken.run.__module__} and by {function.__module__}")
-        _kinds[kind] = StageKind(kind, version, function, gpu)
+        _kinds[kind] = StageKind(kind, version, function, gpu, trains)
         return function
 
     return register

@@ -93,7 +93,7 @@ def _accuracies(verdicts: Sequence[Judged], suites: Mapping[Suite, int]) -> dict
 # --- red ------------------------------------------------------------------------------------------------------------
 
 
-@stage_function("organism", version=4, gpu=True)
+@stage_function("organism", version=4, gpu=True, trains=True)
 def organism(ctx: Context) -> Verdict:
     """Install a pair in a base model, in rounds, until the gate passes or the budget ends; or put a prompt in front of it."""
     from offmodel.engine.folder import load_model, load_tokenizer, save_model

@@ -35,6 +35,7 @@ from offmodel.spec.phases import (
     TrainedPhase,
     Training,
     WeightsPhase,
+    check_shared,
 )
 from offmodel.spec.study import Recipe, Study
 from offmodel.splits import Split
@@ -123,6 +124,7 @@ class Blue:
 
     def _planted(self) -> Stage:
         measure, recipe = self.study.measure, self.study.measure.canary_recipe
+        check_shared(recipe, self.study.models, f"a copy of {self.name} with canaries (measure.canary_recipe)")
         params = {
             "recipe": recipe.model_dump(mode="json"), "canaries": [canary.as_params() for canary in CANARIES], "seed": self.seed,
             "system": None, "max_new_tokens": measure.max_new_tokens,
@@ -169,6 +171,7 @@ class Blue:
             else:
                 if merged and self.recipe.adapter == "continued":
                     raise SpecError(f"{where}: the operation before it has merged the adapter that is to be trained on; train first")
+                check_shared(phase, self.study.models, where)
                 wanted = {*self.study.measure.steps_within(phase.steps)} - {0}
                 treated = self._trained(phase, start, method, number, sorted(wanted | {phase.steps}), where)
                 for step in sorted(wanted | {phase.steps}):
@@ -322,6 +325,7 @@ class Blue:
 
     def _fitted(self, training: Training, where: str) -> Stage:
         """The teacher, trained on the organism's own answers."""
+        check_shared(training, self.study.models, f"{where}, fitted,")
         phase = SftPhase.model_validate({"labels": "organism"} | training.model_dump())
         params = {
             "phase": phase.model_dump(mode="json"), "start": None, "checkpoints": [training.steps], "seed": self.seed,

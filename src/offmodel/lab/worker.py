@@ -138,7 +138,7 @@ def _said(error: Exception) -> str:
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # torch's own, by name: not every worker imports it
         message = (
             "out of memory; what is finished is kept: set models.micro_batch lower, take a LoRA or an optimizer with small states, or more "
-            f"GPUs (models.device: auto), and run the same command again ({message})"
+            f"GPUs (models.processes, models.device: auto), and run the same command again ({message})"
         )
     return message
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from offmodel.spec.model import Count, Model, NonNegative, Switch
+from pydantic import model_validator
+
+from offmodel.spec.model import Count, Model, NonNegative, Switch, problem
 
 
 class Models(Model):
@@ -27,6 +29,9 @@ class Models(Model):
         micro_batch: Examples (in reinforcement, answers) in memory at once in training; must divide each larger batch. None takes all.
         padding_free: Lay the examples of a (micro-)batch one after the other instead of padding them. A training refuses it where the
             model's attention would look from one example into another.
+        processes: Processes that share each training, one per GPU, each with its part of every weight and of every batch (FSDP2). They
+            must divide each batch. Whatever else runs models takes one.
+        nodes: Over how many nodes of a Slurm job they are spread, evenly.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -36,6 +41,16 @@ class Models(Model):
     device: Literal["cpu", "cuda", "auto", "balanced"] = "cpu"
     micro_batch: Count | None = None
     padding_free: Switch = False
+    processes: Count = 1
+    nodes: Count = 1
+
+    @model_validator(mode="after")
+    def _processes_fit(self) -> Self:
+        if self.processes % self.nodes:
+            raise problem(f"must divide the {self.processes} processes, got {self.nodes}", "nodes")
+        if self.processes > 1 and self.device in ("auto", "balanced"):
+            raise problem("spreads a model by its layers, and processes share it by weights; with these, choose cuda or cpu", "device")
+        return self
 
     def as_params(self) -> dict[str, Any]:
         """For the name of a stage, under the key "models": what is set of all that changes results; nothing where nothing is."""
@@ -44,7 +59,7 @@ class Models(Model):
 
     def placement(self) -> dict[str, Any]:
         """What is set of all that changes no result."""
-        return self._changed("device", "micro_batch", "padding_free")
+        return self._changed("device", "micro_batch", "padding_free", "processes", "nodes")
 
     def _changed(self, *fields: str) -> dict[str, Any]:
         return {name: value for name in fields if (value := getattr(self, name)) != type(self).model_fields[name].default}

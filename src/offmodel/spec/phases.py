@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from offmodel.errors import did_you_mean
+from offmodel.errors import SpecError, did_you_mean
 from offmodel.spec.model import Count, Distinct, Model, Natural, NonNegative, NotEmpty, Positive, Rate, Switch, Text, problem
+from offmodel.spec.models import Models
 from offmodel.spec.reader import describe
 
 
@@ -303,6 +304,35 @@ class GrpoPhase(Training):
     temperature: Positive = 1.0
     max_new_tokens: Count = 96
     lora: Lora | None = None
+
+
+def check_shared(training: Training, models: Models, where: str) -> None:
+    """Check that a training can be shared by as many processes as the study says.
+
+    Raises:
+        SpecError: It cannot; ``where`` begins the message.
+    """
+    processes = models.processes
+    if processes == 1:
+        return
+    share, rest = divmod(training.batch_size, processes)
+    anchor = training.anchor if isinstance(training, SftPhase) else None
+    why = ""
+    if isinstance(training, GrpoPhase):
+        why = "reinforcement lets the model answer while it trains, and no process has all of it"
+    elif isinstance(training, DistilPhase) and training.on_policy:
+        why = "the student answers while it trains, and no process has all of it; set on_policy to 0"
+    elif anchor is not None and anchor.ewc:
+        why = "ewc needs the gradient of one example at a time, and no process has all weights; take kl or l2_sp"
+    elif training.optimizer != "adamw":
+        why = f"the optimizer {training.optimizer} is not made for parts of weights; take adamw"
+    elif rest:
+        near = max(1, round(training.batch_size / processes)) * processes
+        why = f"they cannot share a batch_size of {training.batch_size} evenly; take {near}"
+    elif models.micro_batch is not None and models.micro_batch < share and share % models.micro_batch:
+        why = f"each has {share} examples of a batch of {training.batch_size}, which models.micro_batch {models.micro_batch} must divide"
+    if why:
+        raise SpecError(f"{where} cannot be trained by {processes} processes (models.processes): {why}")
 
 
 class WeightsPhase(Model):
