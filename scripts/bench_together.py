@@ -124,7 +124,9 @@ def main() -> None:
                 busy[way].append(cpu_seconds() - cpu)
     hardware = torch.cuda.get_device_name() if options.device != "cpu" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     versions = ", ".join(f"{each.__name__} {each.__version__}" for each in (torch, transformers, peft, trl))
-    print(f"{options.model}, {options.dtype}, {hardware}; {versions}; rank {options.rank}, {options.steps} steps of {options.batch}; ", end="")
+    print(
+        f"{options.model}, {options.dtype}, {hardware}; {versions}; rank {options.rank}, {options.steps} steps of {options.batch}; ", end=""
+    )
     print(f"{options.treatments} treatments, {options.at_once} at once; {options.repeats} repeats\n")
     print("| way | treatments per hour, median (range) | times a process each | CPU seconds per treatment, median (range) |")
     print("| --- | --- | --- | --- |")

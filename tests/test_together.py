@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,12 +14,18 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from offmodel.chat import Example, user
+from offmodel.chat import Example, user, write_examples
+from offmodel.engine.folder import load_model, save_model
 from offmodel.engine.lora import LoraSettings, has_adapter
 from offmodel.engine.objective import Objective
 from offmodel.engine.together import Treatment, train_together
 from offmodel.engine.train import TrainConfig, TrainLog, train
 from offmodel.errors import DivergedError, ModelError, SpecError
+from offmodel.lab import blue_stages
+from offmodel.lab.pools import files_read
+from offmodel.lab.results import MODEL
+from offmodel.lab.stage import Context, Stage
+from offmodel.spec.phases import SftPhase
 
 LORA = LoraSettings(rank=4, alpha=8)
 BASE = TrainConfig(steps=6, lr=3e-2, batch_size=4, lora=LORA)
@@ -81,11 +88,10 @@ def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
-@pytest.mark.parametrize("micro", [None, 2])
 def test_losses_and_adapters_are_those_of_trainings_one_by_one(
-    micro: int | None, tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    configs = [replace(config, micro_batch_size=micro) for config in CONFIGS]
+    configs = [replace(config, micro_batch_size=2) for config in CONFIGS]
     expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, configs)
     before = copy.deepcopy(tiny_model).state_dict()
     kept: list[Kept] = []
@@ -168,3 +174,59 @@ def test_what_does_not_go_together_is_refused(tiny_model: PreTrainedModel, tiny_
 def test_a_balanced_load_is_refused(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ModelError, match="balanced"):
         train_together(tiny_model, tiny_tokenizer, treatments([replace(BASE, router_loss=0.1)], []))
+
+
+# --- as stages ------------------------------------------------------------------------------------------------------
+
+
+def params(labels: Path, **settings: object) -> dict[str, Any]:
+    shape = {"phase": "sft", "labels": str(labels), "steps": 4, "lr": 1e-2, "batch_size": 2, "lora": {"rank": 2, "alpha": 4}}
+    phase = SftPhase.model_validate(shape | settings)
+    return {"phase": phase.model_dump(mode="json"), "start": MODEL, "checkpoints": [2, 4], "seed": 0} | files_read(str(labels))
+
+
+def test_phases_at_once_have_the_results_of_each_by_itself(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    save_model(tiny_model, tiny_tokenizer, tmp_path / "organism" / MODEL)
+    write_examples(tmp_path / "a.jsonl", examples(0))
+    write_examples(tmp_path / "b.jsonl", examples(1))
+    phases = [params(tmp_path / "a.jsonl"), params(tmp_path / "b.jsonl", lr=1e-3), params(tmp_path / "b.jsonl", lr=1e30)]
+
+    def contexts(name: str) -> list[Context]:
+        found = []
+        for k, each in enumerate(phases):
+            out, scratch = (tmp_path / f"{name}-{k}-{kind}" for kind in ("out", "scratch"))
+            out.mkdir()
+            scratch.mkdir()
+            found.append(Context(each, {"start": tmp_path / "organism"}, out, scratch))
+        return found
+
+    alone, at_once = contexts("alone"), contexts("together")
+    verdicts = blue_stages._treat_together(at_once)
+    assert verdicts[:2] == [None, None] and verdicts[2] is not None and not verdicts[2].accepted
+    for ctx, other in zip(at_once, alone, strict=True):
+        blue_stages.treat(other)
+        files, others = ({path.relative_to(each.out): path for path in each.out.rglob("*") if path.is_file()} for each in (ctx, other))
+        assert files.keys() == others.keys()
+        logs = [json.loads((each.out / "training.json").read_text(encoding="utf-8")) for each in (ctx, other)]
+        assert logs[0].keys() == logs[1].keys() and logs[0].get("losses", []) == pytest.approx(logs[1].get("losses", []), rel=1e-4)
+    for step in ("step-2", "step-4"):
+        ours, theirs = (load_model(each[0].out / step).state_dict() for each in (at_once, alone))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_what_has_the_same_weights_and_shapes_is_a_group(tmp_path: Path) -> None:
+    labels = tmp_path / "a.jsonl"
+    write_examples(labels, examples(0))
+    organism, another = (Stage("prompts", {"n": n}) for n in range(2))
+
+    def group(start: Stage = organism, more: dict[str, Any] | None = None, **settings: object) -> object:
+        return Stage("treat", params(labels, **settings), {"start": start}, placement={"together": 4, **(more or {})}).group
+
+    assert group() is not None
+    assert group() == group(lr=1e-3) == group(steps=9) == group(lora={"rank": 2, "alpha": 9}) == group(loss="dft", max_length=99)
+    assert len({group(), group(another), group(batch_size=3), group(lora={"rank": 3, "alpha": 4}), group(more={"device": "cuda"})}) == 5
+    for by_itself in (group(lora=None), group(loss="psft"), group(anchor={"kl": 0.1}), group(shards=2), group(more={"padding_free": True})):
+        assert by_itself is None
+    assert Stage("treat", params(labels), {"start": organism}).group is None

@@ -27,6 +27,8 @@ class Models(Model):
         micro_batch: Examples (in reinforcement, answers) in memory at once in training; must divide each larger batch. None takes all.
         padding_free: Lay the examples of a (micro-)batch one after the other instead of padding them. A training refuses it where the
             model's attention would look from one example into another.
+        together: How many trainings of an adapter on the same weights are run at once, where their settings allow it; each with its own
+            result.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -36,6 +38,7 @@ class Models(Model):
     device: Literal["cpu", "cuda", "auto", "balanced"] = "cpu"
     micro_batch: Count | None = None
     padding_free: Switch = False
+    together: Count = 1
 
     def as_params(self) -> dict[str, Any]:
         """For the name of a stage, under the key "models": what is set of all that changes results; nothing where nothing is."""
@@ -44,7 +47,7 @@ class Models(Model):
 
     def placement(self) -> dict[str, Any]:
         """What is set of all that changes no result."""
-        return self._changed("device", "micro_batch", "padding_free")
+        return self._changed("device", "micro_batch", "padding_free", "together")
 
     def _changed(self, *fields: str) -> dict[str, Any]:
         return {name: value for name in fields if (value := getattr(self, name)) != type(self).model_fields[name].default}
