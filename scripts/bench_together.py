@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--micro", type=int)
+    parser.add_argument("--processes", type=int, help="how many of the treatments get a process each in a repeat; all if left out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
@@ -111,17 +112,18 @@ def main() -> None:
         ways = {
             "together": lambda: together(options),
             "one by one, warm": lambda: [alone(k, options) for k in range(options.treatments)],
-            "a process each": lambda: [process(k) for k in range(options.treatments)],
+            "a process each": lambda: [process(k) for k in range(options.processes or options.treatments)],
         }
         alone(0, options)  # what is loaded once is loaded for both
+        counts = {way: options.treatments for way in ways} | {"a process each": options.processes or options.treatments}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         busy: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.repeats):
             for way, work in ways.items():
                 start, cpu = time.perf_counter(), cpu_seconds()
                 work()
-                seconds[way].append(time.perf_counter() - start)
-                busy[way].append(cpu_seconds() - cpu)
+                seconds[way].append((time.perf_counter() - start) / counts[way])
+                busy[way].append((cpu_seconds() - cpu) / counts[way])
     hardware = torch.cuda.get_device_name() if options.device != "cpu" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     versions = ", ".join(f"{each.__name__} {each.__version__}" for each in (torch, transformers, peft, trl))
     print(
@@ -131,8 +133,8 @@ def main() -> None:
     print("| way | treatments per hour, median (range) | times a process each | CPU seconds per treatment, median (range) |")
     print("| --- | --- | --- | --- |")
     for way, taken in seconds.items():
-        low, middle, high = (3600 * options.treatments / t for t in (max(taken), median(taken), min(taken)))
-        most, used, least = (t / options.treatments for t in (max(busy[way]), median(busy[way]), min(busy[way])))
+        low, middle, high = (3600 / t for t in (max(taken), median(taken), min(taken)))
+        least, used, most = min(busy[way]), median(busy[way]), max(busy[way])
         times = median(seconds["a process each"]) / median(taken)
         print(f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.2f} | {used:.2f} ({least:.2f} to {most:.2f}) |")
 

@@ -22,9 +22,13 @@ from offmodel.engine.together import Treatment, train_together
 from offmodel.engine.train import TrainConfig, TrainLog, train
 from offmodel.errors import DivergedError, ModelError, SpecError
 from offmodel.lab import blue_stages
+from offmodel.lab.execute import run
+from offmodel.lab.models import reference
+from offmodel.lab.plan import MODULES
 from offmodel.lab.pools import files_read
 from offmodel.lab.results import MODEL
 from offmodel.lab.stage import Context, Stage
+from offmodel.lab.store import Store
 from offmodel.spec.phases import SftPhase
 
 LORA = LoraSettings(rank=4, alpha=8)
@@ -230,3 +234,17 @@ def test_what_has_the_same_weights_and_shapes_is_a_group(tmp_path: Path) -> None
     for by_itself in (group(lora=None), group(loss="psft"), group(anchor={"kl": 0.1}), group(shards=2), group(more={"padding_free": True})):
         assert by_itself is None
     assert Stage("treat", params(labels), {"start": organism}).group is None
+
+
+@one_model
+def test_a_run_trains_a_group_at_once(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    save_model(tiny_model, tiny_tokenizer, tmp_path / "model")
+    write_examples(tmp_path / "a.jsonl", examples(0))
+    start = {"start": reference(str(tmp_path / "model")).as_params()}
+    stages = [Stage("treat", params(tmp_path / "a.jsonl", lr=lr) | start, placement={"together": 2}) for lr in (1e-2, 1e-3)]
+    store = Store(tmp_path / "store")
+    report = run(stages, store, workers=0, modules=MODULES)
+    assert len(report.done) == 2 and report.failed == []
+    assert (store.path(stages[1]) / "log.txt").read_text().startswith(f"run together with {stages[0].key}")
+    assert {path.name for path in store.path(stages[1]).glob("step-*")} == {"step-2", "step-4"}
+    assert not [*(tmp_path / "store" / "scratch").glob("*")]
