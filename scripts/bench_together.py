@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--micro", type=int)
-    parser.add_argument("--processes", type=int, help="how many of the treatments get a process each in a repeat; all if left out")
+    parser.add_argument("--processes", type=int, default=1, help="treatments in a repeat that get a process each; 0 leaves it out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
@@ -112,10 +112,12 @@ def main() -> None:
         ways = {
             "together": lambda: together(options),
             "one by one, warm": lambda: [alone(k, options) for k in range(options.treatments)],
-            "a process each": lambda: [process(k) for k in range(options.processes or options.treatments)],
+            "a process each": lambda: [process(k) for k in range(options.processes)],
         }
+        if not options.processes:
+            del ways["a process each"]
         alone(0, options)  # what is loaded once is loaded for both
-        counts = {way: options.treatments for way in ways} | {"a process each": options.processes or options.treatments}
+        counts = {way: options.treatments for way in ways} | {"a process each": options.processes}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         busy: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.repeats):
@@ -124,18 +126,19 @@ def main() -> None:
                 work()
                 seconds[way].append((time.perf_counter() - start) / counts[way])
                 busy[way].append((cpu_seconds() - cpu) / counts[way])
+                print(f"{way}: {seconds[way][-1]:.1f} s, {busy[way][-1]:.2f} CPU seconds per treatment", file=sys.stderr, flush=True)
     hardware = torch.cuda.get_device_name() if options.device != "cpu" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     versions = ", ".join(f"{each.__name__} {each.__version__}" for each in (torch, transformers, peft, trl))
     print(
         f"{options.model}, {options.dtype}, {hardware}; {versions}; rank {options.rank}, {options.steps} steps of {options.batch}; ", end=""
     )
     print(f"{options.treatments} treatments, {options.at_once} at once; {options.repeats} repeats\n")
-    print("| way | treatments per hour, median (range) | times a process each | CPU seconds per treatment, median (range) |")
+    print("| way | treatments per hour, median (range) | times one by one | CPU seconds per treatment, median (range) |")
     print("| --- | --- | --- | --- |")
     for way, taken in seconds.items():
         low, middle, high = (3600 / t for t in (max(taken), median(taken), min(taken)))
         least, used, most = min(busy[way]), median(busy[way]), max(busy[way])
-        times = median(seconds["a process each"]) / median(taken)
+        times = median(seconds["one by one, warm"]) / median(taken)
         print(f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.2f} | {used:.2f} ({least:.2f} to {most:.2f}) |")
 
 
