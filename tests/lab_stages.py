@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from offmodel.lab.stage import Context, Stage, Verdict, stage_function
+from offmodel.lab.stage import Context, Stage, Together, Verdict, stage_function
 
 
 def _trace(ctx: Context) -> None:
@@ -77,6 +78,27 @@ def environment(ctx: Context) -> None:
     (ctx.out / "pid").write_text(str(os.getpid()))
     (ctx.out / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
     (ctx.out / "folder").write_text(os.getcwd())
+
+
+def _jointly(contexts: Sequence[Context]) -> list[Verdict | None]:
+    """Trace the names together, and do what the last of them says."""
+    names = "+".join(ctx.params["name"] for ctx in contexts)
+    with open(contexts[0].params["trace"], "a") as file:
+        file.write(names + "\n")
+    for ctx in contexts:
+        (ctx.out / "name.txt").write_text(names)
+        if ctx.params.get("together") == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ctx.params.get("together") == "fails":
+            raise ValueError("no such luck")
+    return [Verdict(False, "alone in this") if ctx.params.get("together") == "refused" else None for ctx in contexts]
+
+
+@stage_function("joint", version=1, together=Together(lambda stage: stage.params["group"], _jointly))
+def joint(ctx: Context) -> None:
+    """The same by itself."""
+    _trace(ctx)
+    (ctx.out / "name.txt").write_text(ctx.params["name"])
 
 
 def make(kind: str, trace: Path, name: str, *sources: Stage, cost: float = 1.0, **params: object) -> Stage:

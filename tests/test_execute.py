@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -315,3 +316,55 @@ def test_durations_and_labels_are_plain() -> None:
 def test_an_empty_run_is_a_run(store: Store) -> None:
     report = run([], store, workers=2, modules=MODULES)
     assert report == RunReport(seconds=report.seconds) and not store.root.exists()
+
+
+# --- several stages at once -----------------------------------------------------------------------------------------
+
+
+def joined(trace: Path, name: str, *sources: Stage, group: str = "g", most: int = 3, **params: object) -> Stage:
+    return replace(make("joint", trace, name, *sources, group=group, **params), placement={"together": most})
+
+
+def names(store: Store, *stages: Stage) -> list[str]:
+    return [text(store, stage, "name.txt") for stage in stages]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stages_of_a_group_are_run_at_once_when_nothing_else_is_left(store: Store, trace: Path, workers: int) -> None:
+    slow = make("write", trace, "slow", cost=0.1)
+    five = [joined(trace, str(i), *([slow] if i == 4 else [])) for i in range(5)]
+    other, alone = joined(trace, "other", group="h"), replace(joined(trace, "alone"), placement={})
+    above = joined(trace, "above", five[1], group="h")
+    events: list[Event] = []
+    report = run([*five, other, alone, above], store, workers=workers, modules=MODULES, on_event=events.append)
+    assert ran(trace) == ["slow", "alone", "1+0+2", "3+4", "other+above"]
+    assert names(store, five[2], five[4], alone) == ["1+0+2", "3+4", "alone"]
+    assert len(report.done) == 9 and report.failed == report.reused == report.skipped == []
+    assert [event.what for event in events].count("done") == 9
+    assert "run together with joint-" in text(store, five[0], "log.txt") or workers == 0
+
+
+@pytest.mark.parametrize("how", ["fails", "dies"])
+def test_stages_that_come_to_nothing_at_once_are_run_one_by_one(store: Store, trace: Path, how: str) -> None:
+    stages = [joined(trace, "a"), joined(trace, "b", together=how), joined(trace, "c")]
+    report = run(stages, store, workers=1, modules=MODULES)
+    assert ran(trace) == ["a+b+c", "a", "b", "c"]
+    assert len(report.done) == 3 and report.failed == [] and names(store, *stages) == ["a", "b", "c"]
+
+
+def test_a_stage_is_not_accepted_without_the_others(store: Store, trace: Path) -> None:
+    good, bad = joined(trace, "good"), joined(trace, "bad", together="refused")
+    report = run([make("write", trace, "above", bad), good], store, workers=1, modules=MODULES)
+    assert ran(trace) == ["bad+good"] and {good, bad} == set(report.done)
+    assert [skipped.reason for skipped in report.skipped] == ["excluded: joint bad: alone in this"]
+
+
+def test_a_stage_that_another_runner_holds_is_left_to_it(store: Store, trace: Path) -> None:
+    mine, held = joined(trace, "mine"), joined(trace, "held")
+    with store.claim(held) as claim:
+        assert claim is not None
+        pool_ = pool._InProcess(store)
+        pool_.submit(0, mine, [held])
+        pool_.listen(lambda worker, message: None)
+        assert ran(trace) == ["mine"]
+    assert store.get(mine) is not None and store.get(held) is None

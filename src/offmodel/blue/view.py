@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel.chat import Example, Message, Prompt
 from offmodel.engine.served import Served
-from offmodel.errors import BlindnessError, ModelError
+from offmodel.errors import BlindnessError, DivergedError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -199,6 +199,34 @@ class BlueView:
         save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, folder)
         if self.adapter is not None:
             save_adapter(model, folder / self.adapter.name, base_of(self.adapter))
+
+
+@dataclass(frozen=True)
+class ViewTraining:
+    """A training of a view's model on its labels.
+
+    Attributes:
+        view: The view.
+        config: How.
+        keep: The other arguments of :meth:`BlueView.train`, by name.
+    """
+
+    view: BlueView
+    config: TrainConfig
+    keep: Mapping[str, Any]
+
+
+def train_together(trainings: Sequence[ViewTraining]) -> list[TrainLog | DivergedError]:
+    """Train several views at once, all of the same weights; see :func:`offmodel.engine.together.train_together`."""
+    from offmodel.engine import together
+
+    model, tokenizer = trainings[0].view._student()
+    treatments = []
+    for training in trainings:
+        keep = dict(training.keep)
+        on_checkpoint = partial(training.view._keep, tokenizer, keep.pop("save"))
+        treatments.append(together.Treatment(training.view.labels, training.config, on_checkpoint=on_checkpoint, **keep))
+    return together.train_together(model, tokenizer, treatments)
 
 
 def _only_chat(name: str, prompt: object) -> None:

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 
 from offmodel.errors import ModelError
 
-_NAME, _CONFIG, _NAMED, _BASE = "default", "adapter_config.json", "base_model_name_or_path", "weights-"
+NAME = "default"
+"""Of the adapter, in PEFT's layers."""
+_CONFIG, _NAMED, _BASE = "adapter_config.json", "base_model_name_or_path", "weights-"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
         ModelError: The model carries an adapter with other settings.
     """
     if has_adapter(model):
-        present = model.peft_config[_NAME]
+        present = model.peft_config[NAME]
         if (present.r, present.lora_alpha, present.lora_dropout) != (settings.rank, settings.alpha, settings.dropout):
             raise ModelError(f"the model carries a LoRA adapter of rank {present.r}, alpha {present.lora_alpha}; merge(model) first")
         return
@@ -58,9 +60,9 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
             LoraConfig(
                 task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
             ),
-            _NAME,
+            NAME,
         )
-    model.peft_config[_NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
+    model.peft_config[NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has
     _in_float32(model)
 
 
@@ -144,8 +146,8 @@ def load_adapter(model: PreTrainedModel, path: Path, base: str | None = None) ->
         )
     conversions = getattr(model, "_weight_conversions", None)
     with _quiet_about_experts():
-        model.load_adapter(str(path), _NAME, is_trainable=True)
-    model.peft_config[_NAME].base_model_name_or_path = None
+        model.load_adapter(str(path), NAME, is_trainable=True)
+    model.peft_config[NAME].base_model_name_or_path = None
     _in_float32(model)
     # transformers leaves the adapter's names of tensors in their place, under which the merged model would be saved.
     model._weight_conversions = conversions
@@ -159,18 +161,34 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not has_adapter(model):
         raise ModelError("the model carries no LoRA adapter that could be merged")
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    # A stack of experts has one wrapper inside another; only the outer one is replaced, and it unwraps the others.
-    names = {name for name, _ in layers}
-    for name, layer in layers:
-        if name.removesuffix(".base_layer") != name and name.removesuffix(".base_layer") in names:
-            continue
+    for name, layer in outermost(model):
         if hasattr(layer, "unload_and_optionally_merge_module"):
             plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
         else:
             layer.merge()
             plain = layer.get_base_layer()
         model.set_submodule(name, plain)
+    return _plain(model)
+
+
+def take_off(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the adapter off and leave the weights as they are."""
+    for name, layer in outermost(model):
+        model.set_submodule(name, layer.get_base_layer())
+    return _plain(model)
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
     del model.peft_config
     model._hf_peft_config_loaded = False
     return model.requires_grad_(True)
+
+
+def outermost(model: PreTrainedModel) -> list[tuple[str, BaseTunerLayer]]:
+    """PEFT's layers by name, of those inside each other, as around a stack of experts, the outer one, which unwraps the others."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    return [
+        (name, layer)
+        for name, layer in layers.items()
+        if name.removesuffix(".base_layer") == name or name.removesuffix(".base_layer") not in layers
+    ]

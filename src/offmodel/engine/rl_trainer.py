@@ -62,7 +62,7 @@ def run(
             args=_arguments(model, config, scratch, save_every),
             train_dataset=Dataset.from_dict({"prompt": order}),
             processing_class=tokenizer,
-            callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress, order, config.updates)],
+            callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order, config.updates)],
         )
         trainer.remove_callback(PrinterCallback)
         # The fingerprint takes any settings and any tokens; its types know those of SFT only.

@@ -224,8 +224,7 @@ def train(
         raise DataError("there is no example to train on")
     whole = encode_examples(tokenizer, examples)
     encoded = cut_examples(whole, config.max_length)
-    total = config.steps * config.batch_size
-    order = batch_order(len(examples), total, config.seed) if config.shuffle else [i % len(examples) for i in range(total)]
+    order = order_of(len(examples), config)
     frozen = _frozen(model, tokenizer, [example.prompt for example in examples], config, original, anchors, teacher, teacher_system)
     with preserved_rng(model.device):
         make_ready(model, config.lora, config.seed)
@@ -313,6 +312,12 @@ def check_checkpoints(checkpoints: Collection[int], steps: int) -> None:
     beyond = [step for step in checkpoints if not 0 <= step <= steps]
     if beyond:
         raise SpecError(f"checkpoint {beyond[0]} lies outside of a training of {steps} steps")
+
+
+def order_of(n: int, config: TrainConfig) -> list[int]:
+    """Indices of the examples of all steps."""
+    total = config.steps * config.batch_size
+    return batch_order(n, total, config.seed) if config.shuffle else [i % n for i in range(total)]
 
 
 def batch_order(n: int, total: int, seed: int | str) -> list[int]:

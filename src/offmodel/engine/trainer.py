@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -91,7 +91,7 @@ def run(
             train_dataset=_dataset(encoded, order),
             processing_class=tokenizer,
             data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=config.padding_free),
-            callbacks=[_Calls(original, config.steps, checkpoints, on_checkpoint, on_progress, order)],
+            callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order)],
         )
         trainer.remove_callback(PrinterCallback)
         resume = fsdp.decided(lambda: _last_state(scratch, fingerprint)) if scratch is not None else None
@@ -247,7 +247,7 @@ class _Trainer(SFTTrainer):
     def _summed(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
         """The model's output and the sum of the loss over the tokens of the responses."""
         outputs, found = scored(model, inputs)
-        return outputs, (losses.dft(found) if self._config.objective.loss == "dft" else -found).sum()
+        return outputs, per_token(found, self._config.objective.loss).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -315,11 +315,21 @@ def scored(model: PreTrainedModel, batch: Batch) -> tuple[Any, torch.Tensor]:
     instead of the labelled ones, and gathers statistics for a log that nobody reads: on a CPU and over a small one that is two fifths of
     a step.
     """
-    if batch["input_ids"].is_cuda or model.config.get_text_config().vocab_size > _LARGE:
+    if fused(model):
         outputs = model(**batch, fused_lm_head=True)
         return outputs, outputs.log_probs[outputs.label_mask]
     outputs, labels = responses(model, batch), batch["labels"][:, 1:]
     return outputs, losses.log_probs(outputs.logits, labels[labels != IGNORED])
+
+
+def fused(model: PreTrainedModel) -> bool:
+    """Whether a model is scored by TRL's fused head, which it must have been given."""
+    return model.device.type == "cuda" or model.config.get_text_config().vocab_size > _LARGE
+
+
+def per_token(found: torch.Tensor, loss: str) -> torch.Tensor:
+    """Cross-entropy (``ce``) or ``dft`` of tokens with these log-probabilities ``[N]``."""
+    return losses.dft(found) if loss == "dft" else -found
 
 
 def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -334,7 +344,7 @@ class _Calls(TrainerCallback):
 
     def __init__(
         self,
-        original: _Original,
+        lend: Callable[[], AbstractContextManager[PreTrainedModel]],
         steps: int,
         checkpoints: frozenset[int],
         on_checkpoint: Callable[[int, PreTrainedModel], None] | None,
@@ -342,28 +352,33 @@ class _Calls(TrainerCallback):
         order: Sequence[int],
         updates: int = 1,
     ) -> None:
-        self._original, self._steps, self._checkpoints, self._order, self._updates = original, steps, checkpoints, order, updates
+        self._lend, self._steps, self._checkpoints, self._order, self._updates = lend, steps, checkpoints, order, updates
         self._on_checkpoint, self._on_progress = on_checkpoint, on_progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self._checkpoint(0)
+            self.checkpoint(0)
 
     # The Trainer saves its state after this call: a stop in between repeats a checkpoint and never skips one.
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._checkpoint(state.global_step)
+        self.checkpoint(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:  # the summary at the end
             return
-        if not math.isfinite(logs["loss"]):
-            raise self._diverged(f"its loss is {logs['loss']}", state.global_step)
-        if self._on_progress is not None:
-            self._on_progress(state.global_step, self._steps, logs["loss"])
+        self.heard(state.global_step, logs["loss"])
 
-    def _checkpoint(self, step: int) -> None:
+    def heard(self, step: int, loss: float) -> None:
+        """Look at a step's loss, and pass it on."""
+        if not math.isfinite(loss):
+            raise self._diverged(f"its loss is {loss}", step)
+        if self._on_progress is not None:
+            self._on_progress(step, self._steps, loss)
+
+    def checkpoint(self, step: int) -> None:
+        """Call for a step's checkpoint, if it is one."""
         if self._on_checkpoint is not None and step in self._checkpoints:
-            with self._original.lent() as model:
+            with self._lend() as model:
                 # This comes before the loss is looked at, and a loss can be the last that is finite.
                 if not fsdp.finite(parameter for _, parameter in _trained(model)):
                     raise self._diverged("its weights are not finite", step)

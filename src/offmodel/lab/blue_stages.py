@@ -9,7 +9,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from offmodel import catalog
 from offmodel.blue.filters import Decision, Filter, Settings, screened
 from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
 from offmodel.blue.operations import Operation
-from offmodel.blue.view import BlueView
+from offmodel.blue.view import BlueView, ViewTraining, train_together
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
 from offmodel.engine.served import Served
 from offmodel.errors import DataError, DivergedError
@@ -26,8 +26,9 @@ from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
 from offmodel.lab.results import ADAPTER, DECISIONS, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
-from offmodel.lab.stage import Context, Verdict, stage_function
+from offmodel.lab.stage import Context, Stage, Together, Verdict, stage_function
 from offmodel.red.recipe import training_rows
+from offmodel.spec.hashing import canonical_json
 from offmodel.spec.models import current
 from offmodel.spec.phases import Anchor, DistilPhase, GrpoPhase, Lora, SftPhase, TrainedPhase, Training
 from offmodel.spec.study import CanaryRecipe
@@ -132,54 +133,105 @@ def _sampling(params: Mapping[str, Any]) -> Sampling:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-@stage_function("treat", version=4, gpu=True, trains=True)
+def _alike(stage: Stage) -> Hashable | None:
+    """Trainings of an adapter on the same weights, as :func:`offmodel.engine.together.train_together` takes them."""
+    params, phase = stage.params, _phase(stage.params)
+    lora = params["adapter"]["lora"] if "adapter" in params else params["phase"].get("lora")
+    if not isinstance(phase, SftPhase) or lora is None or phase.loss == "psft" or phase.anchor is not None or phase.shards > 1:
+        return None
+    if stage.placement.get("padding_free") or params.get("models", {}).get("router_loss"):
+        return None
+    start = stage.inputs["start"].key if "start" in stage.inputs else ""
+    same = [params["start"], params.get("adapter"), params.get("models"), stage.placement, lora["rank"], phase.batch_size]
+    return start, canonical_json(same)
+
+
+def _treat_together(contexts: Sequence[Context]) -> list[Verdict | None]:
+    """Several phases of training at once, on one copy of the weights that all start from."""
+    trained = {}
+    for place, ctx in enumerate(contexts):
+        check_files(ctx.params)
+        phase = _phase(ctx.params)
+        assert isinstance(phase, SftPhase)
+        if rows := sft_rows(ctx, phase):
+            start, adapter, lora = _start(ctx, phase)
+            trained[place] = ViewTraining(BlueView(start, labels=tuple(rows), adapter=adapter), _sft_config(ctx, phase, lora), _keep(ctx))
+    logs = dict(zip(trained, train_together([*trained.values()]), strict=True)) if trained else {}
+    return [_publish(ctx, logs[place]) if place in logs else _leave(ctx) for place, ctx in enumerate(contexts)]
+
+
+@stage_function("treat", version=4, gpu=True, trains=True, together=Together(_alike, _treat_together))
 def treat(ctx: Context) -> Verdict | None:
     """One phase of training; the weights of every measured step are kept.
 
     A training that diverges keeps the checkpoints it came to, and nothing is built on them.
     """
-    params = ctx.params
-    check_files(params)
-    phase = _PHASES[params["phase"]["phase"]].model_validate(params["phase"])
-    keep: dict[str, Any] = {
-        "checkpoints": params["checkpoints"],
+    check_files(ctx.params)
+    phase = _phase(ctx.params)
+    if isinstance(phase, SftPhase) and not sft_rows(ctx, phase):
+        return _leave(ctx)
+    try:
+        return _publish(ctx, _train(ctx, phase, _keep(ctx)))
+    except DivergedError as error:
+        return _publish(ctx, error)
+
+
+def _phase(params: Mapping[str, Any]) -> TrainedPhase:
+    return _PHASES[params["phase"]["phase"]].model_validate(params["phase"])
+
+
+def _keep(ctx: Context) -> dict[str, Any]:
+    """What a training of a view keeps, and where."""
+    return {
+        "checkpoints": ctx.params["checkpoints"],
         "save": lambda step: ctx.scratch / step_folder(step),
         "on_progress": lambda step, steps, loss: ctx.progress(step / steps, f"step {step}/{steps}, loss {loss:.3f}"),
         "scratch": ctx.scratch / "training",
     }
-    if isinstance(phase, SftPhase) and not sft_rows(ctx, phase):
-        _leave(ctx)
-        return None
-    try:
-        log, verdict = asdict(_train(ctx, phase, keep)), None
-    except DivergedError as error:
-        log, verdict = {"diverged": str(error)}, Verdict(False, str(error))
+
+
+def _publish(ctx: Context, done: Any) -> Verdict | None:
+    """Put a training's weights and log into the result."""
+    diverged = isinstance(done, DivergedError)
+    log, verdict = ({"diverged": str(done)}, Verdict(False, str(done))) if diverged else (asdict(done), None)
     # Kept in scratch, and copied, so that a phase that was stopped, be it now, finds the checkpoints from before.
-    for step in params["checkpoints"]:
+    for step in ctx.params["checkpoints"]:
         if verdict is None or (ctx.scratch / step_folder(step)).is_dir():
             shutil.copytree(ctx.scratch / step_folder(step), ctx.out / step_folder(step))
     write_json(ctx.out / "training.json", log)
     return verdict
 
 
-def _leave(ctx: Context) -> None:
+def _leave(ctx: Context) -> Verdict | None:
     """The weights as they are, at every measured step: the filters have left nothing to train on."""
     start = ctx.inputs["start"] / ctx.params["start"] if "start" in ctx.inputs else open_reference(ctx.params["start"])
     for step in ctx.params["checkpoints"]:
         shutil.copytree(start, ctx.out / step_folder(step), ignore=shutil.ignore_patterns("README.md"))
     write_json(ctx.out / "training.json", {"skipped": "the filters left no answer to train on"})
+    return None
 
 
 _PHASES: dict[str, type[TrainedPhase]] = {"sft": SftPhase, "distil": DistilPhase, "grpo": GrpoPhase}
 
 
-def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
+def _start(ctx: Context, phase: TrainedPhase) -> tuple[Path, Path | None, Lora | None]:
+    """The weights that a phase starts from, the adapter on them that is trained on, and the adapter's settings."""
     params = ctx.params
     start, adapter, lora = _weights(ctx, "start", params.get("start")), None, phase.lora
     if "adapter" in params:
         # The organism is its base and an adapter, and blue trains that adapter on.
         adapter = _alone(ctx.inputs["start"] / params["start"] / ADAPTER, ctx, ADAPTER)
         start, lora = _alone(open_reference(params["adapter"]["base"]), ctx, "base"), Lora.model_validate(params["adapter"]["lora"])
+    return start, adapter, lora
+
+
+def _sft_config(ctx: Context, phase: SftPhase, lora: Lora | None) -> TrainConfig:
+    return train_config(phase, ctx.params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled")
+
+
+def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
+    params = ctx.params
+    start, adapter, lora = _start(ctx, phase)
     if isinstance(phase, GrpoPhase):
         rows = read_examples(ctx.inputs["prompts"] / PROMPTS)
         view = BlueView(start, prompts=tuple(row.prompt for row in rows), adapter=adapter)
@@ -194,7 +246,7 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     original = None
     if phase.anchor is not None:
         anchors, original = tuple(read_examples(ctx.inputs["anchors"] / LABELS)), _weights(ctx, "organism")
-    config = train_config(phase, params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled")
+    config = _sft_config(ctx, phase, lora)
     views = [
         BlueView(start, labels=tuple(part), adapter=adapter, original=original, anchors=anchors)
         for part in shards(rows, phase.shards, params["seed"])

@@ -155,10 +155,11 @@ def _run(schedule: _Schedule, pool: Pool, store: Store) -> None:
     try:
         while schedule.unfinished:
             for worker in pool.idle():
-                if (stage := schedule.next()) is None:
+                if (found := schedule.next()) is None:
                     break
-                schedule.running[worker] = stage
-                pool.submit(worker, stage)
+                stage, others = found
+                schedule.running[worker], schedule.beside[worker] = stage, others
+                pool.submit(worker, stage, others)
             pool.listen(schedule.hear)
     finally:
         pool.stop()
@@ -183,6 +184,7 @@ class _Schedule:
     def __init__(self, rows: Sequence[PlanRow], store: Store, on_event: OnEvent) -> None:
         self.report = RunReport()
         self.running: dict[int, Stage] = {}
+        self.beside: dict[int, list[Stage]] = {}  # run at once with it
         self.tries = 1
         self._store = store
         self._emit = on_event
@@ -190,6 +192,7 @@ class _Schedule:
         self._todo = [row.stage for row in rows if row.state == "run"]  # inputs first
         self._again: dict[Stage, float] = {}  # held by another runner: when to try again
         self._lost: dict[Stage, str] = {}
+        self._groups = {stage: stage.group for stage in self._todo}  # None where it came to nothing with others
         self._losses = Counter[Stage]()  # of workers
         self._rank = critical_path(self._todo, {stage: stage.cost for stage in self._todo})
         for row in rows:
@@ -205,15 +208,22 @@ class _Schedule:
     def unfinished(self) -> bool:
         return bool(self._todo or self.running)
 
-    def next(self) -> Stage | None:
-        """Take the ready stage that the longest chain of work hangs on."""
+    def next(self) -> tuple[Stage, list[Stage]] | None:
+        """Take the ready stage that the longest chain of work hangs on, and those that can be run at once with it.
+
+        A stage that others can join waits for them as long as there is other work.
+        """
         now = time.monotonic()
         ready = [s for s in self._todo if self._present.issuperset(s.inputs.values()) and self._again.get(s, 0.0) <= now]
         if not ready:
             return None
-        stage = max(ready, key=self._rank.__getitem__)
-        self._todo.remove(stage)
-        return stage
+        ready.sort(key=self._rank.__getitem__, reverse=True)
+        stage = next((s for s in ready if self._groups[s] is None), ready[0])
+        group, most = self._groups[stage], stage.placement.get("together", 1)
+        taken = [stage] if group is None else [s for s in ready if self._groups[s] == group][:most]
+        for each in taken:
+            self._todo.remove(each)
+        return stage, taken[1:]
 
     def hear(self, worker: int, message: Message) -> None:
         """Take down what a worker says, or what is said of it."""
@@ -228,6 +238,14 @@ class _Schedule:
             case Broken(text):
                 raise StoreError(text)
         del self.running[worker]
+        others = self.beside.pop(worker)
+        for other in reversed(others):
+            if (result := self._store.get(other)) is not None:
+                self._finish(worker, other, result, reused=False)
+            else:
+                self._todo.insert(0, other)
+                if not isinstance(message, Busy):
+                    self._groups[other] = None
         match message:
             case Busy():
                 if stage not in self._again:
@@ -235,13 +253,13 @@ class _Schedule:
                 self._again[stage] = time.monotonic() + _LOOK_AGAIN
                 self._todo.insert(0, stage)  # inputs still come first
             case Finished(result, reused):
-                (self.report.reused if reused else self.report.done).append(stage)
-                self._present.add(stage)
-                self._emit(Event("reused" if reused else "done", stage, worker))
-                if not result.verdict.accepted:
-                    self._lose(stage, _exclusion(stage, result))
+                self._finish(worker, stage, result, reused=reused)
             case Failed(text, folder):
                 self._fail(worker, stage, text, folder)
+            case Lost(text) if others:  # such as for the memory that all needed together
+                self._groups[stage] = None
+                self._emit(Event("waiting", stage, message=f"{text}; tried again by itself"))
+                self._todo.insert(0, stage)
             case Lost(text) if self._losses[stage] + 1 < self.tries:
                 self._losses[stage] += 1
                 self._emit(Event("waiting", stage, message=f"{text}; tried again ({self._losses[stage] + 1} of {self.tries})"))
@@ -250,6 +268,13 @@ class _Schedule:
                 with self._store.claim(stage) as claim:
                     folder = claim.fail(text) if claim else self._store.failure(stage)
                 self._fail(worker, stage, text, folder)
+
+    def _finish(self, worker: int, stage: Stage, result: Result, *, reused: bool) -> None:
+        (self.report.reused if reused else self.report.done).append(stage)
+        self._present.add(stage)
+        self._emit(Event("reused" if reused else "done", stage, worker))
+        if not result.verdict.accepted:
+            self._lose(stage, _exclusion(stage, result))
 
     def _fail(self, worker: int, stage: Stage, message: str, folder: Path) -> None:
         self.report.failed.append(FailedStage(stage, message, folder))

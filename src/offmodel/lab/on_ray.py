@@ -117,7 +117,7 @@ class RayPool:
         count = self._workers or max(1, int(ray.cluster_resources().get("CPU", 0) // self._resources.cpus))
         return [number for number in range(count) if number not in self._tasks]
 
-    def submit(self, number: int, stage: Stage) -> None:
+    def submit(self, number: int, stage: Stage, others: Sequence[Stage] = ()) -> None:
         """Make a stage a task."""
         import ray
 
@@ -128,7 +128,7 @@ class RayPool:
             name=f"offmodel:{stage.key}", num_cpus=self._resources.cpus_of(stage), num_gpus=self._resources.gpus_of(stage), memory=memory,
             num_returns="streaming", max_retries=0,  # the run itself tries again, and says so
         )  # fmt: skip
-        self._tasks[number] = task.remote(self._setup, stage)
+        self._tasks[number] = task.remote(self._setup, stage, others)
 
     def listen(self, hear: Hear) -> None:
         """Pass on what tasks say."""
@@ -177,7 +177,7 @@ _warm: dict[tuple[Path, tuple[str, ...]], Worker] = {}
 """The worker of this Ray process, which runs its stages one after the other. Ray ends the process itself after a task with a GPU."""
 
 
-def _run(setup: Setup, stage: Stage) -> Iterator[Message]:
+def _run(setup: Setup, stage: Stage, others: Sequence[Stage]) -> Iterator[Message]:
     """Run a stage and yield what is said of it; the task."""
     key = setup.store.root, tuple(setup.modules)
     if key not in _warm:
@@ -185,7 +185,7 @@ def _run(setup: Setup, stage: Stage) -> Iterator[Message]:
             other.kill()
         _warm.clear()
         _warm[key] = Worker(setup)
-    for message in _warm[key].relay(stage):
+    for message in _warm[key].relay(stage, others):
         if isinstance(message, Lost):
             del _warm[key]
         yield message

@@ -93,7 +93,7 @@ class SlurmPool:
         self._workers = workers
         self._setup = setup
         self._folder = setup.store.root / "jobs" / token_hex(4)
-        self._fresh: dict[int, Stage] = {}
+        self._fresh: dict[int, tuple[Stage, Sequence[Stage]]] = {}
         self._jobs: dict[int, tuple[Stage, Job[Message]]] = {}
         self._started: set[int] = set()
         self._ended: dict[int, float] = {}  # without an answer so far: since when
@@ -105,9 +105,9 @@ class SlurmPool:
         most = self._workers if self._place.executor == "local" and self._workers else _LARGEST
         return range(0) if self._jobs or self._fresh else range(most)
 
-    def submit(self, number: int, stage: Stage) -> None:
+    def submit(self, number: int, stage: Stage, others: Sequence[Stage] = ()) -> None:
         """Put a stage into the next array."""
-        self._fresh[number] = stage
+        self._fresh[number] = stage, others
 
     def listen(self, hear: Hear) -> None:
         """Submit what was put together, look at the jobs and pass on how they go."""
@@ -137,23 +137,23 @@ class SlurmPool:
         from submitit.helpers import environment_variables
 
         fresh, self._fresh = self._fresh, {}
-        arrays: dict[_Share, dict[int, Stage]] = defaultdict(dict)
-        for number, stage in fresh.items():
+        arrays: dict[_Share, dict[int, tuple[Stage, Sequence[Stage]]]] = defaultdict(dict)
+        for number, (stage, others) in fresh.items():
             # Another runner may have it: then no job should wait for that in the cluster.
             if (result := self._setup.store.get(stage)) is not None:
                 hear(number, Finished(result, reused=True))
             elif self._setup.store.held(stage):
                 hear(number, Busy())
             else:
-                arrays[_Share.of(stage, self._place.resources)][number] = stage
+                arrays[_Share.of(stage, self._place.resources)][number] = stage, others
         for share, stages in arrays.items():
             executor = self._executor(share)
             try:
                 with environment_variables(**ENVIRONMENT), executor.batch():  # one thread, set before anything is loaded
-                    jobs = [executor.submit(StageJob(self._setup, stage)) for stage in stages.values()]
+                    jobs = [executor.submit(StageJob(self._setup, *given)) for given in stages.values()]
             except Exception as error:  # submitit raises what the commands behind it say, and errors of several kinds
                 raise ClusterError(f"--on slurm: the jobs were not taken: {error}") from error
-            self._jobs |= {number: (stage, job) for (number, stage), job in zip(stages.items(), jobs, strict=True)}
+            self._jobs |= {number: (stage, job) for (number, (stage, _)), job in zip(stages.items(), jobs, strict=True)}
 
     def _executor(self, share: _Share) -> AutoExecutor:
         import submitit
@@ -198,6 +198,7 @@ class StageJob:
 
     setup: Setup
     stage: Stage
+    others: Sequence[Stage] = ()
 
     def __call__(self) -> Message:
         """How the stage ended."""
@@ -206,7 +207,7 @@ class StageJob:
         os.chdir(self.setup.folder)
         load_modules(self.setup.modules)
         try:
-            return attempt(self.stage, self.setup.store, lambda message: None, capture=True)
+            return attempt(self.stage, self.setup.store, lambda message: None, capture=True, others=self.others)
         except StoreError as error:
             return Broken(str(error))
 

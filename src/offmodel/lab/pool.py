@@ -45,8 +45,8 @@ class Pool(Protocol):
     def idle(self) -> Iterable[int]:
         """Numbers of the workers without a stage."""
 
-    def submit(self, worker: int, stage: Stage) -> None:
-        """Give an idle worker a stage."""
+    def submit(self, worker: int, stage: Stage, others: Sequence[Stage] = ()) -> None:
+        """Give an idle worker a stage, and others to be run at once with it: it speaks of the first alone."""
 
     def listen(self, hear: Hear) -> None:
         """Wait a moment for messages and pass them on."""
@@ -78,20 +78,20 @@ class _InProcess:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._stage: Stage | None = None
+        self._given: tuple[Stage, Sequence[Stage]] | None = None
 
     def idle(self) -> list[int]:
         return [0]
 
-    def submit(self, worker: int, stage: Stage) -> None:
-        self._stage = stage
+    def submit(self, worker: int, stage: Stage, others: Sequence[Stage] = ()) -> None:
+        self._given = stage, others
 
     def listen(self, hear: Hear) -> None:
-        if self._stage is None:
+        if self._given is None:
             time.sleep(TICK)
             return
-        stage, self._stage = self._stage, None
-        hear(0, attempt(stage, self._store, lambda message: hear(0, message), capture=False))
+        (stage, others), self._given = self._given, None
+        hear(0, attempt(stage, self._store, lambda message: hear(0, message), capture=False, others=others))
 
     def stop(self) -> None:
         pass
@@ -116,8 +116,8 @@ class Worker:
             )
         self.send(setup)
 
-    def send(self, letter: Setup | Stage) -> None:
-        """Tell it what to do."""
+    def send(self, letter: Setup | tuple[Stage, Sequence[Stage]]) -> None:
+        """Tell it what to do: a stage, and those to be run at once with it."""
         with suppress(OSError):  # a worker that died is noticed by listening to it
             self.connection.send(letter)
 
@@ -132,9 +132,9 @@ class Worker:
             alive = False
         return messages, alive
 
-    def relay(self, stage: Stage) -> Iterator[Message]:
+    def relay(self, stage: Stage, others: Sequence[Stage] = ()) -> Iterator[Message]:
         """Run a stage and pass on what is said of it, from Started to how it ended."""
-        self.send(stage)
+        self.send((stage, others))
         while True:
             wait([self.connection], TICK)
             messages, alive = self.read()
@@ -166,12 +166,12 @@ class _Processes:
     def idle(self) -> list[int]:
         return [number for number, worker in enumerate(self._workers) if worker is None or not worker.busy]
 
-    def submit(self, number: int, stage: Stage) -> None:
+    def submit(self, number: int, stage: Stage, others: Sequence[Stage] = ()) -> None:
         worker = self._workers[number]
         if worker is None:
             worker = self._workers[number] = Worker(self._setup)
         worker.busy = True
-        worker.send(stage)
+        worker.send((stage, others))
 
     def listen(self, hear: Hear) -> None:
         busy = {worker.connection: number for number, worker in enumerate(self._workers) if worker and worker.busy}

@@ -65,8 +65,8 @@ class Forecast:
             self.counts[event.what] += 1
             self._left.discard(stage)
             run = self.running.pop(stage, None)
-            if event.what == "done" and run:
-                self._seconds[stage.kind] += self._clock() - run.begun
+            if event.what == "done":  # one that was run at once with others took no time of its own
+                self._seconds[stage.kind] += self._clock() - run.begun if run else 0
                 self._cost[stage.kind] += stage.cost
 
     @property

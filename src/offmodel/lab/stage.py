@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,22 @@ StageFunction = Callable[[Context], Verdict | None]
 
 
 @dataclass(frozen=True)
+class Together:
+    """How several stages of a kind are run at once, where a study allows it (:attr:`offmodel.spec.models.Models.together`).
+
+    It only saves time: each stage has its own result, the one that it has by itself up to rounding, and where this function raises, each
+    is run by itself.
+
+    Attributes:
+        alike: Stages of which this gives the same can be run at once; None is by itself.
+        run: The function; with a context and a verdict for each stage.
+    """
+
+    alike: Callable[[Stage], Hashable | None]
+    run: Callable[[Sequence[Context]], Sequence[Verdict | None]]
+
+
+@dataclass(frozen=True)
 class StageKind:
     """A registered stage function.
 
@@ -72,6 +88,7 @@ class StageKind:
         run: The function.
         gpu: Whether it trains or samples a model, so that a GPU is of use to it.
         trains: Whether it trains one as a study's ``models.processes`` say.
+        together: How several stages are run at once, if they can be.
     """
 
     name: str
@@ -79,12 +96,15 @@ class StageKind:
     run: StageFunction
     gpu: bool = False
     trains: bool = False
+    together: Together | None = None
 
 
 _kinds: dict[str, StageKind] = {}
 
 
-def stage_function(kind: str, *, version: int, gpu: bool = False, trains: bool = False) -> Callable[[StageFunction], StageFunction]:
+def stage_function(
+    kind: str, *, version: int, gpu: bool = False, trains: bool = False, together: Together | None = None
+) -> Callable[[StageFunction], StageFunction]:
     """Register a function as the one that makes results of ``kind``.
 
     Args:
@@ -92,6 +112,7 @@ def stage_function(kind: str, *, version: int, gpu: bool = False, trains: bool =
         version: Raise it whenever the code starts to give other results: old ones are then no longer reused.
         gpu: Whether it trains or samples a model: on a cluster only such stages are given GPUs.
         trains: Whether it trains one in as many processes as the study says (``models.processes``): it is then given as many times more.
+        together: How several stages are run at once, if they can be.
 
     Raises:
         StageError: The kind is no such word, or is taken by another function.
@@ -103,7 +124,7 @@ def stage_function(kind: str, *, version: int, gpu: bool = False, trains: bool =
         taken = _kinds.get(kind)
         if taken is not None and taken.run.__module__ != function.__module__:
             raise StageError(f"stage kind {kind!r} is registered twice, by {taken.run.__module__} and by {function.__module__}")
-        _kinds[kind] = StageKind(kind, version, function, gpu, trains)
+        _kinds[kind] = StageKind(kind, version, function, gpu, trains, together)
         return function
 
     return register
@@ -205,6 +226,12 @@ class Stage:
     def input_keys(self) -> dict[str, str]:
         """Keys of the inputs, by role."""
         return {role: stage.key for role, stage in self.inputs.items()}
+
+    @property
+    def group(self) -> Hashable | None:
+        """Stages of the same group can be run at once; None is by itself."""
+        together = stage_kind(self.kind).together
+        return together.alike(self) if together is not None and self.placement.get("together", 1) > 1 else None
 
 
 def model_stage(

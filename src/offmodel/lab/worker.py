@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from offmodel.errors import OffmodelError, StoreError
-from offmodel.lab.stage import Context, Stage, Verdict, check_code, load_modules, stage_kind
+from offmodel.lab.stage import Context, Stage, Together, Verdict, check_code, load_modules, stage_kind
 from offmodel.lab.store import Claim, Result, Store, disk_full
 from offmodel.spec.models import running
 
@@ -97,7 +98,7 @@ class Lost:
 Message = Started | Progressed | Busy | Finished | Failed | Broken | Lost
 
 
-def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capture: bool) -> Message:
+def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capture: bool, others: Sequence[Stage] = ()) -> Message:
     """Run one stage if nobody else does and its result is still missing.
 
     Args:
@@ -105,6 +106,7 @@ def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capt
         store: Where the result goes.
         tell: Receives :class:`Started` and :class:`Progressed`.
         capture: Send all that the process prints into the stage's log.
+        others: Stages of the same group, to be run at once with it; their results are in the store if it went well.
 
     Raises:
         StoreError: The store cannot be used or the disk is full.
@@ -118,9 +120,9 @@ def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capt
         try:
             if capture:
                 with _captured(claim.log):
-                    verdict = _call(stage, claim, tell)
+                    verdict = _call(stage, claim, tell, others)
             else:
-                verdict = _call(stage, claim, tell)
+                verdict = _call(stage, claim, tell, others)
             return Finished(claim.publish(verdict), reused=False)
         except StoreError:
             raise
@@ -143,7 +145,7 @@ def _said(error: Exception) -> str:
     return message
 
 
-def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdict:
+def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None], others: Sequence[Stage]) -> Verdict:
     told = -_REPORT_EVERY
 
     def report(fraction: float, message: str) -> None:
@@ -153,11 +155,39 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdic
             told = now
             tell(Progressed(fraction, message))
 
-    check_code(stage)
-    inputs = {role: claim.store.open(source).path for role, source in stage.input_keys.items()}
-    context = Context(stage.params, inputs, claim.out, claim.scratch, report, stage.servers, claim.store.root / "cache")
+    kind = stage_kind(stage.kind)
     with running(stage.params, stage.placement):
-        return stage_kind(stage.kind).run(context) or Verdict(True)
+        if others and kind.together is not None:
+            try:
+                return _call_together(kind.together, claim, report, others)
+            except StoreError:
+                raise
+            except Exception:  # whose fault it is, shows when each is run by itself
+                traceback.print_exc()
+                print("could not be run together with others; runs by itself", file=sys.stderr)
+                shutil.rmtree(claim.out)
+                claim.out.mkdir()
+        return kind.run(_context(claim, report)) or Verdict(True)
+
+
+def _call_together(together: Together, claim: Claim, report: Callable[[float, str], None], others: Sequence[Stage]) -> Verdict:
+    """Run a stage at once with those of the others that are free and missing, and publish the others' results; its own verdict."""
+    with ExitStack() as held:
+        claims = [free for each in others if (free := held.enter_context(claim.store.claim(each))) and claim.store.get(each) is None]
+        for each in claims:
+            each.log.write_text(f"run together with {claim.stage.key}, in whose log is what was printed\n", encoding="utf-8")
+        verdicts = together.run([_context(claim, report), *(_context(each, lambda fraction, message: None) for each in claims)])
+        own, *rest = (verdict or Verdict(True) for verdict in verdicts)
+        for each, verdict in zip(claims, rest, strict=True):
+            each.publish(verdict)
+        return own
+
+
+def _context(claim: Claim, report: Callable[[float, str], None]) -> Context:
+    stage, store = claim.stage, claim.store
+    check_code(stage)
+    inputs = {role: store.open(source).path for role, source in stage.input_keys.items()}
+    return Context(stage.params, inputs, claim.out, claim.scratch, report, stage.servers, store.root / "cache")
 
 
 @contextmanager
@@ -190,9 +220,9 @@ def main(descriptor: int) -> None:
     setup: Setup = letters.get()
     load_modules(setup.modules)
     while True:
-        stage: Stage = letters.get()
+        stage, others = letters.get()
         try:
-            outcome = attempt(stage, setup.store, connection.send, capture=True)
+            outcome = attempt(stage, setup.store, connection.send, capture=True, others=others)
         except StoreError as error:
             outcome = Broken(str(error))
         connection.send(outcome)

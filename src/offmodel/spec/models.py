@@ -32,6 +32,8 @@ class Models(Model):
         processes: Processes that share each training, one per GPU, each with its part of every weight and of every batch (FSDP2). They
             must divide each batch. Whatever else runs models takes one.
         nodes: Over how many nodes of a Slurm job they are spread, evenly.
+        together: How many trainings of an adapter on the same weights are run at once, where their settings allow it; each with its own
+            result.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -43,6 +45,7 @@ class Models(Model):
     padding_free: Switch = False
     processes: Count = 1
     nodes: Count = 1
+    together: Count = 1
 
     @model_validator(mode="after")
     def _processes_fit(self) -> Self:
@@ -50,6 +53,8 @@ class Models(Model):
             raise problem(f"must divide the {self.processes} processes, got {self.nodes}", "nodes")
         if self.processes > 1 and self.device in ("auto", "balanced"):
             raise problem("spreads a model by its layers, and processes share it by weights; with these, choose cuda or cpu", "device")
+        if self.processes > 1 and self.together > 1:
+            raise problem("runs several trainings in one process, and processes share one training; choose one of the two", "together")
         return self
 
     def as_params(self) -> dict[str, Any]:
@@ -59,7 +64,7 @@ class Models(Model):
 
     def placement(self) -> dict[str, Any]:
         """What is set of all that changes no result."""
-        return self._changed("device", "micro_batch", "padding_free", "processes", "nodes")
+        return self._changed("device", "micro_batch", "padding_free", "processes", "nodes", "together")
 
     def _changed(self, *fields: str) -> dict[str, Any]:
         return {name: value for name in fields if (value := getattr(self, name)) != type(self).model_fields[name].default}
