@@ -153,7 +153,7 @@ class Outcomes:
                 kinds[kind][self.rows[row], self.columns[column]] = values
             origin = {f"{at} {organism}": organism for at, organism in organisms.items()}
             pairs = {f"{at} {organism}": f"{at[0]} {self.pairs.get(organism, organism)}" for at, organism in organisms.items()}
-            yield Outcomes(self.rows, self.columns, *kinds, pairs), origin
+            yield Outcomes(self.rows, self.columns, kinds[0], kinds[1], pairs), origin
 
     def _places(self, seed: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], np.random.Generator]:
         """Which organisms are drawn, and whether they count, ``[resamples, pairs, members]``."""
