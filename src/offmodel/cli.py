@@ -291,6 +291,7 @@ def serve_command(
     runs: Runs = Path("runs"),
 ) -> None:
     """Print the command that starts vLLM for what a study asks, for an organism of it, or for any model; runs nothing."""
+    from offmodel.engine import host
     from offmodel.lab import serving
     from offmodel.lab.models import resolve
     from offmodel.spec import Study
@@ -298,7 +299,7 @@ def serve_command(
     if not what.endswith((".yaml", ".yml")):
         if organism is not None or method is not None:
             raise SpecError(f"serve-command: --organism and --method belong to a study, and {what!r} is no YAML file")
-        print(serving.serve_command(resolve(what), name or what, port=port, max_model_len=max_model_len))
+        print(host.serve_command(resolve(what), name or what, port=port, max_model_len=max_model_len))
     elif organism is not None:
         planned, store = _open(Path(what), overrides, runs)
         print(serving.of_organism(planned, store, organism, method, port=port, max_model_len=max_model_len))

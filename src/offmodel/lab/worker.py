@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from offmodel.engine.sample import keeping
 from offmodel.errors import OffmodelError, StoreError
 from offmodel.lab.stage import Context, Stage, Verdict, check_code, load_modules, stage_kind
 from offmodel.lab.store import Claim, Result, Store, disk_full
@@ -156,7 +157,7 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None]) -> Verdic
     check_code(stage)
     inputs = {role: claim.store.open(source).path for role, source in stage.input_keys.items()}
     context = Context(stage.params, inputs, claim.out, claim.scratch, report, stage.servers, claim.store.root / "cache")
-    with running(stage.params, stage.placement):
+    with running(stage.params, stage.placement), keeping(claim.scratch / "replies.sqlite"):
         return stage_kind(stage.kind).run(context) or Verdict(True)
 
 

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from offmodel.spec.model import Count, Model, NonNegative, Switch
+from pydantic import AfterValidator, Field
+
+from offmodel.spec.model import Count, Model, NonNegative, Positive, Switch, Text, problem
+
+
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise problem(f"is no command ({error}): {text!r}") from None
+    if "{vllm}" not in words and "{port}" not in text:
+        raise problem(f"needs {{port}}, or the word {{vllm}} for offmodel's own command, got {text!r}")
+    return text
+
+
+class Server(Model):
+    """A server that each stage which only samples starts for its model, on the loopback address, and stops when it has its answers.
+
+    Attributes:
+        command: What starts it, split as by a shell: ``{folder}`` stands for the model's folder, ``{port}`` for a free port, and the word
+            ``{vllm}`` for the command that ``offmodel serve-command`` prints, in the study's ``dtype``. It must listen on 127.0.0.1, answer
+            ``/health``, and complete a prompt at ``/v1/completions``.
+        model: The model's name as the server gives it in its answers.
+        start: Seconds that it may take until it is up.
+        concurrency: Requests at a time.
+        timeout: See :class:`offmodel.spec.endpoint.Endpoint`.
+        attempts: Likewise.
+    """
+
+    command: Annotated[Text, AfterValidator(_command)] = "{vllm}"
+    model: Text = "{folder}"
+    start: Positive = 900.0
+    concurrency: Count = 64
+    timeout: Positive = 600.0
+    attempts: Count = 6
 
 
 class Models(Model):
@@ -27,6 +62,7 @@ class Models(Model):
         micro_batch: Examples (in reinforcement, answers) in memory at once in training; must divide each larger batch. None takes all.
         padding_free: Lay the examples of a (micro-)batch one after the other instead of padding them. A training refuses it where the
             model's attention would look from one example into another.
+        server: What samples in stages that only sample; None samples here.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -36,6 +72,7 @@ class Models(Model):
     device: Literal["cpu", "cuda", "auto", "balanced"] = "cpu"
     micro_batch: Count | None = None
     padding_free: Switch = False
+    server: Annotated[Server | None, Field(exclude_if=lambda server: server is None)] = None
 
     def as_params(self) -> dict[str, Any]:
         """For the name of a stage, under the key "models": what is set of all that changes results; nothing where nothing is."""
@@ -43,8 +80,8 @@ class Models(Model):
         return {"models": changed} if changed else {}
 
     def placement(self) -> dict[str, Any]:
-        """What is set of all that changes no result."""
-        return self._changed("device", "micro_batch", "padding_free")
+        """What is set of all that changes no result but for rounding, as JSON values."""
+        return self._changed("device", "micro_batch", "padding_free") | self.model_dump(mode="json", include={"server"})
 
     def _changed(self, *fields: str) -> dict[str, Any]:
         return {name: value for name in fields if (value := getattr(self, name)) != type(self).model_fields[name].default}
