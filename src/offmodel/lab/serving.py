@@ -5,8 +5,8 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from offmodel.engine.host import serve_command
-from offmodel.errors import ModelError, SpecError, did_you_mean
-from offmodel.lab.export import find_organism
+from offmodel.errors import ModelError, SpecError
+from offmodel.lab.export import find_checkpoint, find_organism
 from offmodel.lab.models import resolve
 from offmodel.lab.plan import Plan
 from offmodel.lab.results import ADAPTER, MODEL
@@ -52,9 +52,7 @@ def of_organism(
     planned = find_organism(plan, organism)
     stage, weights, name = planned.stage, MODEL, organism
     if method is not None:
-        if method not in planned.methods:
-            raise SpecError(f"study {plan.study.study!r} has no method {method!r}; {did_you_mean(method, planned.methods)}")
-        score = planned.methods[method][-1].score
+        score = find_checkpoint(planned, method).score
         stage, weights, name = score.inputs["model"], score.params["weights"], f"{organism}-{method}"
     result = store.get(stage)
     folder = store.path(stage) / weights

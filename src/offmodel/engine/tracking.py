@@ -1,0 +1,114 @@
+"""Trainings followed by a tracker, through the Trainer's own callbacks. What it is told stands in ``training.json`` of the store, too."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from offmodel.errors import SpecError, did_you_mean
+
+VARIABLE = "OFFMODEL_TRACK"
+"""The environment variable that names the tracker; it is handed on to workers, and is no part of a study."""
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+_PROJECT = "offmodel"
+
+
+@dataclass(frozen=True)
+class _Tracked:
+    """The stage that trains: what it is called, its own scratch folder, and where a tracker that writes files puts them."""
+
+    tracker: str
+    label: str
+    key: str
+    scratch: Path
+    folder: Path
+
+
+_current: ContextVar[_Tracked | None] = ContextVar("tracked", default=None)
+
+
+def check() -> None:
+    """Check that the tracker that the environment names can be used.
+
+    Raises:
+        SpecError: It is unknown, not installed, or not logged in.
+    """
+    tracker = os.environ.get(VARIABLE)
+    if not tracker:
+        return
+    if tracker not in TRACKERS:
+        raise SpecError(f"{VARIABLE}={tracker}: unknown; {did_you_mean(tracker, TRACKERS)}")
+    if find_spec(tracker) is None:
+        raise SpecError(f"{VARIABLE}={tracker}: the package {tracker!r} is not installed; install it with: pip install 'offmodel[track]'")
+    if tracker == "wandb" and os.environ.get("WANDB_MODE", "online") not in ("offline", "disabled", "dryrun", "shared"):
+        import wandb
+
+        if not wandb.api.api_key:
+            raise SpecError(f"{VARIABLE}=wandb: is not logged in; run wandb login, set WANDB_API_KEY, or WANDB_MODE=offline")
+
+
+@contextmanager
+def tracked(label: str, key: str, scratch: Path, folder: Path) -> Iterator[None]:
+    """Follow the trainings in the block, if the environment names a tracker.
+
+    Args:
+        label: Of the stage.
+        key: Likewise; a stage that is continued goes on with its runs, which are named after both.
+        scratch: Its folder, in which each training has its own.
+        folder: Where TensorBoard's files go, unless ``TENSORBOARD_LOGGING_DIR`` says.
+    """
+    tracker = os.environ.get(VARIABLE)
+    token = _current.set(_Tracked(tracker, label, key, scratch, folder) if tracker else None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def following(scratch: Path | None) -> Iterator[dict[str, Any]]:
+    """What a training says to the Trainer so that it is followed, as a run of its own.
+
+    Args:
+        scratch: The training's folder, by whose place within the stage's the runs of several trainings differ; None for the only one.
+    """
+    now = _current.get()
+    if now is None:
+        yield {"report_to": "none"}
+        return
+    parts = () if scratch is None else scratch.relative_to(now.scratch).parts
+    part = "".join(f" {each}" for each in parts if each != "training")
+    name = f"{now.label}{part} ({now.key})"
+    where = Path(os.environ.get("TENSORBOARD_LOGGING_DIR", now.folder)) / re.sub(r"[^\w.-]+", "-", name).strip("-")
+    # The callbacks read these.
+    own = {
+        "TENSORBOARD_LOGGING_DIR": str(where), "WANDB_RUN_ID": (now.key + part).replace(" ", "-"), "WANDB_RESUME": "allow",
+        "WANDB_PROJECT": os.environ.get("WANDB_PROJECT", _PROJECT),
+    }  # fmt: skip
+    with _environment(own):
+        try:
+            yield {"report_to": now.tracker, "run_name": name, "project": os.environ.get("TRACKIO_PROJECT", _PROJECT)}
+        finally:
+            if now.tracker != "tensorboard":
+                import_module(now.tracker).finish()  # or the next training of this process would go on with this run
+
+
+@contextmanager
+def _environment(own: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
