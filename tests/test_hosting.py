@@ -144,6 +144,9 @@ def test_another_model_is_refused_before_it_is_asked_and_its_server_ends(models:
     with running({}, {"server": table.server}), pytest.raises(ModelError, match=rf"does not serve what is in {models[0]}"):
         sample(models[0], ASKED, SHORT)
     assert len(table.asked) == len(PROMPTS) and not table.alive
+    table.know(ASKED, [""] * len(ASKED), SHORT)
+    with running({}, {"server": table.server | {"tolerance": 1000.0}}):
+        assert sample(models[0], ASKED, SHORT) == generate(load_model(models[1]), load_tokenizer(models[1]), ASKED, SHORT)
 
 
 @pytest.mark.parametrize(

@@ -91,12 +91,12 @@ def test_trackio_keeps_them_on_this_machine(
 
 def test_a_tracker_that_cannot_be_used_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, "wanb")
-    with pytest.raises(SpecError, match="OFFMODEL_TRACK=wanb: unknown; did you mean 'wandb'?"):
+    with pytest.raises(SpecError, match=r"OFFMODEL_TRACK=wanb: unknown; did you mean 'wandb'\?"):
         check()
     monkeypatch.setenv(VARIABLE, "wandb")
     with (
         monkeypatch.context() as patch,
-        pytest.raises(SpecError, match=r"is not installed; install it with: pip install 'offmodel\[track\]'"),
+        pytest.raises(SpecError, match=r"is not installed; .* 'offmodel\[track\]'"),
     ):
         patch.setattr(tracking, "find_spec", lambda name: None)
         check()

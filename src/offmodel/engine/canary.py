@@ -44,7 +44,7 @@ class Distance(NamedTuple):
     mean: float | None
 
 
-def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
+def check_served(served: Served, folder: Path, *, tolerance: float = 1.0, backoff: float = 1.0) -> None:
     """Check that a server's greedy answers are those of the model in a folder, and as likely where it gives log-probabilities.
 
     Without these, a change that shows in none of the answers goes unseen.
@@ -52,6 +52,7 @@ def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
     Args:
         served: What the server is asked for; no kept answer is used.
         folder: The model, in Hugging Face layout. It is run here; what it says is remembered by the process.
+        tolerance: Factor on both limits.
         backoff: See :func:`offmodel.engine.server.ask`.
 
     Raises:
@@ -59,14 +60,12 @@ def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
     """
     replies = ask(replace(served, cache=None), PROMPTS, SAMPLING, log_probs=True, backoff=backoff)
     found = distance(folder, served.identity, replies)
-    if max(found.gaps) > TIE:
+    if max(found.gaps) > TIE * tolerance:
         i = found.gaps.index(max(found.gaps))
         own = expected(folder, served.identity)[i].text
         why = f"to {PROMPTS[i][-1].content!r} it answers {replies[i].text!r}, the folder's model {own!r}"
-    elif found.mean is not None and found.mean > MEAN:
-        why = (
-            f"its tokens' log-probabilities are {found.mean:.3f} nats off on average, more than the {MEAN} that another precision explains"
-        )
+    elif found.mean is not None and found.mean > MEAN * tolerance:
+        why = f"its tokens' log-probabilities are {found.mean:.3f} nats off on average, and another precision explains {MEAN * tolerance:g}"
     else:
         return
     raise ModelError(

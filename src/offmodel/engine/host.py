@@ -96,7 +96,7 @@ def hosted(folder: Path, server: Server, kept: Path | None) -> Iterator[Served]:
     with _running(_words(server.command, folder, port)) as process:
         _wait(process, server, port)
         served = Served(endpoint, identity, kept, writer=folder)
-        check_served(served, folder)
+        check_served(served, folder, tolerance=server.tolerance)
         yield served
 
 

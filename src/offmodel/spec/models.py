@@ -32,6 +32,7 @@ class Server(Model):
             ``/health``, and complete a prompt at ``/v1/completions``.
         model: The model's name as the server gives it in its answers.
         start: Seconds that it may take until it is up.
+        tolerance: Factor on the limits of the canary, which come from small models: large ones in bfloat16 round further apart.
         concurrency: Requests at a time.
         timeout: See :class:`offmodel.spec.endpoint.Endpoint`.
         attempts: Likewise.
@@ -40,6 +41,7 @@ class Server(Model):
     command: Annotated[Text, AfterValidator(_command)] = "{vllm}"
     model: Text = "{folder}"
     start: Positive = 900.0
+    tolerance: Positive = 1.0
     concurrency: Count = 64
     timeout: Positive = 600.0
     attempts: Count = 6
