@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
@@ -53,7 +53,7 @@ def check() -> None:
     if tracker == "wandb" and os.environ.get("WANDB_MODE", "online") not in ("offline", "disabled", "dryrun", "shared"):
         import wandb
 
-        if not wandb.api.api_key:
+        if not wandb.login(prompt=False):
             raise SpecError(f"{VARIABLE}=wandb: is not logged in; run wandb login, set WANDB_API_KEY, or WANDB_MODE=offline")
 
 
@@ -99,8 +99,9 @@ def following(scratch: Path | None) -> Iterator[dict[str, Any]]:
         try:
             yield {"report_to": now.tracker, "run_name": name, "project": os.environ.get("TRACKIO_PROJECT", _PROJECT)}
         finally:
-            if now.tracker != "tensorboard":
-                import_module(now.tracker).finish()  # or the next training of this process would go on with this run
+            if now.tracker != "tensorboard":  # or the next training of this process would go on with this run
+                with suppress(RuntimeError):  # trackio's, where it is finished already
+                    import_module(now.tracker).finish()
 
 
 @contextmanager
