@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -90,14 +90,12 @@ def following(scratch: Path | None) -> Iterator[dict[str, Any]]:
     part = "".join(f" {each}" for each in parts if each != "training")
     name = f"{now.label}{part} ({now.key})"
     where = Path(os.environ.get("TENSORBOARD_LOGGING_DIR", now.folder)) / re.sub(r"[^\w.-]+", "-", name).strip("-")
-    # The callbacks read these.
-    own = {
-        "TENSORBOARD_LOGGING_DIR": str(where), "WANDB_RUN_ID": (now.key + part).replace(" ", "-"), "WANDB_RESUME": "allow",
-        "WANDB_PROJECT": os.environ.get("WANDB_PROJECT", _PROJECT),
-    }  # fmt: skip
-    with _environment(own):
+    project = os.environ.get({"wandb": "WANDB_PROJECT", "trackio": "TRACKIO_PROJECT"}.get(now.tracker, ""), _PROJECT)
+    if now.tracker == "wandb":  # begun here, as the callback gives no id, and reads one from the environment but once in a process
+        import_module("wandb").init(project=project, name=name, id=(now.key + part).replace(" ", "-"), resume="allow")
+    with _environment("TENSORBOARD_LOGGING_DIR", str(where)):  # which its callback reads
         try:
-            yield {"report_to": now.tracker, "run_name": name, "project": os.environ.get("TRACKIO_PROJECT", _PROJECT)}
+            yield {"report_to": now.tracker, "run_name": name, "project": project}
         finally:
             if now.tracker != "tensorboard":  # or the next training of this process would go on with this run
                 with suppress(RuntimeError):  # trackio's, where it is finished already
@@ -105,11 +103,13 @@ def following(scratch: Path | None) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _environment(own: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
