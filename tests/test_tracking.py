@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,8 @@ def test_trackio_keeps_them_on_this_machine(
 ) -> None:
     pytest.importorskip("trackio")
     monkeypatch.setenv(VARIABLE, "trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for module in [each for name, each in sys.modules.items() if name.startswith("trackio") and hasattr(each, "TRACKIO_DIR")]:
+        monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")  # it has read its variable already
     check()
     two_trainings(model, tiny_tokenizer, tmp_path)
     with sqlite3.connect(next((tmp_path / "trackio").glob("*.db"))) as base:
