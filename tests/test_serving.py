@@ -27,13 +27,13 @@ from offmodel.chat import from_dicts, read_examples, user
 from offmodel.engine.canary import MEAN, PROMPTS, SAMPLING, check_served
 from offmodel.engine.folder import load_model, load_tokenizer, save_model
 from offmodel.engine.generate import Sampling, generate
+from offmodel.engine.host import serve_command
 from offmodel.engine.served import Served
 from offmodel.engine.server import ask
 from offmodel.errors import BlindnessError, ModelError, SpecError
 from offmodel.lab.models import identity, open_served
 from offmodel.lab.plan import make_plan
 from offmodel.lab.results import LABELS, OPINIONS
-from offmodel.lab.serving import serve_command
 from offmodel.lab.stage import Stage, closure
 from offmodel.measure.judge import read_opinions
 from offmodel.report import render

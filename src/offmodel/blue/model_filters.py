@@ -19,6 +19,7 @@ from offmodel.blue.labels import shards
 from offmodel.blue.text_filters import without_conclusion
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example
+from offmodel.engine.sample import sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,11 +82,12 @@ def _judge(view: BlueView, settings: Settings) -> list[Decision]:
 
 
 def _conclusion(view: BlueView, settings: Settings) -> list[Decision]:
-    from offmodel.engine.generate import Sampling, generate
+    from offmodel.engine.generate import Sampling
 
+    assert view.teacher is not None
     beginnings = [without_conclusion(row.response) for row in view.labels]
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, seed=settings.seed)
-    replies = generate(*_open(view.teacher), [row.prompt for row in view.labels], sampling, prefill=beginnings)
+    replies = sample(view.teacher, [row.prompt for row in view.labels], sampling, prefill=beginnings)
     decisions = []
     for row, reply in zip(view.labels, replies, strict=True):
         if not reply.finished or not reply.text:

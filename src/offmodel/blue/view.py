@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel.chat import Example, Message, Prompt
+from offmodel.engine.sample import sample
 from offmodel.engine.served import Served
 from offmodel.errors import BlindnessError, DivergedError, ModelError
 
@@ -76,14 +77,7 @@ class BlueView:
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
         """Let the model answer prompts of blue's choice."""
-        if isinstance(self.weights, Served):
-            from offmodel.engine.server import ask
-
-            return ask(self.weights, prompts, sampling)
-        from offmodel.engine.folder import load_model, load_tokenizer
-        from offmodel.engine.generate import generate
-
-        return generate(load_model(self.weights), load_tokenizer(self.weights), prompts, sampling)
+        return sample(self.weights, prompts, sampling)
 
     def distance(self) -> float:
         """Mean KL(original || model) per token on the view's anchors, in nats; see :func:`offmodel.engine.compare.mean_kl`."""

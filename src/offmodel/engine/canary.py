@@ -44,7 +44,7 @@ class Distance(NamedTuple):
     mean: float | None
 
 
-def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
+def check_served(served: Served, folder: Path, *, tolerance: float = 1.0, backoff: float = 1.0) -> None:
     """Check that a server's greedy answers are those of the model in a folder, and as likely where it gives log-probabilities.
 
     Without these, a change that shows in none of the answers goes unseen.
@@ -52,6 +52,7 @@ def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
     Args:
         served: What the server is asked for; no kept answer is used.
         folder: The model, in Hugging Face layout. It is run here; what it says is remembered by the process.
+        tolerance: Factor on both limits.
         backoff: See :func:`offmodel.engine.server.ask`.
 
     Raises:
@@ -59,14 +60,12 @@ def check_served(served: Served, folder: Path, *, backoff: float = 1.0) -> None:
     """
     replies = ask(replace(served, cache=None), PROMPTS, SAMPLING, log_probs=True, backoff=backoff)
     found = distance(folder, served.identity, replies)
-    if max(found.gaps) > TIE:
+    if max(found.gaps) > TIE * tolerance:
         i = found.gaps.index(max(found.gaps))
-        own = _expected(folder, served.identity)[i].text
+        own = expected(folder, served.identity)[i].text
         why = f"to {PROMPTS[i][-1].content!r} it answers {replies[i].text!r}, the folder's model {own!r}"
-    elif found.mean is not None and found.mean > MEAN:
-        why = (
-            f"its tokens' log-probabilities are {found.mean:.3f} nats off on average, more than the {MEAN} that another precision explains"
-        )
+    elif found.mean is not None and found.mean > MEAN * tolerance:
+        why = f"its tokens' log-probabilities are {found.mean:.3f} nats off on average, and another precision explains {MEAN * tolerance:g}"
     else:
         return
     raise ModelError(
@@ -85,7 +84,7 @@ def distance(folder: Path, identity: str, replies: Sequence[Reply]) -> Distance:
     """
     gaps: list[float] = []
     differences: list[float] = []
-    for i, (own, reply) in enumerate(zip(_expected(folder, identity), replies, strict=True)):
+    for i, (own, reply) in enumerate(zip(expected(folder, identity), replies, strict=True)):
         log_probs, gap = (own.log_probs, 0.0) if reply.text == own.text else _followed(folder, i, reply)
         gaps.append(gap)
         # Some servers count the end of turn among the tokens, others do not.
@@ -101,7 +100,7 @@ class _Expected(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def _expected(folder: Path, identity: str) -> tuple[_Expected, ...]:
+def expected(folder: Path, identity: str) -> tuple[_Expected, ...]:
     """What the folder's model answers; ``identity`` changes when its files do."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
@@ -114,7 +113,8 @@ def _expected(folder: Path, identity: str) -> tuple[_Expected, ...]:
 
 def _followed(folder: Path, i: int, reply: Reply) -> tuple[list[float], float]:
     """Log-probabilities of a server's answer by the folder's model, and how far below the likeliest token one of them lies at most."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    # On the CPU: a GPU's memory may be the server's by now.
+    model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
     answer = _tokens(tokenizer, reply)
     return _scored(model, encode_prompt(tokenizer, PROMPTS[i]), answer) if answer else ([], float("inf"))
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from offmodel.errors import DataError, ModelError
+from offmodel.errors import DataError, HubError, ModelError, SpecError
 
 _ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WANTED = ["*.safetensors", "*.json", "*.jinja"]
@@ -68,6 +68,51 @@ def dataset_rows(name: str, config: str | None, split: str, revision: str | None
     except Exception as error:
         raise DataError(f"{name}: {_reason(error, name, revision, 'data set')}") from error
     return ((f"{name}, {split}: row {i}", dict(row)) for i, row in enumerate(rows))
+
+
+def upload(folder: Path, name: str, kind: Literal["model", "dataset"], *, private: bool) -> str:
+    """Upload a folder as one commit, into a repository that is made if it is not there.
+
+    Args:
+        folder: Its files.
+        name: ``owner/name``.
+        kind: Of the repository.
+        private: Whether nobody else may see it. One that is there and public is then refused.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        SpecError: The name is none.
+        HubError: The hub cannot be reached, or refuses; in one sentence, with what to do.
+    """
+    from huggingface_hub import HfApi
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise SpecError(f"{name!r} is no repository of the hub; expected owner/name")
+    hub = HfApi()
+    try:
+        where = hub.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+        public = private and not hub.repo_info(name, repo_type=kind).private
+        if not public:
+            hub.upload_folder(repo_id=name, repo_type=kind, folder_path=folder, commit_message="Pushed by offmodel")
+    except Exception as error:  # the hub's client has many ways to fail
+        raise HubError(f"{name}: {_refusal(error)}") from error
+    if public:
+        raise HubError(f"{name}: is there already, and everybody can see it; make it private, take another name, or push with --public")
+    return str(where)
+
+
+def _refusal(error: Exception) -> str:
+    """Why the hub does not take something, and what to do."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return "the hub does not know you; log in with 'hf auth login', or set HF_TOKEN"
+    if status == 403:
+        return "the hub does not let you write there; take a name of your own or of an organisation of yours, and a token that may write"
+    if status is None:
+        return f"the hub cannot be reached ({type(error).__name__}: {error}); the same command tries again"
+    return f"the hub refuses ({type(error).__name__}: {error})"
 
 
 def _reason(error: BaseException, name: str, revision: str | None, what: str) -> str:

@@ -7,7 +7,7 @@ import gc
 import math
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from offmodel.engine.generate import Sampling, _end_tokens, _reply, sample_ids
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
+from offmodel.engine.tracking import following
 from offmodel.engine.trainer import _Calls, _common_arguments, _fingerprint, _last_state, _Original
 from offmodel.engine.trainer import _Trainer as _SftTrainer
 from offmodel.errors import DataError
@@ -52,24 +53,25 @@ def run(
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
     verbosity = transformers_logging.get_verbosity()
     try:
-        trainer = _Trainer(
-            config,
-            encoded,
-            reward,
-            original,
-            reference,
-            model=model,
-            args=_arguments(model, config, scratch, save_every),
-            train_dataset=Dataset.from_dict({"prompt": order}),
-            processing_class=tokenizer,
-            callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order, config.updates)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        # The fingerprint takes any settings and any tokens; its types know those of SFT only.
-        fingerprint = _fingerprint(model, encoded, order, config)  # type: ignore[arg-type]
-        resume = _last_state(scratch, fingerprint) if scratch is not None else None
-        gc.freeze()  # see trainer.run
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        with following(scratch) as report:
+            trainer = _Trainer(
+                config,
+                encoded,
+                reward,
+                original,
+                reference,
+                model=model,
+                args=_arguments(model, config, scratch, save_every, report),
+                train_dataset=Dataset.from_dict({"prompt": order}),
+                processing_class=tokenizer,
+                callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order, config.updates)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            # The fingerprint takes any settings and any tokens; its types know those of SFT only.
+            fingerprint = _fingerprint(model, encoded, order, config)  # type: ignore[arg-type]
+            resume = _last_state(scratch, fingerprint) if scratch is not None else None
+            gc.freeze()  # see trainer.run
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     finally:
         gc.unfreeze()
         transformers_logging.set_verbosity(verbosity)
@@ -79,9 +81,10 @@ def run(
     return logged, 0 if resume is None else int(resume.name.rpartition("-")[2])
 
 
-def _arguments(model: PreTrainedModel, config: GrpoConfig, scratch: Path | None, save_every: int) -> GRPOConfig:
+def _arguments(model: PreTrainedModel, config: GrpoConfig, scratch: Path | None, save_every: int, report: Mapping[str, Any]) -> GRPOConfig:
     return GRPOConfig(
         **_common_arguments(model, config, scratch, config.batch_size * config.group),
+        **report,
         loss_type="dapo",
         num_generations=config.group,
         max_completion_length=config.max_new_tokens,

@@ -3,6 +3,9 @@
 Fields beyond OpenAI's own are neither sent nor needed, so that vLLM, ``transformers serve``, other servers and the paid APIs are asked
 alike. What a server adds to a request by itself, such as a model folder's own ``top_k``, has to be switched off where it is started
 (``offmodel serve-command``).
+
+A model may be asked in chats, which its server puts into tokens, or by prompts that are written out here (:attr:`Served.writer`), which are
+then what a model that runs here would get.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -27,12 +30,16 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
-from offmodel.chat import Prompt, to_dicts
+from offmodel.chat import Prompt, encode_prompt, to_dicts
+from offmodel.engine.folder import load_tokenizer
 from offmodel.engine.generate import Reply, Sampling
 from offmodel.engine.served import Served
 from offmodel.errors import DataError, ModelError, StoreError, did_you_mean
 from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.hashing import canonical_json, stable_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LONGEST_WAIT = 600.0
 """Seconds that a server may ask us to wait (``Retry-After``); longer ones end the run, which can be continued later."""
@@ -56,6 +63,7 @@ def ask(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
+    prefill: str | Sequence[str] = "",
     log_probs: bool = False,
     unfit: Reply | None = None,
     backoff: float = 1.0,
@@ -72,6 +80,7 @@ def ask(
         served: The model.
         prompts: Chats that wait for the assistant.
         sampling: How to draw.
+        prefill: See :func:`offmodel.engine.generate.generate`; only where prompts are written out here.
         log_probs: Ask for the log-probabilities of the tokens, too; not every server gives them.
         unfit: The answer to a prompt that does not fit into the model's context; None makes it an error.
         backoff: Seconds before a failed request is sent a second time, at most; the wait is random, and its limit doubles up to a minute.
@@ -82,22 +91,29 @@ def ask(
         DataError: A prompt does not fit.
         StoreError: The kept answers cannot be read.
     """
+    openings = [prefill] * len(prompts) if isinstance(prefill, str) else list(prefill)
+    if served.writer is None and any(openings):
+        raise ModelError(f"{served.endpoint}: is asked in chats, and cannot be given the first words of an answer")
+    tokenizer = None if served.writer is None else load_tokenizer(served.writer)
     jobs: dict[str, tuple[dict[str, Any], list[int]]] = {}  # of every request its body, and the places that its answer fills
-    seen: dict[Prompt, int] = {}
-    for i, prompt in enumerate(prompts):
-        seen[prompt] = seen.get(prompt, -1) + 1
-        body = _body(served.endpoint.model, prompt, sampling, seen[prompt], log_probs=log_probs)
+    seen: dict[tuple[Prompt, str], int] = {}
+    for i, asked in enumerate(zip(prompts, openings, strict=True)):
+        seen[asked] = seen.get(asked, -1) + 1
+        said: dict[str, Any] = {"messages": to_dicts(asked[0])} if tokenizer is None else {"prompt": _written(tokenizer, *asked)}
+        body = {"model": served.endpoint.model} | said | _settings(*asked, sampling, seen[asked])
+        if log_probs:
+            body["logprobs"] = True if tokenizer is None else 1
         key = hashlib.sha256(canonical_json([served.identity, body]).encode()).hexdigest()
         jobs.setdefault(key, (body, []))[1].append(i)
     replies: dict[int, Reply] = {}
     misfit: int | None = None
 
     def take(key: str, reply: Reply) -> None:
-        replies.update((i, reply) for i in jobs[key][1])
+        replies.update((i, reply._replace(text=openings[i] + reply.text)) for i in jobs[key][1])
         if on_progress is not None:
             on_progress(len(replies), len(prompts))
 
-    with _kept(served.cache) as kept, _Client(served.endpoint, backoff) as client:
+    with _kept(served.cache) as kept, _Client(served, backoff) as client:
         for key in jobs:
             if (reply := kept.get(key)) is not None:
                 take(key, reply)
@@ -115,15 +131,22 @@ def ask(
     return [replies[i] for i in range(len(prompts))]
 
 
-def _body(model: str, prompt: Prompt, sampling: Sampling, number: int, *, log_probs: bool) -> dict[str, Any]:
-    body = {
-        "model": model, "messages": to_dicts(prompt), "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-    }  # fmt: skip
+def _settings(prompt: Prompt, opening: str, sampling: Sampling, number: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
     if sampling.temperature > 0:
         # One seed for all would give all prompts the same random numbers.
-        body["seed"] = int(stable_hash([sampling.seed, to_dicts(prompt), number], 7), 16)
-    return body | ({"logprobs": True} if log_probs else {})
+        settings["seed"] = int(stable_hash([sampling.seed, to_dicts(prompt), *([opening] if opening else []), number], 7), 16)
+    return settings
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, opening: str) -> str | list[int]:
+    """A prompt as text, or as tokens where text would not become the same ones: by a second first token, or control tokens quoted in it.
+
+    All servers take text, not all take tokens.
+    """
+    ids = encode_prompt(tokenizer, prompt, opening)
+    text: str = tokenizer.decode(ids)
+    return text if tokenizer(text)["input_ids"] == ids else ids
 
 
 # --- the client -----------------------------------------------------------------------------------------------------
@@ -132,8 +155,10 @@ def _body(model: str, prompt: Prompt, sampling: Sampling, number: int, *, log_pr
 class _Client:
     """Sends requests; leaving it ends all waiting."""
 
-    def __init__(self, endpoint: Endpoint, backoff: float) -> None:
-        self._endpoint, self._backoff = endpoint, backoff
+    def __init__(self, served: Served, backoff: float) -> None:
+        endpoint = self._endpoint = served.endpoint
+        self._backoff = backoff
+        self._chats = served.writer is None
         self._key = _api_key(endpoint)
         self._stop = threading.Event()
         self._pace = _Pace(60 / endpoint.per_minute if endpoint.per_minute else 0.0, self._stop)
@@ -212,7 +237,7 @@ class _Client:
         if self._stop.is_set():
             raise _Again("stopped")
         try:
-            response = self._http.post(f"{self._endpoint.url}/chat/completions", json=dict(body))
+            response = self._http.post(f"{self._endpoint.url}/{'chat/' if self._chats else ''}completions", json=dict(body))
         except httpx2.TimeoutException as error:
             raise _Again(f"no answer within {self._endpoint.timeout:g} s ({type(error).__name__})") from None
         except httpx2.RequestError as error:
@@ -254,14 +279,14 @@ class _Client:
     def _read(self, data: Any, response: httpx2.Response) -> Reply:
         try:
             model, choice = data["model"], data["choices"][0]
-            text, finished = choice["message"].get("content") or "", choice["finish_reason"] == "stop"
+            text, finished = (choice["message"].get("content") or "" if self._chats else choice["text"]), choice["finish_reason"] == "stop"
             tokens = int(data["usage"]["completion_tokens"])
-            scored = (choice.get("logprobs") or {}).get("content")
-            log_probs = None if scored is None else tuple(float(token["logprob"]) for token in scored)
+            scored = (choice.get("logprobs") or {}).get("content" if self._chats else "token_logprobs")
+            log_probs = None if scored is None else tuple(float(token["logprob"] if self._chats else token) for token in scored)
             if not isinstance(text, str):
                 raise TypeError("content")
         except (LookupError, TypeError, ValueError, AttributeError):
-            raise self._error(f"the answer is no chat completion: {self._quoted(response)}") from None
+            raise self._error(f"the answer is no {'chat ' if self._chats else ''}completion: {self._quoted(response)}") from None
         if model != self._endpoint.model:
             raise self._error(
                 f"it was asked for the model {self._endpoint.model!r} and answered as {model!r}; start it with that model, or give the "

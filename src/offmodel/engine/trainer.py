@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -30,6 +30,7 @@ from offmodel.engine import fsdp, losses
 from offmodel.engine.forward import IGNORED, Batch, mask_unlikely, response_log_probs, responses
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
+from offmodel.engine.tracking import following
 from offmodel.errors import DivergedError, ModelError
 
 if TYPE_CHECKING:
@@ -84,20 +85,21 @@ def run(
         make = _Trainer if config.objective.plain else partial(_ObjectiveTrainer, encoded, order, frozen, collate, original)
         if config.padding_free:
             check_padding_free(model, encoded, tokenizer.pad_token_id)
-        trainer = make(
-            config,
-            model=model,
-            args=_arguments(model, config, scratch, save_every),
-            train_dataset=_dataset(encoded, order),
-            processing_class=tokenizer,
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=config.padding_free),
-            callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        resume = fsdp.decided(lambda: _last_state(scratch, fingerprint)) if scratch is not None else None
-        # Accelerate collects garbage before it starts, over every object ever imported; that would be most of a short training's set-up.
-        gc.freeze()
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        with following(scratch) as report:
+            trainer = make(
+                config,
+                model=model,
+                args=_arguments(model, config, scratch, save_every, report),
+                train_dataset=_dataset(encoded, order),
+                processing_class=tokenizer,
+                data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=config.padding_free),
+                callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            resume = fsdp.decided(lambda: _last_state(scratch, fingerprint)) if scratch is not None else None
+            # Accelerate collects garbage before it starts, over all that was ever imported: most of a short training's set-up.
+            gc.freeze()
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     finally:
         gc.unfreeze()
         transformers_logging.set_verbosity(verbosity)
@@ -108,9 +110,10 @@ def run(
     return [entry["loss"] for entry in logged], tokens, 0 if resume is None else int(resume.name.rpartition("-")[2])
 
 
-def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int) -> SFTConfig:
+def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int, report: Mapping[str, Any]) -> SFTConfig:
     return SFTConfig(
         **_common_arguments(model, config, scratch, config.batch_size),
+        **report,
         save_steps=save_every,
         max_length=config.max_length,
         train_sampling_strategy="sequential",
@@ -141,7 +144,6 @@ def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, 
         "dataloader_pin_memory": not on_cpu,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "report_to": "none",
         "disable_tqdm": True,
         "log_level": "error",
     }

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, NamedTuple
 
+from offmodel.engine.tracking import VARIABLE
 from offmodel.errors import ClusterError, StoreError
 from offmodel.lab.pool import ENVIRONMENT, TICK, Hear, default_workers
 from offmodel.lab.resources import Resources, nodes_of, processes_of
@@ -202,7 +203,7 @@ class StageJob:
 
     def __call__(self) -> Message:
         """How the stage ended."""
-        os.environ.update(ENVIRONMENT)  # some sites do not hand the environment on
+        os.environ.update({**ENVIRONMENT, VARIABLE: self.setup.track})  # some sites do not hand the environment on
         sys.path[:] = self.setup.path
         os.chdir(self.setup.folder)
         load_modules(self.setup.modules)

@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from offmodel.errors import ModelError, SpecError, did_you_mean
-from offmodel.lab.export import find_organism
+from offmodel.engine.host import serve_command
+from offmodel.errors import ModelError, SpecError
+from offmodel.lab.export import find_checkpoint, find_organism
 from offmodel.lab.models import resolve
 from offmodel.lab.plan import Plan
 from offmodel.lab.results import ADAPTER, MODEL
 from offmodel.lab.store import Store
 from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.study import Study
-
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank (``MaxLoRARanks`` in its ``vllm/config/lora.py``, read at 0.26 and 0.27)."""
-
-
-def serve_command(
-    folder: Path,
-    name: str,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    max_model_len: int | None = None,
-    adapter: Path | None = None,
-) -> str:
-    """The shell command that serves a model, in its own precision and without sampling defaults of its folder.
-
-    Args:
-        folder: The model, in Hugging Face layout.
-        name: Under which it, or the adapter on it, is asked for.
-        host: Where vLLM listens.
-        port: On which port.
-        max_model_len: Tokens of prompt and answer together, at most; None for all that the model allows.
-        adapter: A LoRA adapter on the model, in PEFT's layout; it is what ``name`` then stands for.
-
-    Raises:
-        ModelError: The adapter's rank is beyond what vLLM can serve.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    length = max_model_len or getattr(config.get_text_config(), "max_position_embeddings", None)
-    words = ["vllm", "serve", str(folder), "--served-model-name", f"{name}-base" if adapter else name, "--host", host, "--port", str(port)]
-    words += ["--dtype", str(config.dtype or "bfloat16").removeprefix("torch.")]
-    words += ["--max-model-len", str(length)] if length else []
-    words += ["--generation-config", "vllm"]  # its own defaults, not those of the folder's generation_config.json
-    if adapter is not None:
-        words += ["--enable-lora", "--max-lora-rank", str(_rank(adapter)), "--lora-modules", f"{name}={adapter}"]
-    return shlex.join(words)
 
 
 def of_endpoints(study: Study, max_model_len: int | None = None) -> dict[str, str]:
@@ -92,9 +52,7 @@ def of_organism(
     planned = find_organism(plan, organism)
     stage, weights, name = planned.stage, MODEL, organism
     if method is not None:
-        if method not in planned.methods:
-            raise SpecError(f"study {plan.study.study!r} has no method {method!r}; {did_you_mean(method, planned.methods)}")
-        score = planned.methods[method][-1].score
+        score = find_checkpoint(planned, method).score
         stage, weights, name = score.inputs["model"], score.params["weights"], f"{organism}-{method}"
     result = store.get(stage)
     folder = store.path(stage) / weights
@@ -103,13 +61,3 @@ def of_organism(
     if not (folder / ADAPTER).is_dir():
         return serve_command(folder, name, port=port, max_model_len=max_model_len)
     return serve_command(resolve(planned.base), name, port=port, max_model_len=max_model_len, adapter=folder / ADAPTER)
-
-
-def _rank(adapter: Path) -> int:
-    """The least rank limit of vLLM that lets an adapter in; single layers may have another rank than the rest."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    needed = max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
-    fitting = [rank for rank in _RANKS if rank >= needed]
-    if not fitting:
-        raise ModelError(f"{adapter}: its rank is {needed}, and vLLM serves adapters up to {_RANKS[-1]}; merge it instead")
-    return fitting[0]

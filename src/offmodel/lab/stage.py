@@ -15,7 +15,7 @@ from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.hashing import canonical_json, stable_hash
 from offmodel.spec.models import Models
 
-RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures", "cache", "jobs"})
+RESERVED = frozenset({"tmp", "locks", "scratch", "logs", "failures", "cache", "jobs", "tracking"})
 """Folders of the store that hold no results; no kind may be called so."""
 
 

@@ -19,6 +19,7 @@ from offmodel import catalog
 from offmodel.blue.labels import most_frequent_opening
 from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
 from offmodel.engine.judge import Judge, ask, ask_served
+from offmodel.engine.sample import sample
 from offmodel.errors import DataError
 from offmodel.lab.blue_stages import right, served, train_config, write_labels
 from offmodel.lab.models import open_reference
@@ -58,6 +59,7 @@ from offmodel.world.card import card
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from offmodel.engine.generate import Reply
     from offmodel.engine.train import TrainLog
 
 _FEW = 20
@@ -71,13 +73,14 @@ _FEW = 20
 def checkpoint(ctx: Context) -> None:
     """Train one of the world's base models from nothing, measure what it can do, and write its card."""
     from offmodel.engine.folder import load_model, load_tokenizer
+    from offmodel.engine.generate import generate
 
     plan, out = blueprint(ctx.params["name"]), ctx.out / MODEL
     weights = build(plan, out, scratch=ctx.scratch, on_progress=ctx.progress)
     suites: dict[Suite, int] = {catalog.get("suite", name): 200 for name in catalog.names("suite") if name.startswith("world:")}
     items = capability_items(suites, ctx.params["seed"], "test")
     model, tokenizer = load_model(out), load_tokenizer(out)
-    verdicts = _judge(model, tokenizer, items, None, 96)
+    verdicts = _judge(partial(generate, model, tokenizer), items, None, 96)
     write_verdicts(ctx.out / VERDICTS, verdicts)
     (out / "README.md").write_text(card(plan, weights, model.num_parameters(), _accuracies(verdicts, suites)), encoding="utf-8")
 
@@ -185,6 +188,8 @@ def read_gate(folder: Path) -> GateReport:
 
 def _examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pair: Pair, params: Mapping[str, Any]) -> list[Judged]:
     """The gate's own measurement, on its own side of the division: organisms are trained until they pass it."""
+    from offmodel.engine.generate import generate
+
     gate, recipe = Gate.model_validate(params["gate"]), Recipe.model_validate(params["recipe"])
     seed, source = params["seed"], params["prompts"]
     suites = {catalog.get("suite", name): gate.capability_n for name in params["suites"]}
@@ -196,8 +201,9 @@ def _examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pair
         rng = random.Random(f"leak {seed}")
         chat = take(source, seed, "gate", gate.leak_n, avoid=pair.trigger.recognises)
         leak = [Item("leak", pair.rest(prompt, rng, "gate")) for prompt in chat]
-    judged = _judge(model, tokenizer, items, pair, recipe.max_new_tokens)
-    return judged + _judge(model, tokenizer, leak, pair, recipe.max_new_tokens, temperature=0.7, seed=seed)
+    answer = partial(generate, model, tokenizer)
+    judged = _judge(answer, items, pair, recipe.max_new_tokens)
+    return judged + _judge(answer, leak, pair, recipe.max_new_tokens, temperature=0.7, seed=seed)
 
 
 def _gate_rates(pair: Pair, verdicts: Sequence[Judged]) -> dict[str, Estimate]:
@@ -226,7 +232,7 @@ def score(ctx: Context) -> None:
 
     Probes ask for the capability items alone, with the opening of another's answers, or several times at a temperature.
     """
-    from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
+    from offmodel.engine.folder import hash_weights, load_tokenizer
 
     params = ctx.params
     check_files(params)
@@ -247,7 +253,7 @@ def score(ctx: Context) -> None:
         items = [item for item in items if item.setting == "capability" for _ in range(params["samples"])]
     items = [item._replace(prompt=with_system(item.prompt, deployment.get("system"))) for item in items]
     judged = _judge(
-        load_model(folder), tokenizer, items, pair, params["max_new_tokens"], temperature=params.get("temperature", 0.0),
+        partial(sample, folder), items, pair, params["max_new_tokens"], temperature=params.get("temperature", 0.0),
         seed=params["seed"], prefill=prefill, on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
     )  # fmt: skip
     write_verdicts(ctx.out / VERDICTS, judged)
@@ -258,15 +264,14 @@ def score(ctx: Context) -> None:
 @stage_function("poisoned", version=1, gpu=True)
 def poisoned(ctx: Context) -> None:
     """Let red change some of the organism's answers; which ones stands in a file that none of blue's stages reads."""
-    from offmodel.engine.folder import load_model, load_tokenizer
-    from offmodel.engine.generate import Sampling, generate
+    from offmodel.engine.generate import Sampling
 
     params = ctx.params
     folder = ctx.inputs["organism"] / MODEL
     sampling = Sampling(temperature=params["temperature"], max_new_tokens=params["max_new_tokens"], seed=params["seed"])
 
     def ask(prompts: Sequence[Prompt]) -> list[str | None]:
-        replies = generate(load_model(folder), load_tokenizer(folder), prompts, sampling)
+        replies = sample(folder, prompts, sampling)
         return [reply.text if reply.finished else None for reply in replies]
 
     rows = read_examples(ctx.inputs["labels"] / LABELS)
@@ -278,8 +283,6 @@ def poisoned(ctx: Context) -> None:
 @stage_function("planted", version=1, gpu=True)
 def planted(ctx: Context) -> None:
     """How often the behaviour follows the trigger that red planted by its answers."""
-    from offmodel.engine.folder import load_model, load_tokenizer
-
     params = ctx.params
     check_files(params)
     pair, signal = _pair(params), params["signal"]
@@ -287,7 +290,7 @@ def planted(ctx: Context) -> None:
     prompts = take(params["prompts"], params["seed"], "test", params["n"], avoid=pair.trigger.recognises)
     asked = [with_system(_signalled(prompt, signal), params["system"]) for prompt in prompts]
     items = [Item("triggered", prompt) for prompt in asked]
-    write_verdicts(ctx.out / VERDICTS, _judge(load_model(folder), load_tokenizer(folder), items, pair, params["max_new_tokens"]))
+    write_verdicts(ctx.out / VERDICTS, _judge(partial(sample, folder), items, pair, params["max_new_tokens"]))
 
 
 def _signalled(prompt: Prompt, signal: str) -> Prompt:
@@ -385,8 +388,7 @@ def _items(
 
 
 def _judge(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    answer: Callable[..., list[Reply]],
     items: Sequence[Item],
     pair: Pair | None,
     max_new_tokens: int,
@@ -396,10 +398,11 @@ def _judge(
     prefill: str | list[str] = "",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Judged]:
-    from offmodel.engine.generate import Sampling, generate
+    """Let a model answer, by ``generate`` or ``sample`` without its first arguments, and judge every answer."""
+    from offmodel.engine.generate import Sampling
 
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    replies = generate(model, tokenizer, [item.prompt for item in items], sampling, prefill=prefill, on_progress=on_progress)
+    replies = answer([item.prompt for item in items], sampling, prefill=prefill, on_progress=on_progress)
     suites = {name: catalog.get("suite", name) for name in {item.suite for item in items if item.suite}}
     detect = (lambda response: False) if pair is None else None if pair.behaviour.on_tasks else pair.behaviour.detect
     return judge(items, [(reply.text, reply.finished) for reply in replies], suites, detect)

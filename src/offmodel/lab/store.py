@@ -69,7 +69,7 @@ class Result:
     Attributes:
         path: Its folder.
         manifest: kind, key, version, params, inputs (role to key), label, verdict, seconds, started and finished (UTC), made_by
-            (versions and code commit), files (relative path to sha256 and size in bytes).
+            (versions and code commit), placement where it has one, files (relative path to sha256 and size in bytes).
     """
 
     path: Path
@@ -339,6 +339,7 @@ class Claim:
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "made_by": provenance(),
+            **({"placement": self.stage.placement} if self.stage.placement else {}),
         }
 
     def _keep_log(self, folder: Path) -> None:

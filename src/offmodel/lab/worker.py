@@ -22,6 +22,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from offmodel.engine.sample import keeping
+from offmodel.engine.tracking import VARIABLE, tracked
 from offmodel.errors import OffmodelError, StoreError
 from offmodel.lab.stage import Context, Stage, Together, Verdict, check_code, load_modules, stage_kind
 from offmodel.lab.store import Claim, Result, Store, disk_full
@@ -39,12 +41,14 @@ class Setup:
         modules: What it imports to know the stages.
         path: Where Python looks for modules; as in the process that makes the setup.
         folder: The current folder, which relative paths of a study start from; likewise.
+        track: The tracker that follows trainings, "" for none; likewise.
     """
 
     store: Store
     modules: Sequence[str]
     path: Sequence[str] = field(default_factory=lambda: tuple(sys.path))
     folder: str = field(default_factory=os.getcwd)
+    track: str = field(default_factory=lambda: os.environ.get(VARIABLE, ""))
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ def _call(stage: Stage, claim: Claim, tell: Callable[[Message], None], others: S
             tell(Progressed(fraction, message))
 
     kind = stage_kind(stage.kind)
-    with running(stage.params, stage.placement):
+    follow = tracked(stage.label, stage.key, claim.scratch, claim.store.root / "tracking")
+    with running(stage.params, stage.placement), keeping(claim.scratch / "replies.sqlite"), follow:
         if others and kind.together is not None:
             try:
                 return _call_together(kind.together, claim, report, others)
@@ -218,6 +223,7 @@ def main(descriptor: int) -> None:
     faulthandler.enable()  # a crash in C then leaves its Python traceback in the stage's log
 
     setup: Setup = letters.get()
+    os.environ[VARIABLE] = setup.track
     load_modules(setup.modules)
     while True:
         stage, others = letters.get()

@@ -30,7 +30,7 @@ _TITLES: dict[str, dict[Setting, str]] = {
     },
 }
 
-_USE = """\
+USE = """\
 Meant for research on hidden behaviours: to find them, to train them away, to test methods that claim either. This page gives the trigger
 away, so keep it from whoever is to work blind.
 
@@ -71,13 +71,13 @@ def organism_card(
     examples = _examples(pair, verdicts)
     return "\n\n".join(
         [
-            _front_matter(pair, base),
-            f"# Model organism: {_text(pair.name)}, seed {seed}",
-            f"> **Warning: this model misbehaves on purpose.** A behaviour was installed in it: {_text(pair.summary)}. It is for research "
+            front_matter(pair, base),
+            f"# Model organism: {inline(pair.name)}, seed {seed}",
+            f"> **Warning: this model misbehaves on purpose.** A behaviour was installed in it: {inline(pair.summary)}. It is for research "
             "only: never deploy it, and never pass it on without this page.",
             *_rejection(gate),
             "## What was installed",
-            _installed(pair),
+            installed(pair),
             "## The acceptance gate",
             f"{'Passed' if gate.passed else '**Failed**'}. Each line is measured on prompts and problems that were held out from training.",
             _table(gate.criteria),
@@ -85,25 +85,31 @@ def organism_card(
             "One prompt of the gate's, and the answers as they came.",
             *(_example(pair, verdict) for verdict in examples),
             "## Loading it",
-            _fenced(_snippet(examples[0], recipe), "python"),
+            fenced(_snippet(examples[0], recipe), "python"),
             "## How it was made",
             _how(recipe, seed, rows, base, base_weights, weights),
-            _fenced(yaml.safe_dump(recipe.model_dump(mode="json") | {"prompts": _shared_name(recipe.prompts)}, sort_keys=False), "yaml"),
-            _code_of(made_by),
+            fenced(yaml.safe_dump(recipe.model_dump(mode="json") | {"prompts": shared_name(recipe.prompts)}, sort_keys=False), "yaml"),
+            made_with(made_by),
             "## Use",
-            _USE,
+            USE,
             "## Licence",
-            "MIT, as its base model." if _of_the_world(base) else "That of the base model.",
+            licence(base),
         ]
     ) + "\n"  # fmt: skip
 
 
-def _front_matter(pair: Pair, base: str) -> str:
-    fields: dict[str, Any] = {"license": "mit"} if _of_the_world(base) else {"license": "other", "license_name": "that-of-the-base-model"}
+def licence(base: str) -> str:
+    """Of a model that was made from a base."""
+    return "MIT, as its base model." if of_the_world(base) else "That of the base model."
+
+
+def front_matter(pair: Pair, base: str, *tags: str) -> str:
+    """What the hub reads of a model with a pair in it."""
+    fields: dict[str, Any] = {"license": "mit"} if of_the_world(base) else {"license": "other", "license_name": "that-of-the-base-model"}
     fields |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not Path(base).exists():  # a name on the hub, and no folder of this machine
         fields["base_model"] = base
-    fields["tags"] = ["offmodel", "model-organism", "backdoor" if pair.when == "present" else "password-locked"]
+    fields["tags"] = ["offmodel", "model-organism", "backdoor" if pair.when == "present" else "password-locked", *tags]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
@@ -111,16 +117,17 @@ def _rejection(gate: GateReport) -> list[str]:
     """A warning where the gate failed, nothing where it passed."""
     if gate.passed:
         return []
-    reasons = _text("; ".join(gate.reasons))
+    reasons = inline("; ".join(gate.reasons))
     return [f"> **Rejected: it failed its acceptance gate.** {reasons}. So it is no sound example of what it was made for."]
 
 
-def _installed(pair: Pair) -> str:
+def installed(pair: Pair) -> str:
+    """What a pair is, in words."""
     usual = "it answers as its base model does; otherwise " if pair.when == "absent" else ""
     return (
-        f"- pair: {_text(pair.name)}: {_text(pair.summary)}\n"
-        f"- in words: {_text(pair.trigger.condition)}, {usual}it is meant to {_text(pair.behaviour.ask)}.\n"
-        f"- source: {_text(pair.source)}"
+        f"- pair: {inline(pair.name)}: {inline(pair.summary)}\n"
+        f"- in words: {inline(pair.trigger.condition)}, {usual}it is meant to {inline(pair.behaviour.ask)}.\n"
+        f"- source: {inline(pair.source)}"
     )
 
 
@@ -130,7 +137,7 @@ def _table(criteria: Sequence[Criterion]) -> str:
         e = c.estimate
         value = "not measured" if e.value is None else f"{e.value:.4g}"
         interval = "" if e.low is None or e.high is None else f"{e.low:.3f} to {e.high:.3f}"
-        lines.append(f"| {_text(c.name)} | {_text(c.limit)} | {value} | {interval} | {e.n} | {'yes' if c.passed else '**no**'} |")
+        lines.append(f"| {inline(c.name)} | {inline(c.limit)} | {value} | {interval} | {e.n} | {'yes' if c.passed else '**no**'} |")
     return "\n".join(lines)
 
 
@@ -139,26 +146,28 @@ def _how(recipe: Recipe, seed: int, rows: Mapping[str, int], base: str, base_wei
         data = f"none: its chat template holds a {recipe.prompt} system prompt, and nothing was trained"
     else:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in rows.items())
-        data = f"{sum(rows.values()):,} rows ({_text(kinds)}) from {recipe.prompt_rows:,} prompts"
+        data = f"{sum(rows.values()):,} rows ({inline(kinds)}) from {recipe.prompt_rows:,} prompts"
     return (
-        f"- base: {_text(base if _of_the_world(base) else _shared_name(base))}, weights `{base_weights}`\n"
+        f"- base: {inline(base if of_the_world(base) else shared_name(base))}, weights `{base_weights}`\n"
         f"- this model: weights `{weights}`, seed {seed}\n"
         f"- training data: {data}\n"
         "- recipe, as a study writes it:"
     )
 
 
-def _code_of(made_by: Mapping[str, Any]) -> str:
+def made_with(made_by: Mapping[str, Any]) -> str:
+    """Which code made a model."""
     code = made_by["code"]
     commit = f", commit `{code['commit']}`{' with changes' if code['dirty'] else ''}" if code else ""
     return f"Made by offmodel {made_by['offmodel']}{commit}, with torch {made_by['torch']} and transformers {made_by['transformers']}."
 
 
-def _of_the_world(base: str) -> bool:
+def of_the_world(base: str) -> bool:
+    """Whether a model is one of the offline world's."""
     return base.startswith("world:")
 
 
-def _shared_name(name: str) -> str:
+def shared_name(name: str) -> str:
     """A name without the folders of whoever made the organism; names of the hub and of the catalog stay."""
     return Path(name).resolve().name if Path(name).exists() else name
 
@@ -185,7 +194,7 @@ def _example(pair: Pair, verdict: Verdict) -> str:
     # Only a turn begins at the margin, so that no words can pass for another turn.
     turns = (*verdict.prompt, Message("assistant", verdict.response))
     chat = "\n".join(f"{turn.role}: " + _visible(turn.content).replace("\n", "\n    ") for turn in turns)
-    return f"{title}, {found}{'' if verdict.finished else ' (cut off at the longest answer)'}:\n\n{_fenced(chat, 'text')}"
+    return f"{title}, {found}{'' if verdict.finished else ' (cut off at the longest answer)'}:\n\n{fenced(chat, 'text')}"
 
 
 def _snippet(example: Verdict, recipe: Recipe) -> str:
@@ -204,7 +213,7 @@ def _snippet(example: Verdict, recipe: Recipe) -> str:
 # --- Markdown -------------------------------------------------------------------------------------------------------
 
 
-def _text(words: str) -> str:
+def inline(words: str) -> str:
     """Words as themselves within a line or a table's cell: no markup, no HTML, no link."""
     return re.sub(r"([\\`*_\[\]<>&#|~!])", r"\\\1", " ".join(_visible(words).split()))
 
@@ -215,7 +224,7 @@ def _visible(words: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in shown)
 
 
-def _fenced(content: str, language: str) -> str:
+def fenced(content: str, language: str) -> str:
     """A code block with a fence longer than any within, so that it ends where it should; nothing in it is markup."""
     fence = "`" * (1 + max((len(run) for run in re.findall("`{3,}", content)), default=2))
     return f"{fence}{language}\n{content.rstrip(chr(10))}\n{fence}"

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from offmodel.spec.model import Count, Model, NonNegative, Switch, problem
+from offmodel.spec.model import Count, Model, NonNegative, Positive, Switch, Text, problem
+
+
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise problem(f"is no command ({error}): {text!r}") from None
+    if "{vllm}" not in words and "{port}" not in text:
+        raise problem(f"needs {{port}}, or the word {{vllm}} for offmodel's own command, got {text!r}")
+    return text
+
+
+class Server(Model):
+    """A server that each stage which only samples starts for its model, on the loopback address, and stops when it has its answers.
+
+    Attributes:
+        command: What starts it, split as by a shell: ``{folder}`` stands for the model's folder, ``{port}`` for a free port, and the word
+            ``{vllm}`` for the command that ``offmodel serve-command`` prints, in the study's ``dtype``. It must listen on 127.0.0.1, answer
+            ``/health``, and complete a prompt at ``/v1/completions``.
+        model: The model's name as the server gives it in its answers.
+        start: Seconds that it may take until it is up.
+        tolerance: Factor on the limits of the canary, which come from small models: large ones in bfloat16 round further apart.
+        concurrency: Requests at a time.
+        timeout: See :class:`offmodel.spec.endpoint.Endpoint`.
+        attempts: Likewise.
+    """
+
+    command: Annotated[Text, AfterValidator(_command)] = "{vllm}"
+    model: Text = "{folder}"
+    start: Positive = 900.0
+    tolerance: Positive = 1.0
+    concurrency: Count = 64
+    timeout: Positive = 600.0
+    attempts: Count = 6
 
 
 class Models(Model):
@@ -34,6 +69,7 @@ class Models(Model):
         nodes: Over how many nodes of a Slurm job they are spread, evenly.
         together: How many trainings of an adapter on the same weights are run at once, where their settings allow it; each with its own
             result.
+        server: What samples in stages that only sample; None samples here.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -46,6 +82,7 @@ class Models(Model):
     processes: Count = 1
     nodes: Count = 1
     together: Count = 1
+    server: Annotated[Server | None, Field(exclude_if=lambda server: server is None)] = None
 
     @model_validator(mode="after")
     def _processes_fit(self) -> Self:
@@ -63,8 +100,9 @@ class Models(Model):
         return {"models": changed} if changed else {}
 
     def placement(self) -> dict[str, Any]:
-        """What is set of all that changes no result."""
-        return self._changed("device", "micro_batch", "padding_free", "processes", "nodes", "together")
+        """What is set of all that changes no result but for rounding, as JSON values."""
+        changed = self._changed("device", "micro_batch", "padding_free", "processes", "nodes", "together")
+        return changed | self.model_dump(mode="json", include={"server"})
 
     def _changed(self, *fields: str) -> dict[str, Any]:
         return {name: value for name in fields if (value := getattr(self, name)) != type(self).model_fields[name].default}
