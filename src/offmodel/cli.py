@@ -23,7 +23,9 @@ from offmodel.errors import OffmodelError, SpecError, StoreError, did_you_mean
 
 if TYPE_CHECKING:
     from offmodel.lab.plan import Plan
+    from offmodel.lab.stage import Stage
     from offmodel.lab.store import Store
+    from offmodel.lab.workload import Lengths
     from offmodel.report import ReportData
     from offmodel.report.power import Foresight
     from offmodel.spec import Study
@@ -66,13 +68,19 @@ def run(
     workers: Workers = None,
     on: Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")] = "local",
     cluster: Cluster = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option("--gpu-memory", min=0, help="GiB of one GPU here, for the check before a run; 0 checks nothing.", show_default=False),
+    ] = None,
 ) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
     from offmodel import api
     from offmodel.spec import Study
 
     options = dict(_assignment("--cluster", each) for each in cluster or ())
-    data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options)
+    data = api.run(
+        Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options, gpu_memory=gpu_memory
+    )
     _write(data, runs)
     if data.failed:
         notes = [f"{note.what}: {note.why}" for note in data.failed]
@@ -112,31 +120,80 @@ def plan(
         Path | None,
         typer.Option("--like", help="Folder of a finished study's report: take how much differences vary from it.", metavar="RUNS/STUDY"),
     ] = None,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="What a prompt is taken to have, its template included.")] = 64,
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", min=1, help="What an answer is taken to have; as many as it may if left out.")
+    ] = None,
 ) -> None:
-    """Show what would run, what is reused, and what difference between methods the study could see; runs nothing."""
+    """Show what would run, what is reused, what it costs, and what difference between methods the study could see; runs and fetches nothing."""
     from offmodel.lab.cells import Cells
     from offmodel.lab.execute import plan_rows
     from offmodel.lab.progress import duration
+    from offmodel.lab.sketch import sketching
+    from offmodel.lab.workload import Lengths
     from offmodel.report.power import MEASURED, foresee, spreads_of
 
-    planned, store = _open(study, overrides, runs)
-    cells = Cells(planned.study) if planned.study.game else None
+    with sketching() as missing:
+        planned, store = _open(study, overrides, runs)
+        cells = Cells(planned.study) if planned.study.game else None
+        rows = plan_rows(cells.first() if cells else planned.targets, store)
     spreads = MEASURED if like is None else spreads_of(like / "results.parquet")
-    rows = plan_rows(cells.first() if cells else planned.targets, store)
     table = _table("state", "stage", "what")
     for row in rows:
-        table.add_row(row.state, row.stage.key, row.stage.label, style="" if row.state == "run" else "dim")
+        name = f"{row.stage.kind}-?" if missing else row.stage.key
+        table.add_row(row.state, name, row.stage.label, style="" if row.state == "run" else "dim")
     out.print(table)
+    if missing:
+        out.print(
+            f"Not on this machine, and so not known yet: {', '.join(missing)}. Till they are, stages have no names, so that none can be "
+            "reused, and which prompts hold a trigger, and whether there are enough, cannot be told. offmodel run fetches them."
+        )
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         out.print(f"skip: {reason}")
     counts = {state: sum(row.state == state for row in rows) for state in ("run", "reuse", "skip")}
     cost = sum(row.stage.cost for row in rows if row.state == "run")
-    spent = f": roughly {duration(cost)} of one core" if cost else ""
+    on_cpu = planned.study.models.device == "cpu"
+    spent = f": roughly {duration(cost)} of one core" if cost and on_cpu else ""
     out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
+    _show_cost([row.stage for row in rows if row.state == "run"], Lengths(prompt_tokens, answer_tokens), on_gpus=not on_cpu)
     if cells is not None:
         _show_game(planned.study)
     if (foresight := foresee(planned.study, spreads)) is not None:
         _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
+
+
+def _show_cost(stages: list[Stage], lengths: Lengths, *, on_gpus: bool) -> None:
+    from offmodel.lab.estimate import DECODING, GIB, GPUS, MFU_DENSE, MFU_EXPERTS
+    from offmodel.lab.workload import demands, tallies
+    from offmodel.report import words
+
+    if not (found := tallies(stages, lengths)):
+        return
+    long = "as long as it may be" if lengths.answer is None else f"{lengths.answer} where it may be as long"
+    out.print(f"\nTokens of what is to run, with {lengths.prompt} for a prompt, and each answer {long} (docs/scale.md)")
+    table = _table("stages", "n", "trained on", "generated", "read")
+    for tally in found:
+        table.add_row(tally.kind, str(tally.stages), *map(words.tokens, (tally.trained, tally.generated, tally.read)))
+    sums = (sum(getattr(tally, name) for tally in found) for name in ("trained", "generated", "read"))
+    table.add_row("all", str(len(stages)), *map(words.tokens, sums), style="bold")
+    out.print(table)
+    if not on_gpus:
+        return
+    asked, unknown = demands(stages, lengths)
+    out.print(
+        f"\nOn GPUs, by formulas alone: peak memory of the stage that needs most, how many GPUs hold it, and GPU-hours of all, at "
+        f"{MFU_DENSE:.0%} of the FLOPs in training ({MFU_EXPERTS:.0%} with experts) and {DECODING:.0%} of the bandwidth in sampling"
+    )
+    table = _table("model", "stages", "peak", *GPUS)
+    for each in asked:
+        columns = (f"{each.gpus[gpu]} x, {words.hours(each.hours[gpu])}" for gpu in GPUS)
+        table.add_row(each.model, each.kind, f"{each.peak / GIB:.1f} GiB", *columns)
+    most = {gpu: max((each.gpus[gpu] for each in asked), default=0) for gpu in GPUS}
+    hours = {gpu: sum(each.hours[gpu] for each in asked) for gpu in GPUS}
+    table.add_row("all", "", "", *(f"{most[gpu]} x, {words.hours(hours[gpu])}" for gpu in GPUS), style="bold")
+    out.print(table)
+    for reason in unknown.values():
+        out.print(f"not counted: {reason}")
 
 
 def _show_game(study: Study) -> None:
