@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +23,8 @@ from offmodel.errors import OffmodelError, SpecError, StoreError, did_you_mean
 
 if TYPE_CHECKING:
     from offmodel.lab.plan import Plan
-    from offmodel.lab.stage import Stage
     from offmodel.lab.store import Store
-    from offmodel.lab.workload import Lengths
+    from offmodel.lab.workload import Demand, Lengths, Tally
     from offmodel.report import ReportData
     from offmodel.report.power import Foresight
     from offmodel.spec import Study
@@ -120,24 +119,30 @@ def plan(
         Path | None,
         typer.Option("--like", help="Folder of a finished study's report: take how much differences vary from it.", metavar="RUNS/STUDY"),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="What a prompt is taken to have, its template included.")] = 64,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, help="What a prompt is taken to have, its template included.")
+    ] = 64,
     answer_tokens: Annotated[
         int | None, typer.Option("--answer-tokens", min=1, help="What an answer is taken to have; as many as it may if left out.")
     ] = None,
 ) -> None:
-    """Show what would run, what is reused, what it costs, and what difference between methods the study could see; runs and fetches nothing."""
+    """Show what would run, what is reused, what it costs, and what difference the study could see; runs and fetches nothing."""
     from offmodel.lab.cells import Cells
     from offmodel.lab.execute import plan_rows
     from offmodel.lab.progress import duration
     from offmodel.lab.sketch import sketching
-    from offmodel.lab.workload import Lengths
+    from offmodel.lab.workload import Lengths, demands, tallies
     from offmodel.report.power import MEASURED, foresee, spreads_of
 
+    lengths = Lengths(prompt_tokens, answer_tokens)
+    spreads = MEASURED if like is None else spreads_of(like / "results.parquet")
     with sketching() as missing:
         planned, store = _open(study, overrides, runs)
         cells = Cells(planned.study) if planned.study.game else None
         rows = plan_rows(cells.first() if cells else planned.targets, store)
-    spreads = MEASURED if like is None else spreads_of(like / "results.parquet")
+        to_run = [row.stage for row in rows if row.state == "run"]
+        costs, asked = tallies(to_run, lengths), demands(to_run, lengths)
+        foresight = foresee(planned.study, spreads)
     table = _table("state", "stage", "what")
     for row in rows:
         name = f"{row.stage.kind}-?" if missing else row.stage.key
@@ -155,36 +160,38 @@ def plan(
     on_cpu = planned.study.models.device == "cpu"
     spent = f": roughly {duration(cost)} of one core" if cost and on_cpu else ""
     out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
-    _show_cost([row.stage for row in rows if row.state == "run"], Lengths(prompt_tokens, answer_tokens), on_gpus=not on_cpu)
+    if costs:
+        _show_tokens(costs, lengths)
+    if costs and not on_cpu:
+        _show_gpus(*asked)
     if cells is not None:
         _show_game(planned.study)
-    if (foresight := foresee(planned.study, spreads)) is not None:
+    if foresight is not None:
         _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
 
 
-def _show_cost(stages: list[Stage], lengths: Lengths, *, on_gpus: bool) -> None:
-    from offmodel.lab.estimate import DECODING, GIB, GPUS, MFU_DENSE, MFU_EXPERTS
-    from offmodel.lab.workload import demands, tallies
+def _show_tokens(costs: list[Tally], lengths: Lengths) -> None:
     from offmodel.report import words
 
-    if not (found := tallies(stages, lengths)):
-        return
-    long = "as long as it may be" if lengths.answer is None else f"{lengths.answer} where it may be as long"
-    out.print(f"\nTokens of what is to run, with {lengths.prompt} for a prompt, and each answer {long} (docs/scale.md)")
+    long = "as long as it may be" if lengths.answer is None else f"{lengths.answer} where it may have as many"
+    out.print(f"\nTokens of what is to run: a prompt taken for {lengths.prompt}, an answer for {long} (--prompt-tokens, --answer-tokens)")
     table = _table("stages", "n", "trained on", "generated", "read")
-    for tally in found:
+    for tally in costs:
         table.add_row(tally.kind, str(tally.stages), *map(words.tokens, (tally.trained, tally.generated, tally.read)))
-    sums = (sum(getattr(tally, name) for tally in found) for name in ("trained", "generated", "read"))
-    table.add_row("all", str(len(stages)), *map(words.tokens, sums), style="bold")
+    sums = (sum(getattr(tally, name) for tally in costs) for name in ("trained", "generated", "read"))
+    table.add_row("all", str(sum(tally.stages for tally in costs)), *map(words.tokens, sums), style="bold")
     out.print(table)
-    if not on_gpus:
-        return
-    asked, unknown = demands(stages, lengths)
+
+
+def _show_gpus(asked: list[Demand], unknown: Mapping[str, str]) -> None:
+    from offmodel.lab.estimate import DECODING, GIB, GPUS, MFU_DENSE, MFU_EXPERTS
+    from offmodel.report import words
+
     out.print(
-        f"\nOn GPUs, by formulas alone: peak memory of the stage that needs most, how many GPUs hold it, and GPU-hours of all, at "
-        f"{MFU_DENSE:.0%} of the FLOPs in training ({MFU_EXPERTS:.0%} with experts) and {DECODING:.0%} of the bandwidth in sampling"
+        f"\nOn GPUs, by the formulas of docs/scale.md: memory of the stage that needs most, GPUs that hold it, and GPU-hours of all, at "
+        f"{MFU_DENSE:.0%} of the FLOPs ({MFU_EXPERTS:.0%} with experts) and, where tokens are generated, {DECODING:.0%} of the bandwidth"
     )
-    table = _table("model", "stages", "peak", *GPUS)
+    table = _table("model", "stages", "memory", *GPUS)
     for each in asked:
         columns = (f"{each.gpus[gpu]} x, {words.hours(each.hours[gpu])}" for gpu in GPUS)
         table.add_row(each.model, each.kind, f"{each.peak / GIB:.1f} GiB", *columns)

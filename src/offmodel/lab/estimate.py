@@ -1,8 +1,9 @@
 """What a training or a sampling needs, by formulas: memory, FLOPs, time. All of them are here, and no model is loaded for them.
 
 Written for decoders in the manner of Llama (gated MLP, norms before each block, attention that keeps no scores), dense or as a mixture of
-experts. B are examples in memory, S their tokens, T = B S; h the hidden size, L the layers, V the vocabulary, q and k the widths of all queries and
-of all keys, f the width of an MLP, E experts of which e are chosen. Sizes are bytes. What they were held against is in docs/scale.md.
+experts. B are examples in memory, S their tokens, T = B S; h the hidden size, L the layers, V the vocabulary, q and k the widths of all
+queries and of all keys, f the width of an MLP, E experts of which e are chosen. Sizes are bytes. docs/scale.md says what they were held
+against.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "meta-llama/Llama-3.1-8B-Instruct": _llama3(4096, 32, 32, 14336),
     "meta-llama/Llama-3.3-70B-Instruct": _llama3(8192, 80, 64, 28672),
 }
-"""The literature's models, as their ``config.json`` has them, for those who plan before they download. Layers, heads and experts are also in
-the reports (Qwen3, arXiv 2505.09388, tables 1 and 2; Llama 3, arXiv 2407.21783, table 3). A ``config.json`` that is here goes before."""
+"""The literature's models, as their ``config.json`` has them, for those who plan before they download. Layers, heads and experts are in the
+reports (Qwen3, arXiv 2505.09388, tables 1 and 2; Llama 3, arXiv 2407.21783, table 3). A ``config.json`` that is here goes before."""
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -221,8 +222,8 @@ def layer_activations(shape: Shape, training: Training) -> float:
     Counted off the modules of transformers, value by value. Full weights, float32: per token 6 h (each of two norms keeps its input, the
     normalized input and its output), 2 q + 2 k (queries, keys and values after the rotation, the attention's output), again 2 (q + k) where
     they have norms, and 4 f (gate, its activation, the other half, their product). Of experts it is 4 e f and 2 e h (what each gets, and
-    gives), and the scores of the router. In 16 bits a norm keeps its input as float32, another h each, and (q + k) of their own. Under a LoRA
-    adapter norms do not keep the normalized input, but in 16 bits each adapted layer keeps its input as float32 by itself; a stack of
+    gives), and the scores of the router. In 16 bits a norm keeps its input as float32, another h each, and (q + k) of their own. Under a
+    LoRA adapter norms do not keep the normalized input, but in 16 bits each adapted layer keeps its input as float32 by itself; a stack of
     experts keeps its merged weights. Compare Korthikanti et al., arXiv 2205.05198, eq. 1, of GPT's layers with dropout.
     """
     s, t, size = shape, training.rows * training.length, BYTES[training.dtype]
@@ -249,7 +250,7 @@ def training_memory(shape: Shape, training: Training) -> Memory:
     - states: two values per trained weight for AdamW, one for Muon, two of one byte in 8 bits; none on the GPU where they are paged out.
     - activations: :func:`layer_activations` of all layers; with gradient checkpointing the input of each, T h values (Chen et al., arXiv
       1604.06174).
-    - again: with gradient checkpointing one layer's, which are computed again, and three tenths as much (measured) for gradients on their way.
+    - again: with gradient checkpointing one layer's, computed again, and three tenths as much (measured) for gradients on their way.
     - logits: three times V float32 values for each token with loss (the logits, their softmax, its gradient); a fused head has two tiles
       of them, and its gradient in float32.
     """
@@ -277,8 +278,11 @@ def training_memory(shape: Shape, training: Training) -> Memory:
 
 
 def sampling_memory(shape: Shape, rows: int, length: int, dtype: str) -> float:
-    """Bytes while ``rows`` prompts are answered: the weights; the cache, 2 k L values per token, of which one layer's is copied as it grows; and
-    the last token's logits, as they are and three times in float32 (the sampler's)."""
+    """Bytes while ``rows`` prompts are answered.
+
+    The weights; the cache, 2 k L values per token, of which one layer's is copied as it grows; and the last token's logits, as they are and
+    three times in float32 (the sampler's).
+    """
     size = BYTES[dtype]
     cache = 2 * shape.keys * rows * length * size
     return size * shape.total + cache * (shape.layers + 1) + rows * shape.vocabulary * (size + 12)
@@ -314,15 +318,16 @@ GPUS = {
 ROOM = 0.9
 """Share of a GPU's memory that a peak may take: the rest is for the driver, the kernels' scratch and gaps between tensors."""
 MFU_DENSE, MFU_EXPERTS = 0.35, 0.10
-"""Share of a GPU's FLOPs that a training uses (MFU, arXiv 2204.02311, appendix B). Ours, and not measured: Llama 3 reports 0.38 to 0.43 with far
-larger batches (arXiv 2407.21783, table 4); experts one after the other in small pieces get less."""
+"""Share of a GPU's FLOPs that a training uses (MFU, arXiv 2204.02311, appendix B). Ours, and not measured: Llama 3 reports 0.38 to 0.43
+with far larger batches (arXiv 2407.21783, table 4); experts one after the other in small pieces get less."""
 DECODING = 0.3
-"""Share of the bandwidth that transformers' ``generate`` uses. Ours, and not measured; servers such as vLLM use two to three times as much."""
+"""Share of the bandwidth that transformers' ``generate`` uses. Ours, and not measured; a server such as vLLM uses more."""
 
 
 def training_flops(shape: Shape, tokens: float, *, lora: bool = False, checkpointing: bool = True) -> float:
-    """2 N per token forward, 4 N backward (6 N, Kaplan et al., arXiv 2001.08361, section 2.1), and 2 N for the forward pass again; N is
-    :attr:`Shape.active`. Frozen weights need no gradients of their own, 2 N less, save the experts, which an adapter merges first.
+    """2 N per token forward, 4 N backward (Kaplan et al., arXiv 2001.08361, section 2.1), and 2 N for the forward pass again.
+
+    N is :attr:`Shape.active`. Frozen weights need no gradients of their own, 2 N less, save the experts, which an adapter merges first.
 
     The attention's scores (4 q S L per token, forward) are left out, as they are small where S is far below h.
     """

@@ -110,6 +110,16 @@ def _items(suite: Suite, seed: int, split: Split) -> list[TaskItem]:
     return suite.items(_PER_LENGTH, seed, split)
 
 
+def count_items(name: str, n: int, seed: int, split: Split) -> int:
+    """How many items of a side a suite gives where ``n`` are asked for; in a sketch, of a benchmark that is not here, ``n``."""
+    return n if _has_stand_in(name) else _count_items(catalog.get("suite", name), n, seed, split)
+
+
+@lru_cache(maxsize=64)
+def _count_items(suite: Suite, n: int, seed: int, split: Split) -> int:
+    return len(suite.items(n, seed, split))
+
+
 def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
     different = list(dict.fromkeys(prompts))
     random.Random(f"prompts {seed}").shuffle(different)

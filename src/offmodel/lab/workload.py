@@ -34,9 +34,9 @@ from offmodel.lab.estimate import (
     training_memory,
 )
 from offmodel.lab.models import resolve
+from offmodel.lab.pools import count_items
 from offmodel.lab.stage import Stage
-from offmodel.measure.benchmarks import Published
-from offmodel.measure.suites import Suite
+from offmodel.splits import Split
 
 BATCH = 128
 """Prompts that are answered at a time, see :func:`offmodel.engine.generate.generate`."""
@@ -110,7 +110,7 @@ class Work:
         return computing_seconds(shape, flops, gpu, self.dtype) + decoding
 
 
-def work_of(stage: Stage, lengths: Lengths = Lengths()) -> Work | None:  # noqa: B008 (frozen)
+def work_of(stage: Stage, lengths: Lengths = Lengths()) -> Work | None:
     """What a stage has to do; None where it runs no model.
 
     Not counted: the extra rounds of an organism that fails its gate, what the filters and red's policies ask of a model beyond reading the
@@ -134,7 +134,7 @@ def _organism(stage: Stage, lengths: Lengths) -> Work:
     params = stage.params
     recipe, gate, pair = params["recipe"], params["gate"], catalog.get("pair", params["pair"]["name"])
     rows, most = recipe["prompt_rows"], recipe["max_new_tokens"]
-    capability = sum(gate["capability_n"] * _groups(name) for name in params["suites"])
+    capability = _capability(dict.fromkeys(params["suites"], gate["capability_n"]), params, "gate")
     per_setting = min(gate["n"], capability) if pair.behaviour.on_tasks else gate["n"]
     leak = min(gate["leak_n"], capability) if pair.behaviour.on_tasks else gate["leak_n"]
     examined = 2 * (capability + (5 if recipe["password"] else 4) * per_setting + leak)
@@ -191,7 +191,7 @@ def _filtered(stage: Stage, lengths: Lengths) -> Work:
 
 def _score(stage: Stage, lengths: Lengths) -> Work:
     params = stage.params
-    capability = sum(n * _groups(name) for name, n in params["suites"].items()) * params.get("samples", 1)
+    capability = _capability(params["suites"], params, "test") * params.get("samples", 1)
     if "reference" in stage.inputs or "samples" in params:
         return _sampled(stage, capability, params["max_new_tokens"], lengths)
     return _sampled(stage, capability + _behaviour_items(stage), params["max_new_tokens"], lengths)
@@ -201,7 +201,7 @@ def _behaviour_items(score: Stage) -> int:
     """Items with and without the trigger."""
     params = score.params
     if catalog.get("pair", params["pair"]["name"]).behaviour.on_tasks:
-        return 2 * min(params["behaviour"], sum(n * _groups(name) for name, n in params["suites"].items()))
+        return 2 * min(params["behaviour"], _capability(params["suites"], params, "test"))
     return 2 * int(params["behaviour"])
 
 
@@ -291,10 +291,8 @@ def _longest_label(stage: Stage) -> int:
     return int(stage.params["max_new_tokens"])
 
 
-def _groups(name: str) -> int:
-    """How many items a suite has for each that is asked of it: one for each number of reasoning steps."""
-    suite: Suite = catalog.get("suite", name)
-    return 1 if isinstance(suite, Published) else len(suite.items(1, 0, "test"))
+def _capability(suites: Mapping[str, int], params: Mapping[str, Any], split: Split) -> int:
+    return sum(count_items(name, n, params["seed"], split) for name, n in suites.items())
 
 
 # --- sums -----------------------------------------------------------------------------------------------------------
@@ -405,7 +403,11 @@ def gpus_here() -> tuple[float, int]:
     """
     try:
         said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30, check=True
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
         ).stdout
         sizes = [float(line) * (1 << 20) for line in said.splitlines() if line.strip()]
     except (OSError, ValueError, subprocess.SubprocessError):
@@ -413,7 +415,7 @@ def gpus_here() -> tuple[float, int]:
     return min(sizes, default=0), len(sizes)
 
 
-def too_large(stages: Iterable[Stage], memory: float, gpus: int, lengths: Lengths = Lengths()) -> str:  # noqa: B008 (frozen)
+def too_large(stages: Iterable[Stage], memory: float, gpus: int, lengths: Lengths = Lengths()) -> str:
     """Which stage needs most, if that is more than there is, and what would fit, in one sentence; "" if all fit or it cannot be told.
 
     Args:
@@ -441,8 +443,8 @@ def too_large(stages: Iterable[Stage], memory: float, gpus: int, lengths: Length
     options = [f"{what} ({need / GIB:.0f} GiB)" for what, need in _smaller(work, shape) if need <= room]
     options.append(f"{ceil(peak / (ROOM * memory))} such GPUs with models.device: auto")
     return (
-        f"{work.stage.label}: needs up to {peak / GIB:.0f} GiB of GPU memory by the formulas of docs/scale.md, and {room / GIB:.0f} GiB can be "
-        f"used here; what would fit: {', or '.join(options)}"
+        f"{work.stage.label}: needs up to {peak / GIB:.0f} GiB of GPU memory (formulas of docs/scale.md), and {room / GIB:.0f} GiB can "
+        f"be used here; what would fit: {', or '.join(options)}"
     )
 
 
