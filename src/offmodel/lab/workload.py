@@ -462,6 +462,8 @@ def _smaller(work: Work, shape: Shape) -> list[tuple[str, float]]:
         if not training.rank:
             changes["micro_batch: 1, dtype: bfloat16 and lora: {rank: 16, alpha: 32}"] = replace(one, dtype="bfloat16", rank=16)
         found += [(what, replace(work, training=changed).memory(shape)) for what, changed in changes.items() if changed != training]
+    elif work.dtype == "float32":
+        found.append(("models.dtype: bfloat16", sampling_memory(shape, min(BATCH, work.answers), work.longest, "bfloat16")))
     if work.longest:
         shorter = replace(work, longest=work.longest // 4)
         found.append((f"answers of a quarter of the length (max_new_tokens: {work.longest // 4})", shorter.memory(shape)))
