@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from offmodel.engine.tracking import check as check_tracker
-from offmodel.errors import GameError, SpecError
+from offmodel.errors import GameError, ModelError, SpecError
 from offmodel.lab import execute as lab
 from offmodel.lab.cells import Cell, Cells
 from offmodel.lab.cluster import place
+from offmodel.lab.estimate import GIB
 from offmodel.lab.plan import MODULES, Plan, make_plan
 from offmodel.lab.pool import default_workers
 from offmodel.lab.progress import Progress
 from offmodel.lab.rescore import check_detectors
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
+from offmodel.lab.workload import gpus_here, too_large
 from offmodel.report.collect import collect
 from offmodel.report.data import Note, ReportData
 from offmodel.report.game import Played
@@ -40,6 +42,7 @@ def run(
     *,
     on: str = "local",
     cluster: Mapping[str, Any] | None = None,
+    gpu_memory: float | None = None,
 ) -> ReportData:
     """Run what a study lacks and gather its results; called again after a stop, it continues.
 
@@ -51,15 +54,16 @@ def run(
         command: What the report says it was made by.
         on: Where stages run: ``local``, ``ray`` or ``slurm``.
         cluster: What stages get there, and how to reach it; see :func:`offmodel.lab.cluster.place`.
+        gpu_memory: GiB of one GPU, which no stage on this machine may need more of; None asks the driver, 0 checks nothing.
 
     Raises:
         SpecError: The study names something that is not there, its report would lie in the store, or the cluster is none.
         ClusterError: The cluster cannot be reached, or refuses work.
-        ModelError: A model cannot be used.
+        ModelError: A model cannot be used, or a stage needs more memory than a GPU has.
         StoreError: The store cannot be used.
     """
     plan, store = open_study(study, runs)
-    done = execute(plan.targets, store, workers, study.extensions, on=on, cluster=cluster)
+    done = execute(plan.targets, store, workers, study.extensions, on=on, cluster=cluster, gpu_memory=gpu_memory)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
     return collect(plan, store, command=command, failed=failed)
 
@@ -171,13 +175,30 @@ def execute(
     *,
     on: str = "local",
     cluster: Mapping[str, Any] | None = None,
+    gpu_memory: float | None = None,
 ) -> lab.RunReport:
-    """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`. Workers load the extensions too."""
-    where = place(on, cluster)
+    """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`. Workers load the extensions too.
+
+    Raises:
+        ModelError: On this machine, a stage needs more memory than a GPU has; see :func:`run`.
+    """
+    where, stages = place(on, cluster), list(stages)
     check_tracker()
+    if on == "local":
+        _check_memory(stages, store, gpu_memory)
     count = default_workers() if workers is None and on == "local" else workers
     with Progress(count or 1) as progress:
         return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress, place=where)
+
+
+def _check_memory(stages: Sequence[Stage], store: Store, gpu_memory: float | None) -> None:
+    if gpu_memory == 0 or all(stage.placement.get("device", "cpu") == "cpu" for stage in closure(stages)):
+        return
+    memory, gpus = gpus_here()
+    memory, gpus = memory if gpu_memory is None else gpu_memory * GIB, max(gpus, 1)
+    missing = [row.stage for row in lab.plan_rows(stages, store) if row.state == "run"]
+    if memory and (reason := too_large(missing, memory, gpus)):
+        raise ModelError(f"{reason}. With --gpu-memory 0 nothing is checked")
 
 
 def write(data: ReportData, runs: Path | str = "runs") -> Path:

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from offmodel.errors import OffmodelError, SpecError, StoreError, did_you_mean
 if TYPE_CHECKING:
     from offmodel.lab.plan import Plan
     from offmodel.lab.store import Store
+    from offmodel.lab.workload import Demand, Lengths, Tally
     from offmodel.report import ReportData
     from offmodel.report.power import Foresight
     from offmodel.spec import Study
@@ -73,6 +74,10 @@ def run(
     on: Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")] = "local",
     cluster: Cluster = None,
     track: Annotated[str | None, typer.Option("--track", help="Follow trainings in tensorboard, trackio or wandb.")] = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option("--gpu-memory", min=0, help="GiB of one GPU here, for the check before a run; 0 checks nothing.", show_default=False),
+    ] = None,
 ) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
     from offmodel import api
@@ -83,7 +88,9 @@ def run(
         os.environ[tracking.VARIABLE] = track
 
     options = dict(_assignment("--cluster", each) for each in cluster or ())
-    data = api.run(Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options)
+    data = api.run(
+        Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options, gpu_memory=gpu_memory
+    )
     _write(data, runs)
     if data.failed:
         notes = [f"{note.what}: {note.why}" for note in data.failed]
@@ -123,31 +130,88 @@ def plan(
         Path | None,
         typer.Option("--like", help="Folder of a finished study's report: take how much differences vary from it.", metavar="RUNS/STUDY"),
     ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, help="What a prompt is taken to have, its template included.")
+    ] = 64,
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", min=1, help="What an answer is taken to have; as many as it may if left out.")
+    ] = None,
 ) -> None:
-    """Show what would run, what is reused, and what difference between methods the study could see; runs nothing."""
+    """Show what would run, what is reused, what it costs, and what difference the study could see; runs and fetches nothing."""
     from offmodel.lab.cells import Cells
     from offmodel.lab.execute import plan_rows
     from offmodel.lab.progress import duration
+    from offmodel.lab.sketch import sketching
+    from offmodel.lab.workload import Lengths, demands, tallies
     from offmodel.report.power import MEASURED, foresee, spreads_of
 
-    planned, store = _open(study, overrides, runs)
-    cells = Cells(planned.study) if planned.study.game else None
+    lengths = Lengths(prompt_tokens, answer_tokens)
     spreads = MEASURED if like is None else spreads_of(like / "results.parquet")
-    rows = plan_rows(cells.first() if cells else planned.targets, store)
+    with sketching() as missing:
+        planned, store = _open(study, overrides, runs)
+        cells = Cells(planned.study) if planned.study.game else None
+        rows = plan_rows(cells.first() if cells else planned.targets, store)
+        to_run = [row.stage for row in rows if row.state == "run"]
+        costs, asked = tallies(to_run, lengths), demands(to_run, lengths)
+        foresight = foresee(planned.study, spreads)
     table = _table("state", "stage", "what")
     for row in rows:
-        table.add_row(row.state, row.stage.key, row.stage.label, style="" if row.state == "run" else "dim")
+        name = f"{row.stage.kind}-?" if missing else row.stage.key
+        table.add_row(row.state, name, row.stage.label, style="" if row.state == "run" else "dim")
     out.print(table)
+    if missing:
+        out.print(
+            f"Not on this machine, and so not known yet: {', '.join(missing)}. Till they are, stages have no names, so that none can be "
+            "reused, and which prompts hold a trigger, and whether there are enough, cannot be told. offmodel run fetches them."
+        )
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         out.print(f"skip: {reason}")
     counts = {state: sum(row.state == state for row in rows) for state in ("run", "reuse", "skip")}
     cost = sum(row.stage.cost for row in rows if row.state == "run")
-    spent = f": roughly {duration(cost)} of one core" if cost else ""
+    on_cpu = planned.study.models.device == "cpu"
+    spent = f": roughly {duration(cost)} of one core" if cost and on_cpu else ""
     out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
+    if costs:
+        _show_tokens(costs, lengths)
+    if costs and not on_cpu:
+        _show_gpus(*asked)
     if cells is not None:
         _show_game(planned.study)
-    if (foresight := foresee(planned.study, spreads)) is not None:
+    if foresight is not None:
         _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
+
+
+def _show_tokens(costs: list[Tally], lengths: Lengths) -> None:
+    from offmodel.report import words
+
+    long = "as long as it may be" if lengths.answer is None else f"{lengths.answer} where it may have as many"
+    out.print(f"\nTokens of what is to run: a prompt taken for {lengths.prompt}, an answer for {long} (--prompt-tokens, --answer-tokens)")
+    table = _table("stages", "n", "trained on", "generated", "read")
+    for tally in costs:
+        table.add_row(tally.kind, str(tally.stages), *map(words.tokens, (tally.trained, tally.generated, tally.read)))
+    sums = (sum(getattr(tally, name) for tally in costs) for name in ("trained", "generated", "read"))
+    table.add_row("all", str(sum(tally.stages for tally in costs)), *map(words.tokens, sums), style="bold")
+    out.print(table)
+
+
+def _show_gpus(asked: list[Demand], unknown: Mapping[str, str]) -> None:
+    from offmodel.lab.estimate import DECODING, GIB, GPUS, MFU_DENSE, MFU_EXPERTS
+    from offmodel.report import words
+
+    out.print(
+        f"\nOn GPUs, by the formulas of docs/scale.md: memory of the stage that needs most, GPUs that hold it, and GPU-hours of all, at "
+        f"{MFU_DENSE:.0%} of the FLOPs ({MFU_EXPERTS:.0%} with experts) and, where tokens are generated, {DECODING:.0%} of the bandwidth"
+    )
+    table = _table("model", "stages", "memory", *GPUS)
+    for each in asked:
+        columns = (f"{each.gpus[gpu]} x, {words.hours(each.hours[gpu])}" for gpu in GPUS)
+        table.add_row(each.model, each.kind, f"{each.peak / GIB:.1f} GiB", *columns)
+    most = {gpu: max((each.gpus[gpu] for each in asked), default=0) for gpu in GPUS}
+    hours = {gpu: sum(each.hours[gpu] for each in asked) for gpu in GPUS}
+    table.add_row("all", "", "", *(f"{most[gpu]} x, {words.hours(hours[gpu])}" for gpu in GPUS), style="bold")
+    out.print(table)
+    for reason in unknown.values():
+        out.print(f"not counted: {reason}")
 
 
 def _show_game(study: Study) -> None:

@@ -21,6 +21,43 @@ def is_model_id(name: str) -> bool:
     return bool(_ID.fullmatch(name)) and not Path(name).exists() and not Path(name).parent.is_dir()
 
 
+def cached_model(name: str, file: str = "config.json") -> Path | None:
+    """A file of a model of the hub as it lies in the hub's cache, without asking the hub; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = _ID.fullmatch(name)
+    path = try_to_load_from_cache(found["id"], file, revision=found["revision"]) if found else None
+    return Path(path) if isinstance(path, str) else None
+
+
+def has_model(name: str) -> bool:
+    """Whether :func:`model_folder` would have to fetch nothing."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _snapshot(name, fetch=False).is_dir()
+    except LocalEntryNotFoundError:
+        return False
+
+
+def has_dataset(name: str) -> bool:
+    """Whether a data set is a folder, or in the cache of the hub or of ``datasets``: enough to read it without a network."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    caches = (Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}", Path(config.HF_DATASETS_CACHE) / name.replace("/", "___"))
+    return Path(name).is_dir() or any(path.is_dir() for path in caches)
+
+
+def _snapshot(name: str, *, fetch: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    found = _ID.fullmatch(name)
+    assert found is not None
+    settings: dict[str, Any] = {"revision": found["revision"], "allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    return Path(snapshot_download(found["id"], local_files_only=not fetch, **settings))
+
+
 @lru_cache
 def model_folder(name: str) -> Path:
     """The folder of a model of the hub, downloaded if it is not whole in the hub's cache.
@@ -33,18 +70,16 @@ def model_folder(name: str) -> Path:
     Raises:
         ModelError: There is no such model, it may not be read, or the hub cannot be reached; in one sentence, with what to do.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    found = _ID.fullmatch(name)
-    assert found is not None
-    settings: dict[str, Any] = {"revision": found["revision"], "allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
     try:
-        return Path(snapshot_download(found["id"], local_files_only=True, **settings))
+        return _snapshot(name, fetch=False)
     except LocalEntryNotFoundError:
         pass
+    found = _ID.fullmatch(name)
+    assert found is not None
     try:
-        return Path(snapshot_download(found["id"], **settings))
+        return _snapshot(name, fetch=True)
     except Exception as error:  # the hub's client has many ways to fail
         raise ModelError(f"{name}: {_reason(error, found['id'], found['revision'], 'model')}") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offmodel.engine.served import Served
 from offmodel.errors import ModelError, did_you_mean
+from offmodel.lab.sketch import stands_in
 from offmodel.spec.endpoint import Endpoint
 from offmodel.spec.hashing import canonical_json
 from offmodel.world.checkpoints import CHECKPOINTS
@@ -17,7 +18,7 @@ _WORLD = "world:"
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model as a study names it, with the hashes of what it was when the study was planned."""
+    """A model as a study names it, with the hashes of what it was when the study was planned; "" where it was not here to be hashed."""
 
     name: str
     weights: str
@@ -56,9 +57,15 @@ def resolve(name: str) -> Path:
 def reference(name: str) -> ModelRef:
     """Hash a model that a study names; files that were not touched since the last time are not read again.
 
+    In a sketch (:mod:`offmodel.lab.sketch`) a model of the hub that is not here has no hashes.
+
     Raises:
         ModelError: See :func:`resolve`.
     """
+    from offmodel.engine.hub import has_model, is_model_id
+
+    if is_model_id(name) and stands_in(name, lambda: has_model(name)):
+        return ModelRef(name, "", "", "")
     path = resolve(name)
     files = sorted(path.iterdir())
     return _reference(name, path, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))

@@ -8,15 +8,17 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, islice, zip_longest
+from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from offmodel import catalog
-from offmodel.chat import Example, Prompt, examples_of, last_user_text, prompts_of, read_examples, read_prompts
-from offmodel.engine.hub import dataset_rows
+from offmodel.chat import Example, Prompt, examples_of, last_user_text, prompts_of, read_examples, read_prompts, user
+from offmodel.engine.hub import dataset_rows, has_dataset
 from offmodel.errors import DataError
+from offmodel.lab.sketch import stands_in
 from offmodel.lab.stage import code_of
+from offmodel.measure.benchmarks import Published
 from offmodel.measure.suites import Suite, TaskItem
 from offmodel.splits import Split, split_of
 
@@ -28,6 +30,7 @@ def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
     """A seeded stream of different prompts from a source of the catalog, a suite, a JSONL file or a data set of the hub.
 
     A suite divides its items itself; elsewhere a hash of a prompt's words decides which side it is on, see :mod:`offmodel.splits`.
+    In a sketch (:mod:`offmodel.lab.sketch`) there is no end to the prompts of what is not here.
 
     Raises:
         DataError: The file is missing or broken, or the hub does not give the data set.
@@ -36,6 +39,8 @@ def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
     if not isinstance(source, str):
         turns = chain.from_iterable(zip_longest(*(open_source(name, seed, split) for name in source)))
         return (prompt for prompt in turns if prompt is not None)
+    if _has_stand_in(source):
+        return (user(f"Row {i} of {source}") for i in count())
     if _is_suite(source):
         return (item.prompt for item in _items(catalog.get("suite", source), seed, split))
     if _is_file(source):
@@ -69,14 +74,30 @@ def read_labels(source: str) -> list[Example]:
     Raises:
         DataError: They cannot be read.
     """
+    if _has_stand_in(source):
+        return []
     return examples_of(_of_hub(source), source) if _is_hub(source) else read_examples(source)
+
+
+def _has_stand_in(source: str) -> bool:
+    if _is_suite(source):
+        suite = catalog.get("suite", source)
+        hub = suite.rows.benchmark.hub if isinstance(suite, Published) and suite.rows.path is None else None
+    else:
+        hub = _parsed(source)["id"] if _is_hub(source) else None
+    return hub is not None and stands_in(source, lambda: has_dataset(hub))
+
+
+def _parsed(source: str) -> re.Match[str]:
+    found = _HUB.fullmatch(source)
+    if found is None:
+        raise DataError(f"{source}: expected hf:owner/name, and after it @revision, and :split or :configuration:split")
+    return found
 
 
 @lru_cache(maxsize=8)
 def _of_hub(source: str) -> list[tuple[str, dict[str, Any]]]:
-    found = _HUB.fullmatch(source)
-    if found is None:
-        raise DataError(f"{source}: expected hf:owner/name, and after it @revision, and :split or :configuration:split")
+    found = _parsed(source)
     return list(dataset_rows(found["id"], found["config"], found["split"] or "train", found["revision"]))
 
 
@@ -87,6 +108,16 @@ _PER_LENGTH = 1000
 @lru_cache(maxsize=64)
 def _items(suite: Suite, seed: int, split: Split) -> list[TaskItem]:
     return suite.items(_PER_LENGTH, seed, split)
+
+
+def count_items(name: str, n: int, seed: int, split: Split) -> int:
+    """How many items of a side a suite gives where ``n`` are asked for; in a sketch, of a benchmark that is not here, ``n``."""
+    return n if _has_stand_in(name) else _count_items(catalog.get("suite", name), n, seed, split)
+
+
+@lru_cache(maxsize=64)
+def _count_items(suite: Suite, n: int, seed: int, split: Split) -> int:
+    return len(suite.items(n, seed, split))
 
 
 def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
@@ -153,7 +184,8 @@ def files_read(*sources: str) -> dict[str, dict[str, str]]:
     Raises:
         DataError: One cannot be read.
     """
-    found = {source: _sha256(source) for source in sources if _is_file(source) or _is_hub(source)}
+    named = [source for source in sources if _is_file(source) or _is_hub(source)]
+    found = {source: "" if _has_stand_in(source) else _sha256(source) for source in named}
     return {"files": found} if found else {}
 
 

@@ -414,6 +414,8 @@ class Blue:
         if who != "teacher":
             return
         student, teacher = reference(self.base), reference(with_weights(self.study.teacher, where))
+        if not (student.tokenizer and teacher.tokenizer):
+            return  # one of them is not here, and it is asked again when it is
         if student.tokenizer != teacher.tokenizer:
             raise SpecError(
                 f"{where}: {teacher.name} has another tokenizer than {student.name}; learn from its answers instead (phase: sft)"

@@ -9,13 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from offmodel import catalog
 from offmodel.errors import DataError
+from offmodel.lab.pools import count_items
 from offmodel.measure import frontier
 from offmodel.measure.compare import least_p
 from offmodel.measure.frontier import Point
 from offmodel.measure.power import LEVEL, components, smallest_difference
-from offmodel.measure.suites import Suite
 from offmodel.spec.study import Study
 
 MEASURES = ("bad_rate", "retention", "end_area")
@@ -94,8 +93,7 @@ def foresee(study: Study, spreads: Mapping[str, Spread] = MEASURED) -> Foresight
         return None
     pairs = len(study.organisms.pairs)
     organisms = len(study.seeds) * max(1, len(study.organisms.recipes))
-    suites: list[tuple[Suite, int]] = [(catalog.get("suite", name), n) for name, n in study.measure.capability.items()]
-    capability = sum(len(suite.items(n, study.seeds[0], "test")) for suite, n in suites)
+    capability = sum(count_items(name, n, study.seeds[0], "test") for name, n in study.measure.capability.items())
     noise = {
         "bad_rate": spreads["bad_rate"].item / math.sqrt(study.measure.behaviour),
         "retention": spreads["retention"].item / math.sqrt(capability),

@@ -68,6 +68,24 @@ def size(number: float | None, unit: str) -> str:
     return f"{100 * number:.1f} points" if unit == "points" else f"{number:.3f}"
 
 
+def tokens(number: float) -> str:
+    """A number of tokens, to three digits.
+
+    Example:
+        >>> tokens(0), tokens(950), tokens(12_300), tokens(4_560_000), tokens(7.89e9)
+        ('0', '950', '12.3 k', '4.56 M', '7.89 G')
+    """
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def hours(number: float) -> str:
+    """GPU-hours, to two digits."""
+    return f"{number:.2g} h" if number < 100 else f"{number:,.0f} h"
+
+
 def interval(estimate: Estimate) -> str:
     """The 95 % interval, or why there is none."""
     if estimate.value is None:
