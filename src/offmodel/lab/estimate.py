@@ -179,6 +179,7 @@ class Training:
         checkpointing: Whether a layer's activations are computed again in the backward pass; on a GPU they are.
         fused: Whether the head never has all logits; on a GPU it has not.
         still: Copies of the weights beside the trained ones: a teacher of the same shape, the original.
+        processes: How many share it, one per GPU; ``rows`` are those of one.
     """
 
     rows: int
@@ -191,11 +192,12 @@ class Training:
     checkpointing: bool = True
     fused: bool = True
     still: int = 0
+    processes: int = 1
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step, by what holds them; see :func:`training_memory`."""
+    """Bytes of a training step on one GPU, by what holds them; see :func:`training_memory`."""
 
     weights: float
     gradients: float
@@ -245,7 +247,9 @@ def layer_activations(shape: Shape, training: Training) -> float:
 def training_memory(shape: Shape, training: Training) -> Memory:
     """Memory of a training step.
 
-    - weights: those of the model, of an adapter, and of models beside it that are not trained (``still``).
+    - weights: those of the model, of an adapter, and of models beside it that are not trained (``still``). Of several processes each has
+      its part of these, of gradients and of states, and puts together the embedding, the head, a layer and the next (FSDP2; ZeRO-3 of
+      Rajbhandari et al., arXiv 1910.02054).
     - gradients: as large as what is trained.
     - states: two values per trained weight for AdamW, one for Muon, two of one byte in 8 bits; none on the GPU where they are paged out.
     - activations: :func:`layer_activations` of all layers; with gradient checkpointing the input of each, T h values (Chen et al., arXiv
@@ -266,10 +270,12 @@ def training_memory(shape: Shape, training: Training) -> Memory:
     if training.fused:
         head = 0 if training.rank else 4 * shape.vocabulary * shape.hidden
         logits = min(2.0 * _TILE * size, logits) + head + 4 * t * shape.hidden
+    ends, part = shape.vocabulary * shape.hidden * (1 if shape.tied else 2), 1 / training.processes
+    whole = size * (ends + 2 * (shape.total - ends) / shape.layers) if training.processes > 1 else 0.0
     return Memory(
-        weights=size * shape.total * (1 + training.still) + 4 * adapter,
-        gradients=each * trained,
-        states=(_STATES[training.optimizer] * each + _STATE_BYTES.get(training.optimizer, 0)) * trained,
+        weights=part * (size * shape.total * (1 + training.still) + 4 * adapter) + whole,
+        gradients=part * each * trained,
+        states=part * (_STATES[training.optimizer] * each + _STATE_BYTES.get(training.optimizer, 0)) * trained,
         activations=activations,
         again=again,
         logits=logits,

@@ -35,7 +35,7 @@ from offmodel.lab.estimate import (
 )
 from offmodel.lab.models import resolve
 from offmodel.lab.pools import count_items
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Stage, stage_kind
 from offmodel.splits import Split
 
 BATCH = 128
@@ -94,11 +94,16 @@ class Work:
         return found
 
     def memory(self, shape: Shape) -> float:
-        """Bytes at the stage's peak, over all GPUs that the model is spread over."""
+        """Bytes at the stage's peak, of one of its processes, over all GPUs that the model is spread over."""
         peaks = [0.0 if self.training is None else training_memory(shape, self.training).peak]
         if self.longest:
             peaks.append(sampling_memory(shape, min(BATCH, self.answers), self.longest, self.dtype))
         return max(*peaks, BYTES[self.dtype] * shape.total if self.read else 0.0)
+
+    @property
+    def processes(self) -> int:
+        """How many share its training."""
+        return 1 if self.training is None else self.training.processes
 
     def seconds(self, shape: Shape, gpu: Gpu) -> float:
         """Of one GPU; layers that are spread over several work one after the other."""
@@ -256,12 +261,15 @@ def _with_training(
     batch, longest = training["batch_size"], min(training.get("max_length", 512), lengths.prompt + most)
     if training.get("phase") == "grpo":
         longest = lengths.prompt + most
-    micro = min(stage.placement.get("micro_batch") or batch, batch)
+    processes = stage.placement.get("processes", 1) if stage_kind(stage.kind).trains else 1
+    share = batch // processes
+    micro = min(stage.placement.get("micro_batch") or share, share)
     examples = training["steps"] * batch
     row = min(longest, lengths.prompt + lengths.of(most))
     memory = Training(
-        rows=micro, length=longest, labelled=max(longest - lengths.prompt, 1), accumulated=micro < batch,
+        rows=micro, length=longest, labelled=max(longest - lengths.prompt, 1), accumulated=micro < share,
         dtype=stage.params.get("models", {}).get("dtype", "float32"), optimizer=training["optimizer"], rank=rank, still=still, fused=fused,
+        processes=processes,
     )  # fmt: skip
     trained = examples * max(row - lengths.prompt, 1)
     return replace(work, trained=work.trained + trained, passed=work.passed + examples * row, training=memory)
@@ -336,7 +344,7 @@ class Demand:
     Attributes:
         model: Which.
         kind: Of the stages.
-        peak: Bytes, of the stage that needs most, over all GPUs.
+        peak: Bytes, of the stage that needs most, over all GPUs, or of each of the processes that share it.
         worst: That stage's work.
         gpus: How many of each GPU hold it.
         hours: GPU-hours of all of them together, by GPU; those that wait for another's layers count, too.
@@ -369,8 +377,10 @@ def demands(stages: Sequence[Stage], lengths: Lengths) -> tuple[list[Demand], di
             continue
         worst = max(works, key=lambda work: work.memory(shape))
         peak = worst.memory(shape)
-        gpus = {name: ceil(peak / (ROOM * gpu.memory)) for name, gpu in GPUS.items()}
-        hours = {name: gpus[name] * sum(work.seconds(shape, gpu) for work in works) / 3600 for name, gpu in GPUS.items()}
+        each = {name: ceil(peak / (ROOM * gpu.memory)) for name, gpu in GPUS.items()}
+        # Processes share the work; the layers of one model take turns.
+        hours = {name: each[name] * sum(work.seconds(shape, gpu) for work in works) / 3600 for name, gpu in GPUS.items()}
+        gpus = {name: worst.processes * n for name, n in each.items()}
         found.append(Demand(model, kind, peak, worst, gpus, hours))
     return found, unknown
 
@@ -441,6 +451,10 @@ def too_large(stages: Iterable[Stage], memory: float, gpus: int, lengths: Length
         return ""
     peak, room, work, shape = max(found, key=lambda each: each[0])
     options = [f"{what} ({need / GIB:.0f} GiB)" for what, need in _smaller(work, shape) if need <= room]
+    if (training := work.training) is not None and training.optimizer == "adamw":
+        parts = {n: replace(training, rows=1, accumulated=True, processes=n) for n in range(2, 65)}
+        fits = [n for n, part in parts.items() if replace(work, training=part).memory(shape) <= room]
+        options += [f"{n} such GPUs with models.processes: {n} and micro_batch: 1" for n in fits[:1]]
     options.append(f"{ceil(peak / (ROOM * memory))} such GPUs with models.device: auto")
     return (
         f"{work.stage.label}: needs up to {peak / GIB:.0f} GiB of GPU memory (formulas of docs/scale.md), and {room / GIB:.0f} GiB can "
