@@ -102,6 +102,7 @@ def test_weights_are_counted_exactly(kind: str) -> None:
         ("Qwen/Qwen3-4B", 4.0, 4.0),
         ("Qwen/Qwen3-30B-A3B-Instruct-2507", 30.5, 3.3),
         ("Qwen/Qwen3-235B-A22B-Instruct-2507", 235, 22),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1.24, 1.24),
         ("meta-llama/Llama-3.1-8B-Instruct", 8.03, 8.03),
         ("meta-llama/Llama-3.3-70B-Instruct", 70.6, 70.6),
     ],

@@ -129,10 +129,10 @@ def _qwen3(hidden: int, layers: int, heads: int, keys: int, width: int, tied: bo
     }  # fmt: skip
 
 
-def _llama3(hidden: int, layers: int, heads: int, width: int) -> dict[str, Any]:
+def _llama3(hidden: int, layers: int, heads: int, width: int, tied: bool = False) -> dict[str, Any]:
     return {
         "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 8,
-        "intermediate_size": width, "vocab_size": 128_256,
+        "intermediate_size": width, "vocab_size": 128_256, "tie_word_embeddings": tied,
     }  # fmt: skip
 
 
@@ -147,6 +147,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen3-30B-A3B": _30B,
     "Qwen/Qwen3-30B-A3B-Instruct-2507": _30B,
     "Qwen/Qwen3-235B-A22B-Instruct-2507": _235B,
+    "meta-llama/Llama-3.2-1B-Instruct": _llama3(2048, 16, 32, 8192, tied=True),
     "meta-llama/Llama-3.1-8B-Instruct": _llama3(4096, 32, 32, 14336),
     "meta-llama/Llama-3.3-70B-Instruct": _llama3(8192, 80, 64, 28672),
 }
