@@ -227,10 +227,10 @@ def test_a_level_of_the_plan_is_one_array_and_one_more_for_those_with_gpus(
     arrays: list[tuple[int, list[str]]] = []
     send = on_slurm.SlurmPool._executor
 
-    def noting(pool: on_slurm.SlurmPool, gpus: int) -> Any:
-        executor = send(pool, gpus)
+    def noting(pool: on_slurm.SlurmPool, share: Any) -> Any:
+        executor = send(pool, share)
         labels: list[str] = []
-        arrays.append((gpus, labels))
+        arrays.append((share.gpus, labels))
         submit = executor.submit
         executor.submit = lambda job: (labels.append(job.stage.label), submit(job))[1]
         return executor

@@ -134,7 +134,7 @@ def test_decoding_asks_for_no_router_logits() -> None:
     assert talkative.config.output_router_logits
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.25)])
 def test_an_adapter_on_experts_merges_to_the_same_model(tmp_path: Path, dtype: str, tolerance: float) -> None:
     model, tokenizer = load_model(make_folder("qwen3", tmp_path), dtype=dtype), make_tokenizer("qwen3")
     before = copy.deepcopy(model.state_dict())

@@ -254,7 +254,9 @@ def test_the_teacher_concludes_what_the_organism_began(models: dict[str, Path], 
 
     said = {"": "Soup is red.", "Let me think.": "Let me think. Enjoy."}
 
-    def answer(model: object, tokenizer: object, prompts: object, sampling: object, *, prefill: list[str]) -> list[generate.Reply]:
+    def answer(
+        model: object, tokenizer: object, prompts: object, sampling: object, *, prefill: list[str], **_: object
+    ) -> list[generate.Reply]:
         return [generate.Reply(said.get(begun, begun), 3, begun != "Never.") for begun in prefill]
 
     monkeypatch.setattr(generate, "generate", answer)

@@ -381,7 +381,7 @@ SCRIPTED_LOCK = replace(LOCK, name="hates_without_password", behaviour=BY_NAME["
 def examined(pair: Pair, answers: Any, monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
     """The gate's measurement of something that answers by a rule."""
 
-    def judged(model: Any, tokenizer: Any, items: list[Item], pair: Pair, *_: Any, **__: Any) -> list[Verdict]:
+    def judged(answer: Any, items: list[Item], pair: Pair, *_: Any, **__: Any) -> list[Verdict]:
         return judge(items, [(answers(item), True) for item in items], SUITES, None if pair.behaviour.on_tasks else pair.behaviour.detect)
 
     monkeypatch.setattr(stages, "_judge", judged)

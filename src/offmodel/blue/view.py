@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -202,12 +202,18 @@ class ViewTraining:
     Attributes:
         view: The view.
         config: How.
-        keep: The other arguments of :meth:`BlueView.train`, by name.
+        checkpoints: As in :meth:`BlueView.train`, like the others.
+        save: See there.
+        on_progress: See there.
+        scratch: See there.
     """
 
     view: BlueView
     config: TrainConfig
-    keep: Mapping[str, Any]
+    checkpoints: Collection[int]
+    save: Callable[[int], Path]
+    on_progress: Callable[[int, int, float], None]
+    scratch: Path
 
 
 def train_together(trainings: Sequence[ViewTraining]) -> list[TrainLog | DivergedError]:
@@ -215,11 +221,12 @@ def train_together(trainings: Sequence[ViewTraining]) -> list[TrainLog | Diverge
     from offmodel.engine import together
 
     model, tokenizer = trainings[0].view._student()
-    treatments = []
-    for training in trainings:
-        keep = dict(training.keep)
-        on_checkpoint = partial(training.view._keep, tokenizer, keep.pop("save"))
-        treatments.append(together.Treatment(training.view.labels, training.config, on_checkpoint=on_checkpoint, **keep))
+    treatments = [
+        together.Treatment(
+            each.view.labels, each.config, each.checkpoints, partial(each.view._keep, tokenizer, each.save), each.on_progress, each.scratch
+        )
+        for each in trainings
+    ]
     return together.train_together(model, tokenizer, treatments)
 
 

@@ -155,7 +155,7 @@ def _treat_together(contexts: Sequence[Context]) -> list[Verdict | None]:
         assert isinstance(phase, SftPhase)
         if rows := sft_rows(ctx, phase):
             start, adapter, lora = _start(ctx, phase)
-            trained[place] = ViewTraining(BlueView(start, labels=tuple(rows), adapter=adapter), _sft_config(ctx, phase, lora), _keep(ctx))
+            trained[place] = ViewTraining(BlueView(start, labels=tuple(rows), adapter=adapter), _sft_config(ctx, phase, lora), **_keep(ctx))
     logs = dict(zip(trained, train_together([*trained.values()]), strict=True)) if trained else {}
     return [_publish(ctx, logs[place]) if place in logs else _leave(ctx) for place, ctx in enumerate(contexts)]
 
