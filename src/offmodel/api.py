@@ -181,6 +181,7 @@ def execute(
 
     Raises:
         ModelError: On this machine, a stage needs more memory than a GPU has; see :func:`run`.
+        SpecError: The tracker that the environment names cannot be used.
     """
     where, stages = place(on, cluster), list(stages)
     check_tracker()

@@ -86,7 +86,6 @@ def run(
 
     if track is not None:
         os.environ[tracking.VARIABLE] = track
-
     options = dict(_assignment("--cluster", each) for each in cluster or ())
     data = api.run(
         Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options, gpu_memory=gpu_memory
@@ -142,7 +141,7 @@ def plan(
     from offmodel.lab.execute import plan_rows
     from offmodel.lab.progress import duration
     from offmodel.lab.sketch import sketching
-    from offmodel.lab.workload import Lengths, demands, tallies
+    from offmodel.lab.workload import Lengths, demands, tallies, works_of
     from offmodel.report.power import MEASURED, foresee, spreads_of
 
     lengths = Lengths(prompt_tokens, answer_tokens)
@@ -152,7 +151,9 @@ def plan(
         cells = Cells(planned.study) if planned.study.game else None
         rows = plan_rows(cells.first() if cells else planned.targets, store)
         to_run = [row.stage for row in rows if row.state == "run"]
-        costs, asked = tallies(to_run, lengths), demands(to_run, lengths)
+        works = works_of(to_run, lengths)
+        costs, on_cpu = tallies(works), planned.study.models.device == "cpu"
+        asked, unknown = ([], {}) if on_cpu else demands(works)
         foresight = foresee(planned.study, spreads)
     table = _table("state", "stage", "what")
     for row in rows:
@@ -168,13 +169,12 @@ def plan(
         out.print(f"skip: {reason}")
     counts = {state: sum(row.state == state for row in rows) for state in ("run", "reuse", "skip")}
     cost = sum(row.stage.cost for row in rows if row.state == "run")
-    on_cpu = planned.study.models.device == "cpu"
     spent = f": roughly {duration(cost)} of one core" if cost and on_cpu else ""
     out.print(f"{counts['reuse']} to reuse, {counts['skip']} to skip, {counts['run']} to run{spent}", style="bold")
     if costs:
         _show_tokens(costs, lengths)
     if costs and not on_cpu:
-        _show_gpus(*asked)
+        _show_gpus(asked, unknown)
     if cells is not None:
         _show_game(planned.study)
     if foresight is not None:

@@ -143,17 +143,16 @@ class Outcomes:
             What was drawn, with organisms and pairs under names of their own, as one may be drawn twice; and which organism each one is.
         """
         places, there, rng = self._places(seed, resamples)
-        cells = [(place, moved, counts) for place, moved, counts in self._moved(places, there, rng)]
+        cells, of = list(self._moved(places, there, rng)), self.of
         for i in range(resamples):
-            drawn = [(n, k) for n, k in np.ndindex(*there.shape[1:]) if there[i, n, k]]
-            organisms = {at: self.organisms[places[(i, *at)]] for at in drawn}
+            drawn = {f"{pair}.{k} {self.organisms[places[i, pair, k]]}": (pair, k) for pair, k in np.argwhere(there[i]).tolist()}
             kinds: tuple[dict[tuple[str, str], dict[str, float]], ...] = ({}, {})
             for (kind, row, column), moved, counts in cells:
-                values = {f"{at} {organisms[at]}": float(moved[(i, *at)]) for at in drawn if counts[(i, *at)]}
+                values = {name: float(moved[i][at]) for name, at in drawn.items() if counts[i][at]}
                 kinds[kind][self.rows[row], self.columns[column]] = values
-            origin = {f"{at} {organism}": organism for at, organism in organisms.items()}
-            pairs = {f"{at} {organism}": f"{at[0]} {self.pairs.get(organism, organism)}" for at, organism in organisms.items()}
-            yield Outcomes(self.rows, self.columns, kinds[0], kinds[1], pairs), origin
+            which = {name: int(places[i][at]) for name, at in drawn.items()}
+            pairs = {name: f"{drawn[name][0]} {of[place]}" for name, place in which.items()}
+            yield Outcomes(self.rows, self.columns, kinds[0], kinds[1], pairs), {n: self.organisms[place] for n, place in which.items()}
 
     def _places(self, seed: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], np.random.Generator]:
         """Which organisms are drawn, and whether they count, ``[resamples, pairs, members]``."""

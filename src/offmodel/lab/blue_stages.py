@@ -167,13 +167,11 @@ def treat(ctx: Context) -> Verdict | None:
     A training that diverges keeps the checkpoints it came to, and nothing is built on them.
     """
     check_files(ctx.params)
-    phase = _phase(ctx.params)
-    if isinstance(phase, SftPhase) and not sft_rows(ctx, phase):
-        return _leave(ctx)
     try:
-        return _publish(ctx, _train(ctx, phase, _keep(ctx)))
+        done = _train(ctx, _phase(ctx.params), _keep(ctx))
     except DivergedError as error:
-        return _publish(ctx, error)
+        done = error
+    return _leave(ctx) if done is None else _publish(ctx, done)
 
 
 def _phase(params: Mapping[str, Any]) -> TrainedPhase:
@@ -230,6 +228,7 @@ def _sft_config(ctx: Context, phase: SftPhase, lora: Lora | None) -> TrainConfig
 
 
 def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
+    """The log of a training; None where filters have left nothing to train on."""
     params = ctx.params
     start, adapter, lora = _start(ctx, phase)
     if isinstance(phase, GrpoPhase):
@@ -241,7 +240,8 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
         view = BlueView(start, labels=tuple(rows), adapter=adapter, teacher=_weights(ctx, "teacher"))
         config = train_config(phase, params["seed"], lora, _distillation(phase))
         return view.train(config, teacher_system=params["system"], **keep)
-    rows = sft_rows(ctx, phase)
+    if not (rows := sft_rows(ctx, phase)):
+        return None
     anchors: tuple[Example, ...] = ()
     original = None
     if phase.anchor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -123,6 +123,11 @@ def work_of(stage: Stage, lengths: Lengths = Lengths()) -> Work | None:
     """
     made = _KINDS.get(stage.kind)
     return made(stage, lengths) if made else None
+
+
+def works_of(stages: Iterable[Stage], lengths: Lengths = Lengths()) -> dict[Stage, Work | None]:
+    """What each stage has to do; None where it runs no model."""
+    return {stage: work_of(stage, lengths) for stage in stages}
 
 
 # --- kinds ----------------------------------------------------------------------------------------------------------
@@ -325,11 +330,11 @@ class Tally:
     read: float
 
 
-def tallies(stages: Iterable[Stage], lengths: Lengths) -> list[Tally]:
+def tallies(works: Mapping[Stage, Work | None]) -> list[Tally]:
     """Stages by kind, with their tokens, in the order in which the kinds come first."""
     found: dict[str, Tally] = {}
-    for stage in stages:
-        work, sofar = work_of(stage, lengths), found.get(stage.kind, Tally(stage.kind, 0, 0, 0, 0))
+    for stage, work in works.items():
+        sofar = found.get(stage.kind, Tally(stage.kind, 0, 0, 0, 0))
         numbers = (work.trained, work.generated, work.read + work.passed - work.trained) if work else (0, 0, 0)
         found[stage.kind] = Tally(
             stage.kind, sofar.stages + 1, *(a + b for a, b in zip((sofar.trained, sofar.generated, sofar.read), numbers, strict=True))
@@ -358,28 +363,28 @@ class Demand:
     hours: Mapping[str, float]
 
 
-def demands(stages: Sequence[Stage], lengths: Lengths) -> tuple[list[Demand], dict[str, str]]:
+def demands(works: Mapping[Stage, Work | None]) -> tuple[list[Demand], dict[str, str]]:
     """What the stages of a study ask of GPUs, by model and kind.
 
     Returns:
         The demands, and for each model whose shape is not known why not, and what to do.
     """
     groups: dict[tuple[str, str], list[Work]] = {}
-    for stage in stages:
-        if (work := work_of(stage, lengths)) is not None and not work.served:
+    for stage, work in works.items():
+        if work is not None and not work.served:
             groups.setdefault((work.model, stage.kind), []).append(work)
     found, unknown = list[Demand](), dict[str, str]()
-    for (model, kind), works in groups.items():
+    for (model, kind), those in groups.items():
         try:
             shape = known_shape(model)
         except ModelError as error:
             unknown[model] = str(error)
             continue
-        worst = max(works, key=lambda work: work.memory(shape))
+        worst = max(those, key=lambda work: work.memory(shape))
         peak = worst.memory(shape)
         each = {name: ceil(peak / (ROOM * gpu.memory)) for name, gpu in GPUS.items()}
         # Processes share the work; the layers of one model take turns.
-        hours = {name: each[name] * sum(work.seconds(shape, gpu) for work in works) / 3600 for name, gpu in GPUS.items()}
+        hours = {name: each[name] * sum(work.seconds(shape, gpu) for work in those) / 3600 for name, gpu in GPUS.items()}
         gpus = {name: worst.processes * n for name, n in each.items()}
         found.append(Demand(model, kind, peak, worst, gpus, hours))
     return found, unknown

@@ -116,9 +116,9 @@ class Game(Model):
 
     def _moves(self) -> Iterator[Move]:
         for policy, given in self.policies.items():
-            poisoning = Poisoning.model_validate(given.model_dump(exclude={"recipe"}))
-            for name, rate in zip(self._names(policy), poisoning.rate, strict=True):
-                yield Move(name, poisoning.model_copy(update={"rate": (rate,)}), given.recipe)
+            answering = given.model_dump(exclude={"recipe", "rate"})
+            for name, rate in zip(self._names(policy), given.rate, strict=True):
+                yield Move(name, Poisoning(rate=(rate,), **answering), given.recipe)
 
     def _names(self, policy: str) -> list[str]:
         rates = self.policies[policy].rate
