@@ -43,7 +43,7 @@ def says_where(host: str, port: int) -> None:
 
     def train(connection: Any, letters: Any, rank: int, local: int) -> None:
         file: Path = letters.get()
-        processes._meet("cpu", rank)
+        processes._meet("cpu", rank, file)
         found: list[Any] = [None, None]
         dist.all_gather_object(found, (rank, local))
         trained = file.with_name("trained.safetensors")

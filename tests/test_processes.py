@@ -6,12 +6,14 @@ import copy
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 import torch.distributed as dist
@@ -142,6 +144,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch: pytest.Mon
     steps: list[int] = []
 
     def look(step: int, model: PreTrainedModel) -> None:
+        assert {ip_address(address).is_loopback for address in _listening()} == {True}  # no other machine can talk to them
         seen[step] = model.training, model.lm_head.weight.detach().clone()
 
     model, log = _train(
@@ -160,6 +163,13 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch: pytest.Mon
         _close(load_file(tmp_path / name / "weights.safetensors"), alone)
         if name == "all weights of a mixture of experts":
             _close(dict(model.named_parameters()), alone)
+
+
+def _listening() -> Iterator[str]:
+    """The addresses at which this process and those of its training can be reached."""
+    me = psutil.Process()
+    for process in (me, *(child for child in me.children() if "in_a_process" in " ".join(child.cmdline()))):
+        yield from (each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN)
 
 
 def _close(weights: dict[str, torch.Tensor], model: PreTrainedModel) -> None:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 
 from offmodel.chat import Encoded
 from offmodel.engine.rng import preserved_rng
@@ -48,7 +48,7 @@ _TICK = 0.2  # seconds between two looks at processes that say nothing
 _GRACE = 3.0  # seconds in which the others may tell why, once one is in trouble: the first to complain is often not the first to fail
 _START = 600.0  # seconds until all processes have come up; a large Python environment on a shared disk is slow to import
 _STUCK = timedelta(minutes=30)  # until a process that waits for another in the middle of a step gives up
-_KEY, _FOLDER, _GIVEN = "OFFMODEL_PROCESSES_KEY", "processes", "given.pt"
+_KEY, _FOLDER, _GIVEN, _MEETING = "OFFMODEL_PROCESSES_KEY", "processes", "given.pt", "meeting"
 # As of the workers of a run: the same modules, whatever lies in the current folder.
 _BOOT = "import json, sys; host, port, sys.path = json.loads(sys.argv[1]); from offmodel.engine.processes import main; main(host, port)"
 
@@ -164,18 +164,21 @@ class _Processes:
     def __enter__(self) -> _Processes:
         key = secrets.token_hex(16)
         self._listener = Listener((self._host if self._nodes == 1 else "", 0), backlog=self._count, authkey=key.encode())
-        # Where the processes find each other. It lives here, so that its port is known before they start.
-        self._meeting = TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
         threading.Thread(target=self._welcome, daemon=True).start()
         command = [sys.executable, "-P", "-c", _BOOT, json.dumps([self._host, self._listener.address[1], sys.path])]
-        inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+        inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
         shared = {**inherited, _KEY: key, "WORLD_SIZE": str(self._count), "LOCAL_WORLD_SIZE": str(self._count // self._nodes)}
-        shared |= {"MASTER_ADDR": self._host, "MASTER_PORT": str(self._meeting.port)}
         if self._nodes == 1:
+            # They find each other by a file, and talk where no other machine can: torch's store would listen on all addresses.
+            loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+            shared |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
             places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self._count)]
         else:  # srun starts them all, and says to each which it is
             each = f"--ntasks-per-node={self._count // self._nodes}"
             command = ["srun", f"--nodes={self._nodes}", f"--ntasks={self._count}", each, "--kill-on-bad-exit=1", *command]
+            # Where the processes find each other. It lives here, so that its port is known before they start.
+            self._meeting = TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
+            shared |= {"MASTER_ADDR": self._host, "MASTER_PORT": str(self._meeting.port)}
             places = [{}]
         self._children = [subprocess.Popen(command, env={**shared, **place}, stdin=subprocess.DEVNULL) for place in places]
         return self
@@ -315,7 +318,7 @@ def _train(connection: Connection, letters: SimpleQueue[Any], rank: int, local: 
     given: dict[str, Any] = torch.load(file, mmap=True, weights_only=False)
     if given["device"] == "cuda":
         torch.cuda.set_device(local)
-    _meet(given["device"], rank)
+    _meet(given["device"], rank, file)
     from offmodel.engine import fsdp, trainer
 
     def keep(what: str, model: PreTrainedModel) -> Path:
@@ -339,9 +342,10 @@ def _train(connection: Connection, letters: SimpleQueue[Any], rank: int, local: 
     letters.get()  # never comes: the other end ends this process
 
 
-def _meet(device: str, rank: int) -> None:
+def _meet(device: str, rank: int, given: Path) -> None:
     """Join the process group, with GPUs' backend besides that of the CPU, through which words go."""
     count = int(os.environ["WORLD_SIZE"])
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    store = TCPStore(host, int(port), is_master=False) if port else FileStore(str(given.with_name(_MEETING)), count)
     backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_STUCK)
