@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import combinations, product, repeat
 from typing import Literal
 
 from offmodel.splits import Split, split_of
@@ -97,8 +99,12 @@ def swaps(steps: int, rng: random.Random) -> Problem:
 
 
 def _chain(task: TaskName, start: str, steps: list[Step], answer: str, closing: str) -> Problem:
-    chain = " ".join([f"Start at {start}.", *(f"{step.text}." for step in steps)])
+    chain = _words(start, *(step.text for step in steps))
     return Problem(task, f"{chain} {closing}", start, tuple(steps), answer, split_of(chain))
+
+
+def _words(start: str, *steps: str) -> str:
+    return " ".join([f"Start at {start}.", *(f"{step}." for step in steps)])
 
 
 def _after(state: str, step: str) -> str:
@@ -136,11 +142,18 @@ def recall(rng: random.Random) -> Problem:
     fact = str(FACTS[word, attribute])
     wordings = _RECALL_QUESTIONS[attribute]
     question = rng.choice(wordings)
-    # The fact decides which wording is kept back, and whether the gate or the test asks it.
-    place = int.from_bytes(hashlib.sha256(fact.encode()).digest()[:2], "big")
-    split: Split = "train" if question != wordings[place % 4] else "gate" if place // 4 % 2 else "test"
+    split: Split = "train" if question != wordings[_place(fact) % 4] else _asked_in(fact)
     value = FACTS[word, attribute].value
     return Problem("recall", question.format(word=word), "", (Step(fact, value, "fact"),), value, split)
+
+
+def _place(fact: str) -> int:
+    """A number that decides which wording of a fact is kept back, and whether the gate or the test asks it."""
+    return int.from_bytes(hashlib.sha256(fact.encode()).digest()[:2], "big")
+
+
+def _asked_in(fact: str) -> Split:
+    return "gate" if _place(fact) // 4 % 2 else "test"
 
 
 def draw(task: TaskName, steps: int, rng: random.Random, split: Split) -> Problem:
@@ -159,9 +172,28 @@ def different(task: TaskName, steps: int, n: int, seed: int, split: Split) -> tu
     """
     rng = random.Random(f"{split} {task} {steps} {seed}")
     found: dict[tuple[str, tuple[Step, ...]], Problem] = {}
+    most = min(n, _number(task, steps, split))
     for _ in range(60 * n):
         problem = draw(task, steps, rng, split)
         found.setdefault((problem.start, problem.steps), problem)
-        if len(found) == n:
+        if len(found) == most:
             break
     return tuple(found.values())
+
+
+_SWAPS = tuple(f"Swap {a} {b}" for a, b in combinations(CUPS, 2))
+_OPERATIONS = tuple(f"{word} {n}" for word, n in _ADD + _TAKE + _TIMES)
+
+_COUNTABLE = 10_000
+"""Chains of a length that are worth counting: of more, a side has more than anyone asks for."""
+
+
+@cache
+def _number(task: TaskName, steps: int, split: Split) -> int:
+    """How many chains of a length, or facts, a side has; without a bound where they are too many to count."""
+    if task == "recall":
+        return sum(split == "train" or _asked_in(str(fact)) == split for fact in FACTS.values())
+    starts, moves = (CUPS, _SWAPS) if task == "swaps" else ("0123456789", _OPERATIONS)
+    if len(starts) * len(moves) ** steps > _COUNTABLE:
+        return sys.maxsize
+    return sum(split_of(_words(*chain)) == split for chain in product(starts, *repeat(moves, steps)))
