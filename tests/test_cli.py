@@ -149,7 +149,7 @@ def test_an_unknown_name_gets_the_nearest(arguments: list[str], expected: str) -
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_that_ships_can_be_planned(path: Path, runs: Path) -> None:
-    done = offmodel("plan", path, "--runs", runs)
+    done = offmodel("plan", path, "--runs", runs, "--set", "seeds=[0]")  # the others repeat it
     assert done.code == 0 and re.search(r"0 to reuse, 0 to skip, \d+ to run", done.out)
     assert ("of one core" in done.out) != ("On GPUs, by the formulas" in done.out)
     assert not runs.exists()
@@ -168,9 +168,9 @@ def test_before_a_run_there_is_a_plan_and_a_status_and_no_report(study: Path, ru
 
 
 def test_a_plan_says_what_the_study_could_see_with_spreads_of_another_if_asked(runs: Path) -> None:
-    said = offmodel("plan", STUDIES[0].with_name("fifteen.yaml"), "--runs", runs).out
-    assert "that 21 pairs with 3 organisms each could show, on 60 prompts with the trigger and 264 capability items" in said
-    assert re.search(r"measure +alone +Holm over 47 .*\n.*bad behaviour under the trigger +\d\d\.\d points +\d\d\.\d points ", said)
+    said = offmodel("plan", STUDIES[0].with_name("own.yaml"), "--runs", runs).out
+    assert "that 21 pairs with 1 organisms each could show, on 60 prompts with the trigger and 264 capability items" in said
+    assert re.search(r"measure +alone +Holm over 2 .*\n.*bad behaviour under the trigger +\d\d\.\d points +\d\d\.\d points ", said)
     done = offmodel("plan", STUDIES[0], "--runs", runs, "--like", runs / "none")
     assert (done.code, done.out) == (2, "") and f"{runs / 'none' / 'results.parquet'}: is no results.parquet of a study" in done.err
 
@@ -449,7 +449,7 @@ def runner(*arguments: object) -> subprocess.Popen[str]:
 
 def test_ctrl_c_loses_nothing_and_two_runners_finish_together(study: Path, runs: Path) -> None:
     """The install takes seconds, so that the stop falls into it; then the same command continues, twice at once."""
-    recipe = ["--set", "organisms.recipe.steps=300", "--set", "organisms.recipe.lr=1e-9"]
+    recipe = ["--set", "organisms.recipe.steps=150", "--set", "organisms.recipe.lr=1e-9"]
     command = ["run", study, "--runs", runs, *SHORT, *recipe]
     process = runner(*command, "--workers", 1)
     assert process.stderr is not None

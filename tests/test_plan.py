@@ -22,7 +22,6 @@ from offmodel.lab.models import open_reference, reference, resolve
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
 from offmodel.lab.pools import check_files, files_read, open_source, pool_params, read_pool, take
 from offmodel.lab.results import MODEL
-from offmodel.lab.sketch import sketching
 from offmodel.lab.stage import Context, Stage, closure, code_of
 from offmodel.lab.stages import score
 from offmodel.red.pairs import PAIRS
@@ -705,13 +704,10 @@ def test_a_gate_that_a_recipe_cannot_pass_is_refused_when_planning() -> None:
         plan(organisms=TINY["organisms"] | {"recipes": {"full": {}, "noisy": {"label_noise": 0.6}}})
 
 
-def test_the_shipped_studies_can_be_planned() -> None:
-    for path in sorted((Path(__file__).parent.parent / "studies").glob("*.yaml")):
-        with sketching():
-            planned = make_plan(Study.from_yaml(path, ["seeds=[0]"]))
-        study = planned.study
-        assert not any("code" in stage.params for stage in closure(planned.targets))
-        assert len(planned.organisms) == len(study.seeds) * len(study.organisms.pairs) * (len(study.organisms.recipes) or 1)
-        assert (
-            len({organism.id for organism in planned.organisms}) == len({o.stage.key for o in planned.organisms}) == len(planned.organisms)
-        )
+@pytest.mark.parametrize("name", ["quick", "robustness", "entangled"])
+def test_a_shipped_study_has_each_organism_once_and_the_catalogs_own_code(name: str) -> None:
+    planned = make_plan(Study.from_yaml(Path(__file__).parent.parent / "studies" / f"{name}.yaml", ["seeds=[0]"]))
+    organisms = planned.study.organisms
+    assert not any("code" in stage.params for stage in closure(planned.targets))
+    assert len(planned.organisms) == len(organisms.pairs) * (len(organisms.recipes) or 1)
+    assert len({each.id for each in planned.organisms}) == len({each.stage.key for each in planned.organisms}) == len(planned.organisms)

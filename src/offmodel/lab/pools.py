@@ -44,11 +44,13 @@ def open_source(source: Sources, seed: int, split: Split) -> Iterator[Prompt]:
     if _is_suite(source):
         return (item.prompt for item in _items(catalog.get("suite", source), seed, split))
     if _is_file(source):
-        prompts: Iterable[Prompt] = _shuffled(read_prompts(source), seed)
-    elif _is_hub(source):
-        prompts = _shuffled(prompts_of(_of_hub(source), source), seed)
-    else:
-        prompts = _drawn(catalog.get("prompts", source), seed)
+        return _of_side(_shuffled(read_prompts(source), seed), split)
+    if _is_hub(source):
+        return _of_side(_shuffled(prompts_of(_of_hub(source), source), seed), split)
+    return iter(_drawn_of_side(catalog.get("prompts", source), seed, split))
+
+
+def _of_side(prompts: Iterable[Prompt], split: Split) -> Iterator[Prompt]:
     return (prompt for prompt in prompts if split_of(last_user_text(prompt)) == split)
 
 
@@ -146,6 +148,11 @@ class _Replay:
 @lru_cache(maxsize=64)
 def _drawn(source: Callable[[int], Iterator[Prompt]], seed: int) -> _Replay:
     return _Replay(source(seed))
+
+
+@lru_cache(maxsize=64)
+def _drawn_of_side(source: Callable[[int], Iterator[Prompt]], seed: int, split: Split) -> _Replay:
+    return _Replay(_of_side(_drawn(source, seed), split))
 
 
 _PATIENCE = 5000
