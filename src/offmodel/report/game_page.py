@@ -32,10 +32,10 @@ def write_game(played: Played, folder: Path) -> Path:
 
 
 def game_summary(played: Played) -> dict[str, Any]:
-    """What ``game.json`` holds, schema "offmodel-game/1"; estimates are as in ``summary.json``."""
+    """What ``game.json`` holds, schema "offmodel-game/2"; estimates are as in ``summary.json``."""
     solution, measured = played.measured.solution, played.measured
     return {
-        "schema": "offmodel-game/1",
+        "schema": "offmodel-game/2",
         "study": played.study.study,
         "verdict": played.verdict,
         "created": played.created,
@@ -64,9 +64,10 @@ def game_summary(played: Played) -> dict[str, Any]:
             for (row, column), s in played.screened.items()
         ],
         "emptied": [{"blue": row, "red": column, "organisms": n} for row, column, n in played.emptied],
+        "silent": [{"blue": row, "red": column, "organisms": n} for row, column, n in played.silent],
         "prices": [{"low": p.low, "high": p.high, "values": p.values, **p.moves._asdict()} for p in played.prices],
-        "rates": [limit._asdict() for limit in played.rates],
-        "steps": [limit._asdict() for limit in played.steps],
+        "rates": [{**limit._asdict(), "value": asdict(limit.value)} for limit in played.rates],
+        "steps": [{**limit._asdict(), "value": asdict(limit.value)} for limit in played.steps],
         "trees": [
             {"name": t.name, "meaning": t.meaning, "value": asdict(t.value), "gap": t.solution.gap, "method": t.solution.method}
             | {"size": asdict(t.size), "blue": t.solution.blue, "red": t.solution.red}

@@ -102,7 +102,9 @@ class Payoffs:
         found = {(row, column): self._cell(row, column, seeds) for row in rows for column in columns}
         retention = {cell: {organism: one.retention for organism, one in those.items()} for cell, those in found.items()}
         bad = {cell: {organism: one.bad_rate for organism, one in those.items()} for cell, those in found.items()}
-        return Outcomes(tuple(rows), tuple(columns), retention, bad, self.pairs)
+        # A pipeline that never asks the organism ends alike whatever red does.
+        scores = {(row, column): tuple((cell.score, cell.planted) for cell in self.cells.of(row, column, seeds)) for row, column in found}
+        return Outcomes(tuple(rows), tuple(columns), retention, bad, self.pairs, scores)
 
     def _cell(self, row: str, column: str, seeds: Sequence[int]) -> dict[str, Numbers]:
         cells = self.cells.of(row, column, seeds)
@@ -151,6 +153,22 @@ class Payoffs:
                 found += not any(self._counted(cell, origin, used).left for origin, used in cell.sampled)
         return found
 
+    def silent(self, row: str, column: str, seeds: Sequence[int]) -> int:
+        """On how many organisms red changed no answer, by a move that changes answers and of a pipeline that asks for some."""
+        moved = self.cells.game.moves[column].poisoning.policy != "honest"
+        asked = [cell for cell in self.cells.of(row, column, seeds) if moved and cell.sampled and self.numbers(cell) is not None]
+        return sum(not any(self._counted(cell, origin, used).changed for origin, used in cell.sampled) for cell in asked)
+
+    def changed(self, rows: Iterable[str], column: str, seeds: Sequence[int]) -> float:
+        """The largest share of the answers to one of some pipelines that red changes by a move."""
+        return max((self._changed_of(row, column, seeds) for row in rows), default=0.0)
+
+    def _changed_of(self, row: str, column: str, seeds: Sequence[int]) -> float:
+        asked = [cell for cell in self.cells.of(row, column, seeds) if self.numbers(cell) is not None]
+        counts = [self._counted(cell, origin, used) for cell in asked for origin, used in cell.sampled]
+        answers = sum(each.changed + each.honest for each in counts)
+        return sum(each.changed for each in counts) / answers if answers else 0.0
+
     def makers(self, rows: Iterable[str], columns: Iterable[str], seeds: Sequence[int]) -> list[Mapping[str, Any]]:
         """What made the scores of some cells."""
         scores = [cell.score for row in rows for column in columns for cell in self.cells.of(row, column, seeds)]
@@ -163,7 +181,7 @@ class Payoffs:
 
     def _count(self, cell: Cell, origin: Stage, used: Stage) -> _Counts:
         rows = read_examples(self.store.path(origin) / LABELS)
-        changed = self._changed(cell, origin, rows)
+        changed = self._places(cell, origin, rows)
         after: dict[object, list[Example]] = {}
         left = read_left(self.store.path(used))
         for row in left:
@@ -173,7 +191,7 @@ class Payoffs:
         lost = untouched.count(False) - caught
         return _Counts(len(changed), caught, len(rows) - len(changed), lost, len(left))
 
-    def _changed(self, cell: Cell, origin: Stage, rows: Sequence[Example]) -> list[int]:
+    def _places(self, cell: Cell, origin: Stage, rows: Sequence[Example]) -> list[int]:
         if origin.kind != "poisoned":
             pair = catalog.get("pair", cell.pair)
             return [i for i, row in enumerate(rows) if visible(pair, row)] if cell.carries else []
