@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -136,6 +137,10 @@ def test_the_game_is_played_to_its_page(played: Played) -> None:
     assert "Against the worst measured policy" in played.done.out or "Whatever red answers" in played.done.out
     assert "the best mixture (" in played.done.out
     assert (played.runs / "tiny" / "game.html").is_file()
+    figure = ElementTree.fromstring((played.runs / "tiny" / "game.svg").read_text())
+    titles = [title.text or "" for title in figure.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == len(played.numbers["cells"]) and all("against" in title for title in titles)
+    assert "2 organisms of 1 pair, seeds 0, 1" in "".join(figure.itertext())
 
 
 def test_every_move_meets_every_pipeline(played: Played) -> None:

@@ -217,7 +217,7 @@ def write(data: ReportData, runs: Path | str = "runs") -> Path:
 
 
 def write_game(played: Played, runs: Path | str = "runs") -> Path:
-    """Write ``game.html`` and ``game.json`` to ``<runs>/<study>``.
+    """Write ``game.html``, ``game.json`` and ``game.svg`` to ``<runs>/<study>``.
 
     Returns:
         The page.

@@ -20,13 +20,14 @@ from offmodel.spec.game import Poisoning
 
 
 def write_game(played: Played, folder: Path) -> Path:
-    """Write ``game.json`` and ``game.html`` into the folder, each whole or not at all.
+    """Write ``game.json``, ``game.svg`` and ``game.html`` into the folder, each whole or not at all.
 
     Returns:
         Where the page is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "game.json", (json.dumps(game_summary(played), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode())
+    replace_file(folder / "game.svg", render_payoffs(played).encode())
     replace_file(folder / "game.html", render_game(played).encode())
     return folder / "game.html"
 
@@ -99,6 +100,11 @@ def render_game(played: Played) -> str:
             settings=list(flat(played.settings)),
         )
     )
+
+
+def render_payoffs(played: Played) -> str:
+    """The payoffs alone as an SVG file."""
+    return templates().get_template("game.svg").render(data=played, map=game_map(played, "payoff"), css=source("chart.css"))
 
 
 def _policy(poisoning: Poisoning) -> str:
