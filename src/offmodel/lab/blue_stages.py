@@ -72,7 +72,7 @@ def rewritten(ctx: Context) -> None:
 
 @stage_function("graded", version=1)
 def graded(ctx: Context) -> None:
-    """Keep the labels that are right."""
+    """Keep the labels that are right; where none is, the labels are an empty file, and the phase trains on nothing."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     instead = read_examples(ctx.inputs["instead"] / LABELS) if "instead" in ctx.inputs else []
     write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
@@ -102,7 +102,7 @@ def filtered(ctx: Context) -> None:
 
 
 def read_left(folder: Path) -> list[Example]:
-    """The labels of a stage, none where a filter has left none."""
+    """The labels of a stage, none where a check has left none."""
     kept = json.loads((folder / "labels.json").read_text(encoding="utf-8"))["kept"]
     return read_examples(folder / LABELS) if kept else []
 
@@ -201,11 +201,11 @@ def _publish(ctx: Context, done: Any) -> Verdict | None:
 
 
 def _leave(ctx: Context) -> Verdict | None:
-    """The weights as they are, at every measured step: the filters have left nothing to train on."""
+    """The weights as they are, at every measured step: nothing was left to train on."""
     start = ctx.inputs["start"] / ctx.params["start"] if "start" in ctx.inputs else open_reference(ctx.params["start"])
     for step in ctx.params["checkpoints"]:
         shutil.copytree(start, ctx.out / step_folder(step), ignore=shutil.ignore_patterns("README.md"))
-    write_json(ctx.out / "training.json", {"skipped": "the filters left no answer to train on"})
+    write_json(ctx.out / "training.json", {"skipped": "no answer was left to train on"})
     return None
 
 
@@ -228,7 +228,7 @@ def _sft_config(ctx: Context, phase: SftPhase, lora: Lora | None) -> TrainConfig
 
 
 def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
-    """The log of a training; None where filters have left nothing to train on."""
+    """The log of a training; None where nothing was left to train on."""
     params = ctx.params
     start, adapter, lora = _start(ctx, phase)
     if isinstance(phase, GrpoPhase):

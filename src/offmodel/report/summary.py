@@ -40,7 +40,7 @@
                   statement that the study tests, and the conditions as the study has them; null where it tests none
     rescored      {detectors: {<pair>: <pair by whose rule>}, changes: list of {setting, suite, answers, changed, now_bad, no_longer_bad,
                   now_right, no_longer_right}}, counts of answers, where the kept answers were judged again; null where they were not
-    excluded, failed   lists of {what, why}
+    excluded, untrained, failed   lists of {what, why}
     settings      as the study had them
 
 An estimate is {value, low, high, n, definition, direction, unit, of, items}; see :class:`offmodel.measure.stats.Estimate`. What is
@@ -159,6 +159,7 @@ def summary(data: ReportData) -> dict[str, Any]:
         "claim": _claim(data.claim) if data.claim else None,
         "rescored": asdict(data.rescored) if data.rescored else None,
         "excluded": [asdict(note) for note in data.excluded],
+        "untrained": [asdict(note) for note in data.untrained],
         "failed": [asdict(note) for note in data.failed],
         "settings": data.settings,
     }
