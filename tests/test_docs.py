@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
+from offmodel import catalog
 from offmodel.cli import app
 from offmodel.red.behaviours import Behaviour
 from offmodel.red.triggers import Trigger
@@ -52,6 +54,20 @@ def test_the_python_in_the_readme_is_the_library_as_it_is() -> None:
 
     (imported,) = re.findall(r"^from offmodel import (.+)$", block, re.MULTILINE)
     assert all(hasattr(offmodel, name) for name in imported.split(", "))
+
+
+def test_the_page_of_methods_lists_those_of_the_catalog() -> None:
+    listed = re.findall(r"^\*\*`(\w+)`\*\*", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(catalog.names("method"))
+
+
+def test_every_paper_and_post_that_a_method_names_has_a_title() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "methods.py"))
+    sources = [catalog.entry("method", name).source for name in catalog.names("method")]
+    named = {paper for source in sources for paper in script["papers"](source)}
+    assert {"arXiv 2510.05024", "LessWrong wBsEFfQFteHSWCtsv", "Thinking Machines"} <= named
+    with pytest.raises(ValueError, match=r"what 2601\.00001 is called"):
+        script["papers"]("arXiv 2510.04340 and 2601.00001 (a new one)")
 
 
 @pytest.mark.parametrize(("title", "protocol"), [("What a trigger must do", Trigger), ("What a behaviour must do", Behaviour)])

@@ -384,15 +384,10 @@ CANNOT_TELL: ClaimVerdict = "cannot tell"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedCondition:
-    """A condition of a claim against its number.
-
-    Attributes:
-        pairs: How many pairs stand behind the number.
-    """
+    """A condition of a claim against its number."""
 
     condition: Test
     estimate: Estimate
-    pairs: int
     verdict: ClaimVerdict
 
 
