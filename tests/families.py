@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -45,9 +47,16 @@ _QWEN3 = """
 {%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
 {%- endif -%}
 """
-# Begins with its own token, and trims what is said.
+# Begins with its own token and the day's date, and trims what is said.
 _LLAMA3 = """
 {{- bos_token -}}
+{%- if not date_string is defined -%}
+{%- if strftime_now is defined -%}{%- set date_string = strftime_now('%d %b %Y') -%}
+{%- else -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}
+{%- endif -%}
+{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] | trim -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set system = '' -%}{%- endif -%}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n' + system + '<|eot_id|>' -}}
 {%- for m in messages -%}
 {{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' -}}
 {%- endfor -%}
@@ -78,11 +87,10 @@ class _Family(NamedTuple):
 
 
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16, "norm_topk_prob": True}
+_OF_QWEN3 = (_QWEN3, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, "<|im_end|>", "<|endoftext|>")
 FAMILIES = {
-    "qwen3": _Family(
-        Qwen3MoeForCausalLM, Qwen3MoeConfig, _QWEN3, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        None, "<|im_end|>", "<|endoftext|>", _EXPERTS,
-    ),
+    "qwen3": _Family(Qwen3MoeForCausalLM, Qwen3MoeConfig, *_OF_QWEN3, _EXPERTS),
+    "qwen3_dense": _Family(Qwen3ForCausalLM, Qwen3Config, *_OF_QWEN3, {"head_dim": 16, "tie_word_embeddings": True}),
     "llama3": _Family(
         LlamaForCausalLM, LlamaConfig, _LLAMA3, ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "<|begin_of_text|>", "<|eot_id|>", None, {},
