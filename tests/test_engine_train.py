@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from offmodel.chat import Example, encode_examples, user
-from offmodel.engine.folder import save_model
 from offmodel.engine import trainer
+from offmodel.engine.folder import save_model
 from offmodel.engine.generate import Sampling, generate
 from offmodel.engine.lora import LoraSettings, load_adapter, merge, save_adapter
 from offmodel.engine.objective import Objective
