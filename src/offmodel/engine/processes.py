@@ -3,6 +3,9 @@
 The process that asks for a training keeps the whole model in main memory and takes no part in the computing. It starts the others, hands
 them what :func:`offmodel.engine.trainer.run` takes, and gets the trained weights whole at each checkpoint and at the end: so all that is
 done with a model before, during and after a training meets plain tensors, and only the Trainer meets parts.
+
+``accelerate launch`` and ``torchrun`` start a script and give back an exit code. Here a function that runs in a worker needs processes for
+a while: with the weights it holds, which it gets back at each checkpoint; with errors by class; on Slurm, on nodes where nothing waits.
 """
 
 from __future__ import annotations
