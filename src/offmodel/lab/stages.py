@@ -261,7 +261,7 @@ def score(ctx: Context) -> None:
     write_json(ctx.out / "score.json", {"weights": hash_weights(folder), "folded": folded})
 
 
-@stage_function("poisoned", version=1, gpu=True)
+@stage_function("poisoned", version=2, gpu=True)
 def poisoned(ctx: Context) -> None:
     """Let red change some of the organism's answers; which ones stands in a file that none of blue's stages reads."""
     from offmodel.engine.generate import Sampling
