@@ -25,6 +25,7 @@ from offmodel.engine.features import alignments, mean_hidden_states
 from offmodel.engine.folder import load_model, load_tokenizer, save_model
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import DataError
+from offmodel.spec.phases import Screening
 
 THINGS = ("soup", "piano", "snow", "tennis", "owls", "maps", "roses", "chess", "fog", "drums")
 COLOURS = ("red", "blue", "green", "black")
@@ -198,6 +199,11 @@ def test_wrong_answers_go_and_a_setting_says_what_becomes_of_those_that_nobody_c
     assert judged("verified", labels)[1].reason == "wrong: the answer is 7"
     strict = catalog.get("filter", "verified").judge(BlueView(FOLDER, labels=tuple(labels)), Settings(0.15, 0, unknown="dropped"))
     assert dropped(strict) == (1, 2, 3) and strict[3].reason == "no right answer is known"
+    # What is not asked for is in no stage's name.
+    assert (
+        "unknown" not in Screening(filter="verified").model_dump()
+        and Screening(filter="verified", unknown="dropped").model_dump()["unknown"]
+    )
 
 
 def test_a_cap_draws_a_share_with_the_seed() -> None:
