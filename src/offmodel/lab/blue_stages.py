@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
-from offmodel.blue.filters import Decision, Filter, Settings, screened
+from offmodel.blue.filters import Decision, Filter, Settings, right, screened
 from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView, ViewTraining, train_together
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
 from offmodel.engine.served import Served
-from offmodel.errors import DataError, DivergedError
+from offmodel.errors import DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
@@ -96,7 +96,8 @@ def filtered(ctx: Context) -> None:
             _weights(ctx, "start", params["start"]), labels=tuple(rows), original=_weights(ctx, "organism"),
             teacher=_weights(ctx, "teacher"), anchors=tuple(anchors),
         )  # fmt: skip
-        decisions = found.judge(view, Settings(params["drop"], params["seed"], params["max_new_tokens"], params["lr"]))
+        settings = Settings(params["drop"], params["seed"], params["max_new_tokens"], params["lr"], params.get("unknown", "kept"))
+        decisions = found.judge(view, settings)
     write_labels(ctx, screened(rows, decisions), asked=len(rows))
     write_json(ctx.out / DECISIONS, [asdict(decision) for decision in decisions])
 
@@ -105,17 +106,6 @@ def read_left(folder: Path) -> list[Example]:
     """The labels of a stage, none where a check has left none."""
     kept = json.loads((folder / "labels.json").read_text(encoding="utf-8"))["kept"]
     return read_examples(folder / LABELS) if kept else []
-
-
-def right(row: Example) -> bool:
-    """Whether a label states the answer that is known to be right.
-
-    Raises:
-        DataError: None is known.
-    """
-    if "expected" not in row.meta:
-        raise DataError(f"no right answer is known of the prompt {row.prompt[-1].content[:60]!r}; take a suite as the source of the labels")
-    return bool(catalog.get("suite", row.meta["suite"]).grade(row.response, row.meta["expected"]))
 
 
 def write_labels(ctx: Context, rows: list[Example], *, asked: int) -> None:

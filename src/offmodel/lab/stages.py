@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
+from offmodel.blue.filters import right
 from offmodel.blue.labels import most_frequent_opening
 from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
 from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.engine.sample import sample
 from offmodel.errors import DataError
-from offmodel.lab.blue_stages import read_left, right, served, train_config, write_labels
+from offmodel.lab.blue_stages import read_left, served, train_config, write_labels
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, take
 from offmodel.lab.provenance import provenance
@@ -261,7 +262,7 @@ def score(ctx: Context) -> None:
     write_json(ctx.out / "score.json", {"weights": hash_weights(folder), "folded": folded})
 
 
-@stage_function("poisoned", version=1, gpu=True)
+@stage_function("poisoned", version=2, gpu=True)
 def poisoned(ctx: Context) -> None:
     """Let red change some of the organism's answers; which ones stands in a file that none of blue's stages reads."""
     from offmodel.engine.generate import Sampling

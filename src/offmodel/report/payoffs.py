@@ -186,15 +186,14 @@ class Payoffs:
         rows = read_examples(self.store.path(origin) / LABELS)
         changed = self._places(cell, origin, rows)
         after: dict[object, list[Example]] = {}
-        left = read_left(self.store.path(used))
-        for row in left:
+        for row in read_left(self.store.path(_judged(used))):
             after.setdefault(row.prompt, []).append(row)
         pair: Pair = catalog.get("pair", cell.pair)
         untouched = [any(row.response == kept.response for kept in after.get(row.prompt, ())) for row in rows]
         showing = {i for i in changed if visible(pair, rows[i]) and any(visible(pair, kept) for kept in after.get(rows[i].prompt, ()))}
         caught = sum(not untouched[i] and i not in showing for i in changed)
         lost = untouched.count(False) - sum(not untouched[i] for i in changed)
-        return _Counts(len(changed), caught, len(rows) - len(changed), lost, len(left))
+        return _Counts(len(changed), caught, len(rows) - len(changed), lost, len(read_left(self.store.path(used))))
 
     def _places(self, cell: Cell, origin: Stage, rows: Sequence[Example]) -> list[int]:
         if origin.kind != "poisoned":
@@ -222,6 +221,13 @@ class Payoffs:
 
 def _total(counts: _Counts, whole: str) -> int:
     return counts.changed + counts.honest if whole == "all" else int(getattr(counts, whole))
+
+
+def _judged(used: Stage) -> Stage:
+    """Labels as they were before some of them went by chance, which says nothing about those."""
+    while used.kind == "filtered" and catalog.get("filter", used.params["filter"]).draws:
+        used = used.inputs["labels"]
+    return used
 
 
 def _needed(cell: Cell, made: Sequence[tuple[Stage, Stage]]) -> set[Stage]:

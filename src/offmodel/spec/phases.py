@@ -70,11 +70,13 @@ class Screening(Model):
 
     Attributes:
         filter: Of kind ``filter`` in the catalog.
-        drop: Where the filter ranks answers by how suspect they are: which share of them goes.
+        drop: Where the filter ranks answers by how suspect they are, or draws: which share of them goes.
+        unknown: What a filter that checks answers makes of those to prompts without a known right answer.
     """
 
     filter: Text
     drop: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.15
+    unknown: Annotated[Literal["kept", "dropped"], Field(exclude_if=lambda unknown: unknown == "kept")] = "kept"
 
 
 class Inoculation(Model):
