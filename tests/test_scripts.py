@@ -34,6 +34,12 @@ def test_treatments_per_hour(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert table[1][2] == table[2][3] == "1.00" and float(table[0][2]) > 0
 
 
+def test_how_far_the_canary_sees(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, table = rows("canary", "world:student-0", monkeypatch=monkeypatch, capsys=capsys)
+    assert [row[0] for row in table] == [f"weights/student-0, {dtype}" for dtype in ("float32", "bfloat16", "float16")]
+    assert table[0][1:] == ["0.000", "0.0000"] and 0 < float(table[1][2]) < 0.02
+
+
 def test_the_rate_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
     shape = {"vocab_size": 8192, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}

@@ -65,7 +65,7 @@ def run(study: Study, runs: Path | str = "runs", *, command: str = "offmodel.run
         ModelError: A model cannot be used, or a stage needs more memory than a GPU has.
         StoreError: The store cannot be used.
     """
-    _foresee(study, runs, lambda: make_plan(study).targets, machines)
+    _foresee(study, runs, lambda study: make_plan(study).targets, machines)
     plan, store = open_study(study, runs)
     done = execute(plan.targets, store, study.extensions, **machines)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
@@ -102,7 +102,7 @@ def check_claims(
         studies[study.study] = path, study, study.claim
     for name, (path, study, claim) in studies.items():
         if run_them:
-            _foresee(study, runs, lambda study=study: make_plan(study).targets, machines)  # type: ignore[misc]
+            _foresee(study, runs, lambda study: make_plan(study).targets, machines)
         plan, store = open_study(study, runs)
         if run_them:
             execute(plan.targets, store, study.extensions, **machines)
@@ -159,7 +159,7 @@ def play(
     check_names(study)
     report_folder(study.study, runs)
     if run_them:
-        _foresee(study, runs, lambda: Cells(study).first(), machines)
+        _foresee(study, runs, lambda study: Cells(study).first(), machines)
     cells, store = Cells(study), Store(Path(runs) / STORE)
 
     def bring(wanted: Iterable[Cell]) -> None:
@@ -195,7 +195,7 @@ def execute(stages: Iterable[Stage], store: Store, extensions: Sequence[str] = (
         return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress, place=where)
 
 
-def _foresee(study: Study, runs: Path | str, targets: Callable[[], Iterable[Stage]], machines: Machines) -> None:
+def _foresee(study: Study, runs: Path | str, targets: Callable[[Study], Iterable[Stage]], machines: Machines) -> None:
     """Refuse what cannot run where it is to, before models and data are fetched for its plan."""
     check_names(study)
     report_folder(study.study, runs)
@@ -204,7 +204,7 @@ def _foresee(study: Study, runs: Path | str, targets: Callable[[], Iterable[Stag
         _check_start((), store, machines)
         return
     with sketching():
-        _check_start(targets(), store, machines)
+        _check_start(targets(study), store, machines)
 
 
 def _check_start(stages: Iterable[Stage], store: Store, machines: Machines) -> Place:
