@@ -302,7 +302,7 @@ def test_what_cannot_run_is_refused_before_anything_is_fetched(
     assert not refused.err.count("\n", 0, -1)
 
 
-_SERVED = 'teacher={url: "http://127.0.0.1:8000/v1", model: qwen, folder: Qwen/Qwen3-30B-A3B-Instruct-2507}'
+_SERVED = 'teacher={url: "http://127.0.0.1:8000/v1", model: qwen, revision: "2507"}'
 
 
 @pytest.mark.parametrize(
