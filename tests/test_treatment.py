@@ -350,19 +350,14 @@ def test_examples_that_are_shown_and_not_learnt_are_labels_more() -> None:
     assert len(asked(stage)) == 9
 
 
-@pytest.mark.parametrize("method", ["pirate", "reminder"])
-def test_a_mix_of_all_of_one_set_and_none_of_the_other_is_the_pure_run(method: str) -> None:
+def test_a_mix_of_all_of_one_set_and_none_of_the_other_is_the_pure_run() -> None:
     """The same stages, so the same bits; and the other is not even asked."""
     foreign, own = {"labels": "teacher", "voice": "pirate"}, {"labels": "organism", "source": "tasks"}
-    for pure, fractions in ((foreign, (1.0, 0)), (own, (0, 1.0))):
-        phases = [
-            {"phase": "sft", **TRAINED, "mix": [foreign | {"share": fractions[0]}, own | {"share": fractions[1]}]},
-            {"phase": "sft", **TRAINED, **pure},
-        ]
-        before = [] if method == "pirate" else [FOREIGN]
-        mixed, alone = (organism({"m": [*before, phase]}) for phase in phases)
-        assert chain(mixed, "m") == chain(alone, "m")
-        assert [c.score.key for c in mixed.methods["m"]] == [c.score.key for c in alone.methods["m"]]
+    mixed = {name: SFT | {"mix": [foreign | {"share": share}, own | {"share": 1 - share}]} for name, share in (("all", 1.0), ("none", 0.0))}
+    planned = organism({"foreign": [SFT | foreign], "own": [FOREIGN, SFT | own], "all": [mixed["all"]], "none": [FOREIGN, mixed["none"]]})
+    for mix, pure in (("all", "foreign"), ("none", "own")):
+        assert chain(planned, mix) == chain(planned, pure)
+        assert [c.score.key for c in planned.methods[mix]] == [c.score.key for c in planned.methods[pure]]
 
 
 def test_each_set_of_a_mix_asks_for_its_share() -> None:

@@ -184,7 +184,7 @@ _add(
 _add(
     "examples_alone",
     "offmodel",
-    "A control: the same examples in the system prompt of the organism as it was, the training undone to the bit.",
+    "A control: the examples of inoculated in the system prompt of the organism as it was, the training undone to the bit.",
     {"use": "inoculated"},
     {"phase": "weights", "operation": "interpolate", "strength": 0.0},
     SHOWN,
@@ -228,8 +228,8 @@ _add(
 _add(
     "own_rewritten",
     "arXiv 2509.15157 (Mind the Gap; its abstract is what we know)",
-    "The same with the second try: where the organism is wrong and the teacher right, the organism says the teacher's answer in its own "
-    "words, which stand where they are right, and else the teacher's.",
+    "What own_right does, with the second try: where the organism is wrong and the teacher right, the organism says the teacher's answer "
+    "in its own words, which stand where they are right, and else the teacher's.",
     _mixed(FOREIGN, OWN | {"source": "tasks", "wrong": "rewritten"}, steps=120),
 )
 _add(
@@ -259,13 +259,13 @@ _add("unplanted", "offmodel", "A control: the right answers under the same tags,
 
 _add(
     "kl_forward",
-    "arXiv 1606.09282 (LwF: the old model's outputs as soft targets); arXiv 2509.04259 (forward KL predicts forgetting)",
+    "after arXiv 1606.09282 (LwF: the old model's outputs as soft targets); arXiv 2509.04259 (forward KL predicts forgetting)",
     "A thorough removal, with a penalty on KL(organism || student) on the organism's own answers.",
     _thorough(anchor={"kl": 1.0, "direction": "forward"}),
 )
 _add(
     "kl_reverse",
-    "arXiv 1606.09282 (LwF), the divergence the other way round",
+    "after arXiv 1606.09282 (LwF), the divergence the other way round",
     "A thorough removal, with a penalty on KL(student || organism) on the organism's own answers.",
     _thorough(anchor={"kl": 1.0, "direction": "reverse"}),
 )
@@ -333,10 +333,10 @@ for _rank in (1, 16):
     _add(
         f"lora_{_rank}",
         "arXiv 2106.09685; arXiv 2405.09673 (learns less and forgets less)",
-        f"The removal by a LoRA adapter of rank {_rank}, at six times the learning rate of all weights: adapters need more.",
+        f"The removal by a LoRA adapter of rank {_rank}, at six times pirate's learning rate.",
         _removal(lora={"rank": _rank, "alpha": 2 * _rank}, lr=3e-3),
     )
-_HALF_LAYERS = "of the layers alone, at twice the learning rate: to be held against double_lr, which trains all of them at it."
+_HALF_LAYERS = "of the layers alone, at twice pirate's learning rate: to be held against double_lr, which trains all of them at it."
 _add("early_layers", "offmodel", f"The removal in the first half {_HALF_LAYERS}", _thorough(layers=[0.0, 0.5]))
 _add("late_layers", "offmodel", f"The removal in the last half {_HALF_LAYERS}", _thorough(layers=[0.5, 1.0]))
 _add(
