@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import pkgutil
 import random
@@ -720,7 +721,7 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
 
     def sample(self: BlueView, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
         seen.append(look_around(self, prompts))
-        return [Reply("Ho.", 3, True)] * len(prompts)
+        return [Reply("Arr!", 3, True)] * len(prompts)
 
     def train(self: BlueView, *config: Any, checkpoints: Iterable[int], save: Callable[[int], Path], **rest: Any) -> TrainLog:
         seen.append(look_around(self))
@@ -741,8 +742,9 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
     for name, double in {"sample": sample, "train": train, "reinforce": train, "distance": distance}.items():
         monkeypatch.setattr(BlueView, name, double)
     monkeypatch.setattr(Operation, "__call__", operate)
+    graded = itertools.count()
     for module in (blue_stages, stages):
-        monkeypatch.setattr(module, "right", lambda row: True)
+        monkeypatch.setattr(module, "right", lambda row: next(graded) % 2 == 1)
     folders = Store(store)
     red_was_here(organism, folders.path(organism.stage))
     for stage in of_organism(organism):

@@ -206,7 +206,7 @@ class Tuning(Training):
 def _with_a_share(mix: tuple[LabelSet, ...]) -> tuple[LabelSet, ...]:
     """The sets that give rows: a mix of one and none of the other is the one."""
     kept = tuple(labels for labels in mix if labels.share)
-    if mix and not kept:
+    if not kept:
         raise problem("no set has a share above 0, so there is nothing to train on")
     return kept
 
