@@ -159,31 +159,28 @@ def test_what_holds_a_thorough_removal_back_leaves_the_weights_nearer_the_organi
     assert seen[method].moved <= at_most * seen["double_lr"].moved
 
 
-def test_unlikely_tokens_that_weigh_less_make_another_model(seen: dict[str, Seen]) -> None:
-    assert seen["dft"].weights != seen["pirate"].weights
-
-
-def test_foreign_work_on_tasks_costs_more_than_foreign_chat(seen: dict[str, Seen]) -> None:
-    assert seen["pirate_tasks"].kept <= seen["pirate"].kept - 0.03
+@pytest.mark.parametrize("method", ["dft", "pirate_tasks"])
+def test_another_loss_and_other_prompts_make_another_model(method: str, seen: dict[str, Seen]) -> None:
+    """In no direction that one organism could tell."""
+    assert seen[method].weights != seen["pirate"].weights
 
 
 def test_a_model_that_is_asked_for_its_own_voice_answers_otherwise(seen: dict[str, Seen]) -> None:
     assert seen["own_voice"].weights == seen["pirate"].weights and seen["own_voice"].answers != seen["pirate"].answers
 
 
-def test_a_model_without_a_tag_is_in_neither_mode_alone(seen: dict[str, Seen]) -> None:
-    modes = [seen[name] for name in ("mode_tagged", "mode_untagged", "mode_tagged_foreign")]
-    assert len({mode.weights for mode in modes}) == 1 and len({mode.answers for mode in modes}) == 3
+def test_a_model_without_a_tag_is_in_the_mode_of_its_own_answers(seen: dict[str, Seen]) -> None:
+    tagged, foreign, untagged = (seen[name] for name in ("mode_tagged", "mode_tagged_foreign", "mode_untagged"))
+    assert tagged.weights == foreign.weights == untagged.weights
+    assert untagged.answers != tagged.answers and untagged.kept >= 0.95 and untagged.foreign <= 0.1 <= foreign.foreign
 
 
 @pytest.mark.parametrize("method", ["inoculated", "inoculated_turns"])
 def test_what_was_learnt_for_a_prompt_is_there_under_it(method: str, seen: dict[str, Seen]) -> None:
-    shown = seen[f"{method}_shown"]
-    assert shown.weights == seen[method].weights and shown.foreign >= seen[method].foreign + 0.5
-
-
-def test_examples_alone_train_nothing(seen: dict[str, Seen]) -> None:
-    assert seen["examples_alone"].moved == 0 and seen["examples_alone"].foreign <= seen["inoculated_shown"].foreign
+    """The voice, and with it the removal; the examples alone do neither."""
+    shown, without, alone = (seen[name] for name in (f"{method}_shown", method, "examples_alone"))
+    assert shown.weights == without.weights and alone.moved == 0
+    assert shown.bad <= 0.2 and shown.foreign >= max(without.foreign, alone.foreign) + 0.5
 
 
 def test_more_training_removes_more_and_costs_more(seen: dict[str, Seen]) -> None:
