@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from offmodel import catalog
 from offmodel.chat import Example, encode_examples, last_user_text, read_examples, user
-from offmodel.engine.compare import divergences, mean_kl, surprises
+from offmodel.engine.compare import divergences, mean_distance, surprises
 from offmodel.errors import SpecError
 from offmodel.lab import probing
 from offmodel.lab.plan import Plan, make_plan
@@ -156,8 +156,10 @@ def test_a_model_is_no_distance_from_itself_and_some_from_another(
     assert [each.forward for each in back] == [pytest.approx(each.reverse, rel=1e-3) for each in found]
     encoded = encode_examples(tiny_tokenizer, EXAMPLES, 512)
     assert [each.tokens for each in found] == [sum(row.completion_mask) for row in encoded]
-    mean = sum(each.forward for each in found) / sum(each.tokens for each in found)
-    assert mean == pytest.approx(mean_kl(other, tiny_model, tiny_tokenizer, EXAMPLES), rel=1e-5)
+    tokens = sum(each.tokens for each in found)
+    mean = mean_distance(other, tiny_model, tiny_tokenizer, EXAMPLES)
+    assert mean.kl == pytest.approx(sum(each.forward for each in found) / tokens, rel=1e-5)
+    assert mean.loss == pytest.approx(sum(each.nats for each in surprises(other, tiny_tokenizer, EXAMPLES)) / tokens, rel=1e-5)
 
 
 def test_surprise_is_the_negative_log_likelihood_of_the_response(
