@@ -453,7 +453,7 @@ ONE_OF_EACH = (
 """Methods of every kind of phase, label and stage."""
 
 
-RULES = {"capability": {"world:recall": 5}, "behaviour": 4, "rules": ["canaries"]}
+RULES = {"capability": {"world:recall": 5}, "behaviour": 4, "probes": [], "rules": ["canaries"]}
 """What makes blue watch its checkpoints, and plant backdoors of its own."""
 
 

@@ -22,6 +22,7 @@ from offmodel.engine.compare import divergences, mean_distance, surprises
 from offmodel.errors import SpecError
 from offmodel.lab import probing
 from offmodel.lab.plan import Plan, make_plan
+from offmodel.lab.stage import Context
 from offmodel.lab.store import Store
 from offmodel.measure.correlation import Point, correlation
 from offmodel.measure.probes import Chains, Coverage, OwnOpening, Reversal, pass_at_k, steps_until
@@ -380,6 +381,17 @@ def test_labels_are_held_against_what_was_lost_once_for_methods_that_share_them(
     }
     for scatter in made.probes["labels"]["scatters"]:
         assert [point["method"] for point in scatter["points"]] == ["plain"]
+
+
+def test_where_filters_left_no_label_none_is_unlikely(made: Made, tmp_path: Path) -> None:
+    (organism,) = made.plan.organisms
+    stage, store = organism.probes["labels"]["plain"]["perplexity"], Store(made.runs / "store")
+    for folder in ("labels", "out", "scratch"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "labels" / "labels.json").write_text('{"asked": 6, "kept": 0}')
+    inputs = {role: store.path(given) for role, given in stage.inputs.items()} | {"labels-0": tmp_path / "labels"}
+    probing.perplexity(Context(stage.params, inputs, tmp_path / "out", tmp_path / "scratch"))
+    assert json.loads((tmp_path / "out" / "probed.json").read_text()) == {"tokens": [], "nats": []}
 
 
 def test_blues_labels_and_trainings_know_nothing_of_the_pair(made: Made) -> None:
