@@ -65,6 +65,7 @@ Labels = Annotated[bool, typer.Option("--labels", help="The labels that the meth
 RejectedToo = Annotated[bool, typer.Option("--rejected-too", help="Even if it failed its gate; its card says so.")]
 
 CLAIMS, LEDGER = Path("studies/claims"), Path("docs/claims.md")
+UNTESTED = CLAIMS / "untested.md"
 
 FAILED = 1
 REFUSED = 2
@@ -335,8 +336,10 @@ def claims(
         table.add_row(*row)
     out.print(table)
     if ledger_file is not None:
+        untested = "" if names else UNTESTED.read_text(encoding="utf-8")
         with _writing(ledger_file):
-            ledger_file.write_text(ledger(entries, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}"), encoding="utf-8")
+            text = ledger(entries, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
+            ledger_file.write_text(text, encoding="utf-8")
         out.print(f"ledger: {ledger_file}")
     if not no_run and (unfinished := [entry.file for entry in entries if entry.unfinished]):
         _stop("\n  ".join(["some stages failed; the same command tries them again (offmodel status names them)", *unfinished]), FAILED)
