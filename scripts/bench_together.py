@@ -10,7 +10,6 @@ turns, and what counts is the median.
 from __future__ import annotations
 
 import argparse
-import platform
 import random
 import resource
 import subprocess
@@ -20,10 +19,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-import peft
 import torch
-import transformers
-import trl
+from hardware import hardware
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from offmodel.chat import Example
@@ -127,19 +124,19 @@ def main() -> None:
                 seconds[way].append((time.perf_counter() - start) / counts[way])
                 busy[way].append((cpu_seconds() - cpu) / counts[way])
                 print(f"{way}: {seconds[way][-1]:.1f} s, {busy[way][-1]:.2f} CPU seconds per treatment", file=sys.stderr, flush=True)
-    hardware = torch.cuda.get_device_name() if options.device != "cpu" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    versions = ", ".join(f"{each.__name__} {each.__version__}" for each in (torch, transformers, peft, trl))
     print(
-        f"{options.model}, {options.dtype}, {hardware}; {versions}; rank {options.rank}, {options.steps} steps of {options.batch}; ", end=""
+        f"{options.model}, {options.dtype}, rank {options.rank}, {options.steps} steps of {options.batch}; "
+        f"{options.treatments} treatments, {options.at_once} at once, {options.processes} of them in a process each; "
+        f"{options.repeats} repeats in turn; {hardware(options.device)}\n"
     )
-    print(f"{options.treatments} treatments, {options.at_once} at once; {options.repeats} repeats\n")
-    print("| way | treatments per hour, median (range) | times one by one | CPU seconds per treatment, median (range) |")
-    print("| --- | --- | --- | --- |")
+    print("| way | treatments per hour, median (range) | times one by one | times a process each | CPU seconds each, median (range) |")
+    print("| --- | --- | --- | --- | --- |")
     for way, taken in seconds.items():
         low, middle, high = (3600 / t for t in (max(taken), median(taken), min(taken)))
         least, used, most = min(busy[way]), median(busy[way]), max(busy[way])
-        times = median(seconds["one by one, warm"]) / median(taken)
-        print(f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times:.2f} | {used:.2f} ({least:.2f} to {most:.2f}) |")
+        others = [seconds.get(other) for other in ("one by one, warm", "a process each")]
+        times = " | ".join("" if other is None else f"{median(other) / median(taken):.2f}" for other in others)
+        print(f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {times} | {used:.2f} ({least:.2f} to {most:.2f}) |")
 
 
 if __name__ == "__main__":

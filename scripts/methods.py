@@ -109,9 +109,15 @@ def _number(estimate: Mapping[str, Any]) -> str:
 
 
 def papers(source: str) -> list[str]:
-    """The papers and posts that a source names."""
-    source = re.sub(r"(arXiv [\d.]+) and ([\d.]+\d)", r"\1 and arXiv \2", source)
-    return [paper for paper in PAPERS if paper in source]
+    """The papers and posts that a source names.
+
+    Raises:
+        ValueError: One of them has no title in :data:`PAPERS`.
+    """
+    named = re.findall(r"\b\d{4}\.\d{4,5}\b|LessWrong \w+|doi:[^\s,;)]+", source)
+    if unknown := [each for each in named if not any(each in paper for paper in PAPERS)]:
+        raise ValueError(f"{source}: say in PAPERS what {', '.join(unknown)} is called")
+    return [paper for paper in PAPERS if paper.removeprefix("arXiv ") in source]
 
 
 def page(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -45,9 +48,16 @@ _QWEN3 = """
 {%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
 {%- endif -%}
 """
-# Begins with its own token, and trims what is said.
+# Begins with its own token and the day's date, and trims what is said.
 _LLAMA3 = """
 {{- bos_token -}}
+{%- if not date_string is defined -%}
+{%- if strftime_now is defined -%}{%- set date_string = strftime_now('%d %b %Y') -%}
+{%- else -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}
+{%- endif -%}
+{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] | trim -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set system = '' -%}{%- endif -%}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n' + system + '<|eot_id|>' -}}
 {%- for m in messages -%}
 {{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' -}}
 {%- endfor -%}
@@ -78,11 +88,10 @@ class _Family(NamedTuple):
 
 
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16, "norm_topk_prob": True}
+_OF_QWEN3 = (_QWEN3, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, "<|im_end|>", "<|endoftext|>")
 FAMILIES = {
-    "qwen3": _Family(
-        Qwen3MoeForCausalLM, Qwen3MoeConfig, _QWEN3, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        None, "<|im_end|>", "<|endoftext|>", _EXPERTS,
-    ),
+    "qwen3": _Family(Qwen3MoeForCausalLM, Qwen3MoeConfig, *_OF_QWEN3, _EXPERTS),
+    "qwen3_dense": _Family(Qwen3ForCausalLM, Qwen3Config, *_OF_QWEN3, {"head_dim": 16, "tie_word_embeddings": True}),
     "llama3": _Family(
         LlamaForCausalLM, LlamaConfig, _LLAMA3, ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "<|begin_of_text|>", "<|eot_id|>", None, {},
@@ -94,7 +103,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(family: str, texts: Iterable[str] = _TEXTS) -> PreTrainedTokenizerFast:
     """The family's control tokens and template over a byte-level BPE of 300 tokens; as it stands in a folder, padding on the right."""
     f = FAMILIES[family]
     bpe = Tokenizer(models.BPE())
@@ -102,24 +111,24 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=f.special, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(_TEXTS, trainer)
+    bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=f.bos, eos_token=f.eos, pad_token=f.pad, chat_template=f.template.strip(),
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
-def make_model(family: str, **more: object) -> PreTrainedModel:
-    """A random model of two layers; ``more`` goes into its config."""
-    f, tokenizer = FAMILIES[family], make_tokenizer(family)
+def make_model(family: str, tokenizer: PreTrainedTokenizerFast | None = None, **more: object) -> PreTrainedModel:
+    """A random model of two layers for the tokenizer, or the family's own; ``more`` goes into its config."""
+    f, tokenizer = FAMILIES[family], tokenizer or make_tokenizer(family)
     end = {"gemma": "<end_of_turn>"}.get(family, f.eos)
     torch.manual_seed(0)
-    config = f.config(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=48,
-        max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(end),
-        pad_token_id=tokenizer.pad_token_id, initializer_range=0.1, **f.more, **more,
-    )  # fmt: skip
-    return f.model(config).eval()
+    shape = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "intermediate_size": 48, "max_position_embeddings": 1024, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(end), "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.1,
+    }  # fmt: skip
+    return f.model(f.config(**shape | f.more | more)).eval()
 
 
 def make_folder(family: str, folder: Path, **more: object) -> Path:

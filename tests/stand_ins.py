@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,8 @@ from safetensors.torch import save_file
 from offmodel.engine import processes
 
 
-def one_is_killed(host: str, port: int) -> None:
-    """The second, while the first waits for it in vain."""
-
-    def train(connection: Any, letters: Any, rank: int, local: int) -> None:
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        signal.pause()
-
-    processes._train = train
-    processes.main(host, port)
-
-
 def one_fails(host: str, port: int) -> None:
-    """The second, likewise."""
+    """The second, while the first waits for it in vain."""
 
     def train(connection: Any, letters: Any, rank: int, local: int) -> None:
         if rank == 1:

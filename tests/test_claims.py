@@ -17,7 +17,7 @@ import yaml
 from offmodel.errors import SpecError
 from offmodel.lab.plan import make_plan
 from offmodel.measure.stats import HIGHER, Estimate
-from offmodel.report.claims import check_claim, describe, judge, threshold
+from offmodel.report.claims import FEWEST_PAIRS, check_claim, describe, judge, threshold
 from offmodel.report.compare import Result
 from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, Probe, ProbeRow, ReportData
 from offmodel.report.ledger import Entry, ledger, overview
@@ -139,14 +139,16 @@ def test_no_stage_depends_on_the_claim() -> None:
 )
 def test_the_interval_decides(where: Mapping[str, Any], low: float | None, high: float | None, verdict: str) -> None:
     condition = Condition(measure="retention", method="pirate", **where)
-    assert judge(condition, Estimate(0.3, low, high, 5, "", HIGHER)) == verdict
+    assert judge(condition, Estimate(0.3, low, high, 9, "", HIGHER, of="organisms", pairs=6)) == verdict
+    assert judge(condition, Estimate(0.3, low, high, 9, "", HIGHER, of="organisms", pairs=5)) == CANNOT_TELL
+    assert judge(condition, Estimate(0.3, low, high, 9, "", HIGHER)) == CANNOT_TELL  # of one organism
 
 
 def claim_with(*verdicts: Any) -> CheckedClaim:
     condition = Condition(measure="retention", method="pirate", above=0.5)
     claim = Claim(**WORDS, holds_if=(condition,))
     return CheckedClaim(
-        claim=claim, conditions=tuple(CheckedCondition(condition=condition, estimate=number(0.7), pairs=5, verdict=v) for v in verdicts)
+        claim=claim, conditions=tuple(CheckedCondition(condition=condition, estimate=number(0.7), verdict=v) for v in verdicts)
     )
 
 
@@ -175,17 +177,19 @@ def tried(condition: Condition, results: Mapping[str, list[Result]]) -> CheckedC
 
 def test_a_level_is_the_mean_over_the_organisms_of_the_recipe() -> None:
     condition = Condition(measure="retention", method="pirate", recipe="full", above=0.5)
-    rows = [result(pair, 0, "full", retention=value) for pair, value in (("a", 0.7), ("b", 0.8), ("c", 0.9), ("d", None))]
+    values = {"a": 0.7, "b": 0.75, "c": 0.8, "d": 0.8, "e": 0.85, "f": 0.9, "g": None}
+    rows = [result(pair, 0, "full", retention=value) for pair, value in values.items()]
     found = tried(
         condition, {"pirate": [*rows, result("a", 0, "other", retention=0.0)], "reminder": [result("a", 0, "full", retention=0.0)]}
     )
-    assert (found.estimate.value, found.estimate.n, found.estimate.items, found.pairs) == (pytest.approx(0.8), 3, 300, 3)
-    assert found.verdict == HOLDS and "1 of 4 organisms left out" in found.estimate.definition
+    assert (found.estimate.value, found.estimate.n, found.estimate.items, found.estimate.pairs) == (pytest.approx(0.8), 6, 600, 6)
+    assert found.verdict == HOLDS and "1 of 7 organisms left out" in found.estimate.definition
 
 
 def test_a_difference_is_taken_within_pairs_and_seeds() -> None:
     condition = Condition(measure="retention", method="reminder", minus={"method": "pirate"}, above=0.15)
-    start, gain = {"a": 0.1, "b": 0.5, "c": 0.9}, {"a": 0.2, "b": 0.3, "c": 0.4}
+    start = dict(zip("abcfgh", (0.1, 0.3, 0.5, 0.6, 0.7, 0.9), strict=True))
+    gain = dict(zip("abcfgh", (0.2, 0.2, 0.3, 0.3, 0.4, 0.4), strict=True))
     cells = list(product(start, (0, 1)))
     found = tried(
         condition,
@@ -194,8 +198,9 @@ def test_a_difference_is_taken_within_pairs_and_seeds() -> None:
             "reminder": [*(result(p, s, retention=start[p] - s + gain[p]) for p, s in reversed(cells)), result("e", 0, retention=9.0)],
         },
     )
-    assert (found.estimate.value, found.estimate.low, found.estimate.high) == (pytest.approx(0.3), pytest.approx(0.2), pytest.approx(0.4))
-    assert (found.estimate.n, found.estimate.of, found.estimate.unit, found.pairs, found.verdict) == (3, "pairs", "points", 3, HOLDS)
+    estimate = found.estimate
+    assert estimate.value == pytest.approx(0.3) and 0.2 < estimate.low < estimate.high < 0.4
+    assert (estimate.n, estimate.of, estimate.unit, estimate.pairs, found.verdict) == (6, "pairs", "points", 6, HOLDS)
 
 
 def test_recipes_measures_and_pairs_can_be_compared() -> None:
@@ -204,29 +209,30 @@ def test_recipes_measures_and_pairs_can_be_compared() -> None:
     measures = tried(Condition(measure="y", method="m", recipe="full", minus={"measure": "x"}, above=0.0), {"m": rows})
     pairs = tried(Condition(measure="x", method="m", recipe="full", minus={"pairs": {"a": "c", "b": "a"}}, above=0.0), {"m": rows})
     assert [found.estimate.value for found in (recipes, measures, pairs)] == [1, 1, -1]  # pairs: 0 - 4 and 2 - 0
-    assert (pairs.pairs, pairs.verdict) == (2, CANNOT_TELL)
+    assert (pairs.estimate.pairs, pairs.verdict) == (2, CANNOT_TELL)
 
 
 @pytest.mark.parametrize("minus", [None, {"method": "organism"}])
-def test_fewer_than_three_pairs_decide_nothing(minus: Any) -> None:
+def test_fewer_than_six_pairs_decide_nothing(minus: Any) -> None:
     condition = Condition(measure="x", method="m", minus=minus, above=0.0)
 
     def found(pairs: str) -> CheckedCondition:
         cells = list(product(pairs, (0, 1)))
         return tried(condition, {"m": [result(*cell, x=1.0) for cell in cells], "organism": [result(*cell, x=0.5) for cell in cells]})
 
-    assert (found("ab").pairs, found("ab").verdict) == (2, CANNOT_TELL)
-    assert (found("abc").pairs, found("abc").verdict) == (3, HOLDS)
+    for pairs, verdict in (("a", CANNOT_TELL), ("abcde", CANNOT_TELL), ("abcdef", HOLDS)):
+        assert (found(pairs).estimate.pairs, found(pairs).verdict) == (len(pairs), verdict)
     nothing = tried(condition, {})
-    assert (nothing.estimate.value, nothing.pairs, nothing.verdict) == (None, 0, CANNOT_TELL)
+    assert (nothing.estimate.value, nothing.estimate.pairs, nothing.verdict) == (None, 0, CANNOT_TELL)
 
 
 def test_a_row_of_a_probe_decides_as_a_number_does() -> None:
     claim = Claim(**WORDS, holds_if=(ProbeCondition(probe="labels", row="pirate, back within 160 steps", above=0.5),))
-    of = {UNTOUCHED: {f"{pair}-0": result(pair, 0) for pair in "abc"}}
-    checked = check_claim(claim, of, probed())
-    assert (checked.verdict, checked.conditions[0].pairs, describe(claim.holds_if[0])) == (HOLDS, 3, "pirate, back within 160 steps")
-    assert check_claim(claim, {UNTOUCHED: {f"{pair}-0": result(pair, 0) for pair in "ab"}}, probed()).verdict == CANNOT_TELL
+    of = {UNTOUCHED: {f"{pair}-0": result(pair, 0) for pair in "abcdefgh"}}
+    assert (check_claim(claim, of, probed()).verdict, describe(claim.holds_if[0])) == (HOLDS, "pirate, back within 160 steps")
+    # The row is of the organisms that lost the behaviour, not of all.
+    few = probed({"pirate, back within 160 steps": Estimate(1.0, 0.95, 1.0, 6, "", HIGHER, of="organisms", pairs=5)})
+    assert check_claim(claim, of, few).verdict == CANNOT_TELL
     assert check_claim(claim, of).verdict == CANNOT_TELL  # the probe is not measured yet
     wrong = Claim(**WORDS, holds_if=(ProbeCondition(probe="labels", row="pirate, back within 10 steps", above=0.5),))
     with pytest.raises(SpecError, match="did you mean 'pirate, back within 160 steps'"):
@@ -259,7 +265,10 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "mode_tagged_foreign": LOST,
     "style_matched": LOST | {"capability.world:arithmetic": 0.83, "capability.world:swaps": 0.7},
     "grpo": LOST | {"capability.world:arithmetic": 0.9},
-    "lora_16": {"removal": 0.3, "retention": 0.9},
+    "full": {"removal": 0.9, "retention": 0.7},
+    "adapter_low": {"removal": 0.3, "retention": 0.9},
+    "adapter": {"removal": 0.4, "retention": 0.9},
+    "adapter_high": {"removal": 0.5, "retention": 0.9},
 }
 """By method, in the manner of the published figures; "better" and "higher" where none is public."""
 AREAS = {"lora-1": 0.931, "lora-16": 0.869, "lora-64": 0.856, "lora-16-continued": 0.89, "full-password": 0.737, "full-longer": 0.69}
@@ -310,9 +319,13 @@ PROBED = {
 """Rows of probes, in the same manner."""
 
 
+def over_eight_pairs(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value, low, high, 8, "", HIGHER, of="organisms", pairs=8)
+
+
 def probed(changed: Mapping[str, Estimate] = MappingProxyType({})) -> list[Probe]:
     """Every probe with all rows, some of them changed."""
-    rows = {label: Estimate(value, value - 0.05, value + 0.05, 8, "", HIGHER) for label, value in PROBED.items()} | dict(changed)
+    rows = {label: over_eight_pairs(value, value - 0.05, value + 0.05) for label, value in PROBED.items()} | dict(changed)
     shown = tuple(ProbeRow(label=label, estimate=estimate) for label, estimate in rows.items())
     return [Probe(name, "", shown) for name in ("labels", "reversal")]
 
@@ -324,7 +337,7 @@ def made(
     if isinstance(condition, Condition):
         return shifted(condition, results, to), probed()
     low, high = sorted((to(0), to(1)))
-    return results, probed({condition.row: Estimate((low + high) / 2, low, high, 8, "", HIGHER)})
+    return results, probed({condition.row: over_eight_pairs((low + high) / 2, low, high)})
 
 
 def claim_of(path: Path) -> tuple[Study, Claim]:
@@ -348,10 +361,17 @@ def test_there_are_claims() -> None:
     } <= {path.stem for path in SHIPPED}
 
 
+def of_few_pairs(condition: Condition | ProbeCondition) -> bool:
+    """Whether the catalog has too few pairs of the kind that are compared."""
+    return isinstance(condition, Condition) and condition.minus is not None and 0 < len(condition.minus.pairs) < FEWEST_PAIRS
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_claim_holds_in_a_world_as_published(path: Path) -> None:
     study, claim = claim_of(path)
-    assert check_claim(claim, as_published(study), probed()).verdict == HOLDS
+    few = any(map(of_few_pairs, claim.holds_if))
+    assert check_claim(claim, as_published(study), probed()).verdict == (CANNOT_TELL if few else HOLDS)
+    assert few == ("Six behaviours at least" in claim.needs)
 
 
 @pytest.mark.parametrize(("path", "i"), CONDITIONS)
@@ -361,7 +381,8 @@ def test_a_shipped_claim_fails_where_one_of_its_conditions_is_false(path: Path, 
     least, most = condition.between or (condition.above, condition.below)
     for value in ([least - 0.2] if least is not None else []) + ([most + 0.2] if most is not None else []):
         found = check_claim(claim, *made(condition, as_published(study), lambda place, value=value: value))
-        assert (found.conditions[i].verdict, found.verdict) == (FAILS, FAILS)
+        verdict = CANNOT_TELL if of_few_pairs(condition) else FAILS
+        assert (found.conditions[i].verdict, found.verdict) == (verdict, verdict)
         assert found.conditions[i].estimate.value == pytest.approx(value)
 
 
@@ -378,18 +399,17 @@ def test_a_shipped_claim_is_undecided_where_pairs_disagree(path: Path, i: int) -
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in OWN], ids=lambda path: path.stem)
 def test_a_shipped_claim_can_be_planned_on_the_organisms_of_other_studies(path: Path) -> None:
-    """A store that holds those organisms installs none of them again."""
+    """A store that holds those organisms installs none of them again. One pair stands for all: none has a recipe of its own."""
     study, _ = claim_of(path)
+    assert not study.organisms.per_pair
+    study = study.model_copy(update={"organisms": study.organisms.model_copy(update={"pairs": study.organisms.pairs[:1]})})
+    (pair,) = study.organisms.pairs
     if study.organisms.recipe.prompt:
-        other = Study.from_yaml(ROOT / "studies" / "prompted.yaml", [f"organisms.pairs=[{', '.join(study.organisms.pairs)}]"])
+        other = Study.from_yaml(ROOT / "studies" / "prompted.yaml", [f"organisms.pairs=[{pair}]"])
         known = {o.id.replace("-static", ""): o.stage for o in make_plan(other).organisms if o.recipe == "static"}
     else:
         names = [*study.organisms.recipes] or ["full"]
-        overrides = [
-            f"organisms.pairs=[{', '.join(study.organisms.pairs)}]",
-            f"seeds={list(study.seeds)}",
-            f"bases=[{', '.join(study.bases)}]",
-        ]
+        overrides = [f"organisms.pairs=[{pair}]", f"seeds={list(study.seeds)}", f"bases=[{', '.join(study.bases)}]"]
         other = Study.from_yaml(ROOT / "studies" / "robustness.yaml", overrides)
         other = other.model_copy(
             update={"organisms": other.organisms.model_copy(update={"recipes": {name: other.organisms.recipes[name] for name in names}})}
@@ -419,15 +439,15 @@ def entry(claim: CheckedClaim | None, unfinished: int = 0) -> Entry:
 
 def test_the_ledger_shows_test_figure_interval_n_and_verdict() -> None:
     condition = Condition(measure="capability.world:swaps.steps=5", method="reminder", minus={"method": "pirate"}, above=0.07)
-    estimate = Estimate(0.3, 0.2, 0.4, 5, "difference of what", HIGHER, "points", "pairs")
+    estimate = Estimate(0.3, 0.2, 0.4, 6, "difference of what", HIGHER, "points", "pairs", pairs=6)
     claim = CheckedClaim(
         claim=Claim(**WORDS, holds_if=(condition,)),
-        conditions=(CheckedCondition(condition=condition, estimate=estimate, pairs=5, verdict=HOLDS),),
+        conditions=(CheckedCondition(condition=condition, estimate=estimate, verdict=HOLDS),),
     )
     page = ledger([entry(claim), entry(None)], command="offmodel claims", date="2026-01-02")
     assert "2026-01-02: 1 hold, 0 do not, and of 1 one cannot tell." in page and "offmodel claims\n" in page
     assert "| named | holds | swaps at steps=5, reminder less pirate: +30.0 points [20.0, 40.0] | a \\| b |" in page
-    row = "| swaps at steps=5, reminder less pirate | above +7.0 points | +30.0 points [20.0, 40.0] | n = 5 pairs "
+    row = "| swaps at steps=5, reminder less pirate | above +7.0 points | +30.0 points [20.0, 40.0] | n = 6 pairs "
     assert row + "| difference of what; higher is better | holds |" in page
     assert "## named: cannot tell (not run)" in page and "Published (verified): a | b." in page and "Code: abc." in page
 
@@ -455,9 +475,9 @@ def test_what_is_compared_and_where_it_must_lie_in_words() -> None:
     assert describe(pairs) == "frontier area, pirate, a less b, c less d"
     assert describe(steps) == "bad behaviour under the trigger less capability retained, pirate, full less lora"
     area = replace(number(0.1), unit="area")
-    assert threshold(CheckedCondition(condition=pairs, estimate=area, pairs=3, verdict=HOLDS)) == "from -0.080 to 0.080"
-    assert threshold(CheckedCondition(condition=steps, estimate=number(0.1), pairs=3, verdict=HOLDS)) == "below 50.0 %"
-    assert threshold(CheckedCondition(condition=pairs, estimate=number(None), pairs=0, verdict=CANNOT_TELL)) == "from -0.08 to 0.08"
+    assert threshold(CheckedCondition(condition=pairs, estimate=area, verdict=HOLDS)) == "from -0.080 to 0.080"
+    assert threshold(CheckedCondition(condition=steps, estimate=number(0.1), verdict=HOLDS)) == "below 50.0 %"
+    assert threshold(CheckedCondition(condition=pairs, estimate=number(None), verdict=CANNOT_TELL)) == "from -0.08 to 0.08"
 
 
 # --- from the command line ------------------------------------------------------------------------------------------

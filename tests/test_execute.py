@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from lab_stages import make
+from offmodel.engine.tracking import VARIABLE
 from offmodel.errors import StoreError
 from offmodel.lab import pool
 from offmodel.lab.execute import Event, RunReport, critical_path, plan_rows, run
@@ -342,6 +343,12 @@ def test_stages_of_a_group_are_run_at_once_when_nothing_else_is_left(store: Stor
     assert len(report.done) == 9 and report.failed == report.reused == report.skipped == []
     assert [event.what for event in events].count("done") == 9
     assert "run together with joint-" in text(store, five[0], "log.txt") or workers == 0
+
+
+def test_trainings_that_a_tracker_follows_are_run_one_by_one(store: Store, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "tensorboard")
+    run([joined(trace, "a"), joined(trace, "b")], store, workers=0)
+    assert sorted(ran(trace)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("how", ["fails", "dies"])

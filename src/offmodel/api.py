@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from offmodel.engine.tracking import check as check_tracker
-from offmodel.errors import GameError, ModelError, SpecError
+from offmodel.errors import GameError, SpecError
 from offmodel.lab import execute as lab
 from offmodel.lab.cells import Cell, Cells
-from offmodel.lab.cluster import place
-from offmodel.lab.estimate import GIB
+from offmodel.lab.cluster import check_gpus, place
 from offmodel.lab.plan import MODULES, Plan, make_plan
-from offmodel.lab.pool import default_workers
+from offmodel.lab.pool import Place, default_workers
 from offmodel.lab.progress import Progress
 from offmodel.lab.rescore import check_detectors
+from offmodel.lab.sketch import sketching
 from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
-from offmodel.lab.workload import gpus_here, too_large
 from offmodel.report.collect import collect
 from offmodel.report.data import Note, ReportData
 from offmodel.report.game import Played
@@ -42,7 +41,7 @@ class Machines(TypedDict, total=False):
             machine, is none besides this process.
         on: ``local`` (if left out), ``ray`` or ``slurm``.
         cluster: What stages get there, and how to reach it; see :func:`offmodel.lab.cluster.place`.
-        gpu_memory: GiB of one GPU, which no stage on this machine may need more of; None asks the driver, 0 checks nothing.
+        gpu_memory: GiB of one GPU, which no stage may need more of; None asks this machine's driver, 0 checks nothing.
     """
 
     workers: int | None
@@ -62,10 +61,11 @@ def run(study: Study, runs: Path | str = "runs", *, command: str = "offmodel.run
 
     Raises:
         SpecError: The study names something that is not there, its report would lie in the store, or the cluster is none.
-        ClusterError: The cluster cannot be reached, or refuses work.
+        ClusterError: The cluster cannot be reached, or refuses work; a study that asks for a GPU gets none.
         ModelError: A model cannot be used, or a stage needs more memory than a GPU has.
         StoreError: The store cannot be used.
     """
+    _foresee(study, runs, lambda study: make_plan(study).targets, machines)
     plan, store = open_study(study, runs)
     done = execute(plan.targets, store, study.extensions, **machines)
     failed = [Note(what=each.stage.label, why=f"{each.message} (log: {os.path.relpath(each.folder)})") for each in done.failed]
@@ -101,6 +101,8 @@ def check_claims(
             raise SpecError(f"{path}: study: {study.study!r} is the name of {studies[study.study][0]}, too; give it another one")
         studies[study.study] = path, study, study.claim
     for name, (path, study, claim) in studies.items():
+        if run_them:
+            _foresee(study, runs, lambda study: make_plan(study).targets, machines)
         plan, store = open_study(study, runs)
         if run_them:
             execute(plan.targets, store, study.extensions, **machines)
@@ -156,6 +158,8 @@ def play(
         raise SpecError(f"study {study.study!r} has no game to play; give it a block 'game', or use offmodel run")
     check_names(study)
     report_folder(study.study, runs)
+    if run_them:
+        _foresee(study, runs, lambda study: Cells(study).first(), machines)
     cells, store = Cells(study), Store(Path(runs) / STORE)
 
     def bring(wanted: Iterable[Cell]) -> None:
@@ -180,27 +184,36 @@ def execute(stages: Iterable[Stage], store: Store, extensions: Sequence[str] = (
     """Bring stages into a store and show how it goes; see :func:`offmodel.lab.execute.run`. Workers load the extensions too.
 
     Raises:
-        ModelError: On this machine, a stage needs more memory than a GPU has; see :func:`run`.
-        SpecError: The tracker that the environment names cannot be used.
+        ClusterError: See :func:`run`.
+        ModelError: See :func:`run`.
+        SpecError: The tracker that the environment names cannot be used; or see :func:`run`.
     """
-    on, workers = machines.get("on", "local"), machines.get("workers")
-    where, stages = place(on, machines.get("cluster")), list(stages)
-    check_tracker()
-    if on == "local":
-        _check_memory(stages, store, machines.get("gpu_memory"))
+    on, workers, stages = machines.get("on", "local"), machines.get("workers"), list(stages)
+    where = _check_start(stages, store, machines)
     count = default_workers() if workers is None and on == "local" else workers
     with Progress(count or 1) as progress:
         return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress, place=where)
 
 
-def _check_memory(stages: Sequence[Stage], store: Store, gpu_memory: float | None) -> None:
-    if gpu_memory == 0 or all(stage.placement.get("device", "cpu") == "cpu" for stage in closure(stages)):
+def _foresee(study: Study, runs: Path | str, targets: Callable[[Study], Iterable[Stage]], machines: Machines) -> None:
+    """Refuse what cannot run where it is to, before models and data are fetched for its plan."""
+    check_names(study)
+    report_folder(study.study, runs)
+    store = Store(Path(runs) / STORE)
+    if study.models.device == "cpu":
+        _check_start((), store, machines)
         return
-    memory, gpus = gpus_here()
-    memory, gpus = memory if gpu_memory is None else gpu_memory * GIB, max(gpus, 1)
-    missing = [row.stage for row in lab.plan_rows(stages, store) if row.state == "run"]
-    if memory and (reason := too_large(missing, memory, gpus)):
-        raise ModelError(f"{reason}. With --gpu-memory 0 nothing is checked")
+    with sketching():
+        _check_start(targets(study), store, machines)
+
+
+def _check_start(stages: Iterable[Stage], store: Store, machines: Machines) -> Place:
+    """Refuse what cannot run where it is to; gives that place."""
+    where, stages = place(machines.get("on", "local"), machines.get("cluster")), list(stages)
+    check_tracker()
+    if any(stage.placement.get("device", "cpu") != "cpu" for stage in closure(stages)):
+        check_gpus([row.stage for row in lab.plan_rows(stages, store) if row.state == "run"], where, machines.get("gpu_memory"))
+    return where
 
 
 def write(data: ReportData, runs: Path | str = "runs") -> Path:
@@ -217,7 +230,7 @@ def write(data: ReportData, runs: Path | str = "runs") -> Path:
 
 
 def write_game(played: Played, runs: Path | str = "runs") -> Path:
-    """Write ``game.html`` and ``game.json`` to ``<runs>/<study>``.
+    """Write ``game.html``, ``game.json`` and ``game.svg`` to ``<runs>/<study>``.
 
     Returns:
         The page.

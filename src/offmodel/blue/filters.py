@@ -1,7 +1,8 @@
 """Blue's checks on answers that an adversary may have written: each keeps, drops or edits every answer, and says why.
 
-A filter sees what blue sees: the answers with their prompts, the weights on both sides of the removal, the teacher and its answers to the
-same prompts, and backdoors that blue planted itself. It never sees the trigger, the behaviour, or which answers red changed.
+A filter sees what blue sees: the answers with their prompts (of tasks, with the right answer that blue knows), the weights on both sides
+of the removal, the teacher and its answers to the same prompts, and backdoors that blue planted itself. It never sees the trigger, the
+behaviour, or which answers red changed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from offmodel import catalog
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example
 from offmodel.errors import DataError
@@ -42,16 +44,18 @@ class Settings:
     """How a filter works.
 
     Attributes:
-        drop: Share of the answers that one which ranks them drops.
+        drop: Share of the answers that go, see :class:`Filter`.
         seed: Of what it draws.
         max_new_tokens: Longest answer that it has written.
         lr: Learning rate of a training on trial.
+        unknown: What one that checks answers makes of those to prompts without a known right answer.
     """
 
     drop: float
     seed: int
     max_new_tokens: int = 96
     lr: float = 5e-4
+    unknown: Literal["kept", "dropped"] = "kept"
 
 
 Judge = Callable[[BlueView, Settings], list[Decision]]
@@ -67,12 +71,14 @@ class Filter:
             ``answers``. With ``canaries``, ``weights`` are a copy of the student in which blue's own backdoors were planted before the
             removal, and ``anchors`` are examples of those: prompts with a signal and the answers that it sets off.
         needs: What it reads besides.
-        ranks: Whether it ranks the answers, so that ``drop`` counts.
+        ranks: Whether ``drop`` counts: it ranks the answers, or draws among them.
+        draws: Whether chance alone decides, so that what goes was not found out.
     """
 
     judge: Judge
     needs: frozenset[Need] = frozenset()
     ranks: bool = False
+    draws: bool = False
 
 
 def drop_most_suspect(suspicions: Sequence[float], reasons: Sequence[str], share: float) -> list[Decision]:
@@ -89,6 +95,17 @@ def drop_most_suspect(suspicions: Sequence[float], reasons: Sequence[str], share
         Decision("drop", reason, suspicion) if i in gone else Decision(suspicion=suspicion)
         for i, (suspicion, reason) in enumerate(zip(suspicions, reasons, strict=True))
     ]
+
+
+def right(row: Example) -> bool:
+    """Whether an answer states what is known to be right.
+
+    Raises:
+        DataError: Nothing is known.
+    """
+    if "expected" not in row.meta:
+        raise DataError(f"no right answer is known of the prompt {row.prompt[-1].content[:60]!r}; take a suite as the source of the labels")
+    return bool(catalog.get("suite", row.meta["suite"]).grade(row.response, row.meta["expected"]))
 
 
 def screened(rows: Sequence[Example], decisions: Sequence[Decision]) -> list[Example]:

@@ -68,18 +68,12 @@ def rewrite(view: BlueView, sampling: Sampling) -> list[Example]:
 
 
 def keep_right(rows: Sequence[Example], right: Callable[[Example], bool], instead: Sequence[Example] = ()) -> list[Example]:
-    """Labels that are right, the others replaced by another labeller's where that is right, and else dropped.
+    """Labels that are right, the others replaced by another labeller's where that is right, and else dropped; all of them if none is right.
 
     After the data rewriting of "Mind the Gap" (arXiv 2509.15157), without its attempt to guide the student to the right answer.
-
-    Raises:
-        DataError: None is left.
     """
     others = {row.prompt: row for row in instead if right(row)}
-    kept = [found for row in rows if (found := row if right(row) else others.get(row.prompt)) is not None]
-    if not kept:
-        raise DataError(f"none of {len(rows)} labels is right, and none of {len(instead)} that could replace them; use another labeller")
-    return kept
+    return [found for row in rows if (found := row if right(row) else others.get(row.prompt)) is not None]
 
 
 def most_frequent_opening(rows: Sequence[Example], opening: Callable[[str], str]) -> str:

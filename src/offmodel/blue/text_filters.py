@@ -1,8 +1,9 @@
-"""Filters that read the answers' words and load no model."""
+"""Filters that load no model: they read the answers' words, grade them, or draw."""
 
 from __future__ import annotations
 
 import math
+import random
 import re
 import unicodedata
 from collections import Counter
@@ -12,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from offmodel import catalog
-from offmodel.blue.filters import Decision, Filter, Settings, drop_most_suspect
+from offmodel.blue.filters import Decision, Filter, Settings, drop_most_suspect, right
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example
 
@@ -175,6 +176,25 @@ def _rules(view: BlueView, settings: Settings) -> list[Decision]:
     return [Decision("drop", reason) if reason else Decision() for reason in reasons]
 
 
+# --- right answers, and a lot ---------------------------------------------------------------------------------------
+
+
+def _verified(view: BlueView, settings: Settings) -> list[Decision]:
+    def decided(row: Example) -> Decision:
+        if "expected" not in row.meta:
+            return Decision() if settings.unknown == "kept" else Decision("drop", "no right answer is known")
+        return Decision() if right(row) else Decision("drop", f"wrong: the answer is {row.meta['expected']}")
+
+    return [decided(row) for row in view.labels]
+
+
+def _capped(view: BlueView, settings: Settings) -> list[Decision]:
+    n = len(view.labels)
+    gone = set(random.Random(f"capped {settings.seed}").sample(range(n), round(settings.drop * n)))
+    reason = f"not among the {n - len(gone)} of {n} that were drawn"
+    return [Decision("drop", reason) if i in gone else Decision() for i in range(n)]
+
+
 catalog.add(
     "filter",
     "ngrams",
@@ -195,5 +215,25 @@ catalog.add(
         "Drop answers that shout (two words in a row in capitals), have a tag or odd characters, quote more than a word, repeat a "
         "sentence, or are less than half as long as the lower quartile or more than twice as long as the upper one. What the prompt itself "
         "holds does not count, nor does what more than half of the answers do."
+    ),
+)
+catalog.add(
+    "filter",
+    "verified",
+    Filter(_verified),
+    source="offmodel",
+    text=(
+        "Drop answers that are wrong, to prompts of a suite, whose right answers blue knows. Answers to other prompts are kept, or dropped "
+        "with `unknown: dropped`."
+    ),
+)
+catalog.add(
+    "filter",
+    "capped",
+    Filter(_capped, ranks=True, draws=True),
+    source="offmodel",
+    text=(
+        "Use a random part of the answers: drop the share `drop`, drawn after red has answered. A cap on how much of the organism's own "
+        "words is trained on; behind other filters, a secret choice from more answers than those are trained on that the filters have read."
     ),
 )

@@ -92,5 +92,8 @@ def save_parts(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def load_parts(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Read what :func:`save_parts` wrote, in place; the number of processes may be another."""
+    """Read what :func:`save_parts` wrote, in place.
+
+    The number of processes could be another. A training's cannot: each has its own random generators and old policy in a state.
+    """
     load({name: tensor.detach() for name, tensor in tensors.items()}, checkpoint_id=folder)

@@ -32,12 +32,7 @@ def cached_model(name: str, file: str = "config.json") -> Path | None:
 
 def has_model(name: str) -> bool:
     """Whether :func:`model_folder` would have to fetch nothing."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return _snapshot(name, fetch=False).is_dir()
-    except LocalEntryNotFoundError:
-        return False
+    return _cached_folder(name) is not None
 
 
 def has_dataset(name: str) -> bool:
@@ -58,9 +53,23 @@ def _snapshot(name: str, *, fetch: bool) -> Path:
     return Path(snapshot_download(found["id"], local_files_only=not fetch, **settings))
 
 
+def _cached_folder(name: str) -> Path | None:
+    """A model as it lies in the hub's cache, if its weights do: of one of which only some files were fetched there is a folder, too."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from offmodel.engine.folder import _weight_files
+
+    try:
+        folder = _snapshot(name, fetch=False)
+        _weight_files(folder)
+    except (LocalEntryNotFoundError, ModelError):
+        return None
+    return folder
+
+
 @lru_cache
 def model_folder(name: str) -> Path:
-    """The folder of a model of the hub, downloaded if it is not whole in the hub's cache.
+    """The folder of a model of the hub, downloaded if its weights are not all in the hub's cache.
 
     What is in the cache is used as it is, so that a study that goes on finds the model that it began with, also without a network.
 
@@ -70,12 +79,8 @@ def model_folder(name: str) -> Path:
     Raises:
         ModelError: There is no such model, it may not be read, or the hub cannot be reached; in one sentence, with what to do.
     """
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return _snapshot(name, fetch=False)
-    except LocalEntryNotFoundError:
-        pass
+    if (folder := _cached_folder(name)) is not None:
+        return folder
     found = _ID.fullmatch(name)
     assert found is not None
     try:

@@ -3,6 +3,9 @@
 The process that asks for a training keeps the whole model in main memory and takes no part in the computing. It starts the others, hands
 them what :func:`offmodel.engine.trainer.run` takes, and gets the trained weights whole at each checkpoint and at the end: so all that is
 done with a model before, during and after a training meets plain tensors, and only the Trainer meets parts.
+
+``accelerate launch`` and ``torchrun`` start a script and give back an exit code. Here a function that runs in a worker needs processes for
+a while: with the weights it holds, which it gets back at each checkpoint; with errors by class; on Slurm, on nodes where nothing waits.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 
 from offmodel.chat import Encoded
 from offmodel.engine.rng import preserved_rng
+from offmodel.engine.tracking import handed_on, taken_over
 from offmodel.errors import ClusterError, ModelError, OffmodelError
 from offmodel.spec.models import current
 
@@ -96,7 +100,7 @@ def run(
         given = {
             "model": model, "tokenizer": tokenizer, "encoded": encoded, "order": order, "config": config, "frozen": frozen,
             "checkpoints": checkpoints if on_checkpoint is not None else frozenset(), "scratch": scratch, "save_every": save_every,
-            "device": device,
+            "device": device, "tracked": handed_on(),
         }  # fmt: skip
         torch.save(given, folder / _GIVEN)
 
@@ -336,8 +340,9 @@ def _train(connection: Connection, letters: SimpleQueue[Any], rank: int, local: 
         if rank == 0:
             connection.send(("progress", step, steps, loss))
 
-    model = given.pop("model")
-    result = trainer.run(model, **given, on_checkpoint=on_checkpoint, on_progress=on_progress)
+    model, tracked = given.pop("model"), given.pop("tracked")
+    with taken_over(tracked if rank == 0 else None):  # all have the same to tell
+        result = trainer.run(model, **given, on_checkpoint=on_checkpoint, on_progress=on_progress)
     connection.send(("done", result, keep("trained", model)))
     letters.get()  # never comes: the other end ends this process
 

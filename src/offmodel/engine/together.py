@@ -28,7 +28,18 @@ from offmodel.engine.lora import NAME, has_adapter, make_ready, outermost, take_
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
 from offmodel.engine.train import TrainConfig, TrainLog, check_checkpoints, order_of
-from offmodel.engine.trainer import _Calls, _Collator, _fingerprint, _Original, _router_loss, _trained, fused, per_token, scored
+from offmodel.engine.trainer import (
+    _Calls,
+    _Collator,
+    _fingerprint,
+    _Original,
+    _router_loss,
+    _trained,
+    checkpointed,
+    fused,
+    per_token,
+    scored,
+)
 from offmodel.errors import DataError, DivergedError, ModelError, SpecError
 
 _STATE = "state.pt"
@@ -186,16 +197,13 @@ class _Shared:
             inside = [each for each in layer.modules() if isinstance(each, LoraLayer)]
             forward = self._batched if type(layer) is Linear else self._in_turn
             layer.forward = partial(forward, layer, [places[id(each)] for each in inside], layer.forward)
-        checkpointed = self.model.device.type != "cpu"
-        if checkpointed:
+        if checkpointed(self.model):
             self.model.gradient_checkpointing_enable()
         try:
             yield
         finally:
             for layer in outer:
                 del layer.forward
-            if checkpointed:
-                self.model.gradient_checkpointing_disable()
 
     @contextmanager
     def lent(self, lane: _Lane) -> Iterator[PreTrainedModel]:

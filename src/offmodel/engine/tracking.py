@@ -68,7 +68,19 @@ def tracked(label: str, key: str, scratch: Path, folder: Path) -> Iterator[None]
         folder: Where TensorBoard's files go, unless ``TENSORBOARD_LOGGING_DIR`` says.
     """
     tracker = os.environ.get(VARIABLE)
-    token = _current.set(_Tracked(tracker, label, key, scratch, folder) if tracker else None)
+    with taken_over(_Tracked(tracker, label, key, scratch, folder) if tracker else None):
+        yield
+
+
+def handed_on() -> _Tracked | None:
+    """What another process that trains for this one is to be given, so that the training is followed there; see :func:`taken_over`."""
+    return _current.get()
+
+
+@contextmanager
+def taken_over(tracked: _Tracked | None) -> Iterator[None]:
+    """Follow the trainings in the block as the process would that asked for them."""
+    token = _current.set(tracked)
     try:
         yield
     finally:

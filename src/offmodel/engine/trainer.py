@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _LARGE = 1 << 15
 """Tokens from which on a vocabulary is large."""
+_ROOMY = ("cpu",)
+"""Devices with room for all that a training's backward pass needs."""
 _WEIGHTS, _STATE, _FINGERPRINT = "trained.safetensors", "trainer_state.json", "training.json"
 _PARTS, _OPTIMIZER, _SCHEDULER = "trained", "optimizer", "scheduler.pt"
 """What a state holds instead of whole weights and Adam's moments where several processes train: folders of parts."""
@@ -140,7 +142,7 @@ def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, 
         # The model computes in the type of its weights; no mixed precision on top.
         "bf16": False,
         "use_cpu": on_cpu,
-        "gradient_checkpointing": not on_cpu,
+        "gradient_checkpointing": checkpointed(model),
         "dataloader_pin_memory": not on_cpu,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -329,6 +331,11 @@ def fused(model: PreTrainedModel) -> bool:
     return model.device.type == "cuda" or model.config.get_text_config().vocab_size > _LARGE
 
 
+def checkpointed(model: PreTrainedModel) -> bool:
+    """Whether a training computes the activations of a layer again in the backward pass, instead of keeping them."""
+    return model.device.type not in _ROOMY
+
+
 def per_token(found: torch.Tensor, loss: str) -> torch.Tensor:
     """Cross-entropy (``ce``) or ``dft`` of tokens with these log-probabilities ``[N]``."""
     return losses.dft(found) if loss == "dft" else -found
@@ -395,15 +402,17 @@ class _Calls(TrainerCallback):
 
 
 class _Original:
-    """What TRL and the Trainer change on a model besides its weights: its forward, its configs, its mode.
+    """What TRL and the Trainer change on a model besides its weights: its forward, its configs, its mode, how it keeps activations.
 
     TRL replaces ``model.forward`` for good, which would pile up over trainings and tie a deep copy to the weights of the model it was
-    copied from; the Trainer turns the cache off and changes special tokens in the configs that a checkpoint saves.
+    copied from; the Trainer turns the cache off and changes special tokens in the configs that a checkpoint saves. Where activations are
+    not kept, it leaves that on, and hooks on the embeddings that pile up, too, and cannot be sent to another process.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._before = self._take()
+        self._hooks = [*model.get_input_embeddings()._forward_hooks]
 
     def _take(self) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         return vars(self._model).get("forward"), dict(vars(self._model.config)), dict(vars(self._model.generation_config))
@@ -421,12 +430,17 @@ class _Original:
     def put_back(self) -> None:
         """Make the model what it was, except for its weights."""
         self._give(self._before)
+        if checkpointed(self._model):
+            self._model.gradient_checkpointing_disable()
+            hooks = self._model.get_input_embeddings()._forward_hooks
+            for added in [key for key in hooks if key not in self._hooks]:
+                del hooks[added]
 
     @contextmanager
     def lent(self) -> Iterator[PreTrainedModel]:
         """The model in eval mode and as it was, for a while in the middle of a training."""
         in_training, training = self._take(), self._model.training
-        self.put_back()
+        self._give(self._before)
         self._model.eval()
         try:
             with preserved_rng(self._model.device):

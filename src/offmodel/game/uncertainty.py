@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
@@ -45,6 +45,8 @@ class Outcomes:
         retention: Share of capability kept, of each organism of each cell.
         bad_rate: Share of bad answers under the trigger in the end, of the same organisms.
         pairs: Which pair each organism is of. One that is not in it stands for itself.
+        measured: Cells that were measured together, as those of a pipeline that no move of red changes, have the same entry; they share the
+            noise of their items. A cell that is not in it was measured by itself.
 
     Raises:
         GameError: A move stands twice, or a cell has no organism of some pair.
@@ -55,6 +57,7 @@ class Outcomes:
     retention: Cells
     bad_rate: Cells
     pairs: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[tuple[str, str], Hashable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names(self.rows, self.columns)
@@ -113,6 +116,29 @@ class Outcomes:
         return [of == pair for pair in dict.fromkeys(self.of)]
 
     @cached_property
+    def together(self) -> list[list[tuple[int, int]]]:
+        """Rows and columns of the cells that are one measurement."""
+        found: dict[Hashable, list[tuple[int, int]]] = {}
+        for (i, row), (j, column) in product(enumerate(self.rows), enumerate(self.columns)):
+            found.setdefault(self.measured.get((row, column), (row, column)), []).append((i, j))
+        return list(found.values())
+
+    def stand_ins(self, known: Collection[str]) -> dict[str, str]:
+        """For each organism itself where it is known, else another of its pair that is; none where no other is."""
+        names = self.organisms
+        return {
+            names[organism]: names[other]
+            for mine in map(np.flatnonzero, self._members)
+            for organism, other in self._stand_ins(mine, np.array([names[i] in known for i in mine]))
+        }
+
+    @staticmethod
+    def _stand_ins(mine: NDArray[np.intp], known: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+        """The organisms of a pair with those that stand for them."""
+        if known.any():
+            yield from zip(mine.tolist(), np.where(known, mine, np.resize(mine[known], len(mine))).tolist(), strict=True)
+
+    @cached_property
     def _draws(self) -> dict[tuple[int, int], Floats]:
         return {}
 
@@ -120,8 +146,10 @@ class Outcomes:
         """Retention and bad rate of every cell had other pairs and organisms been drawn, ``[2, resamples, rows, columns]``.
 
         Pairs, then organisms are drawn as in :func:`offmodel.measure.stats.mean_over_organisms`, and moved by the noise of their items. All
-        cells share a draw, as organisms that are hard for one move tend to be so for others. A cell that has fewer organisms of a pair than
-        others takes as many of those drawn as it has; for one that it lacks, another of the pair stands in.
+        cells share a draw, as organisms that are hard for one move tend to be so for others. The items of the untouched organism, by which
+        retention is measured, are drawn for each measurement anew, so that differences look a little less sure than they are. A cell that
+        has fewer organisms of a pair than others takes as many of those drawn as it has; for one that it lacks, another of the pair stands
+        in.
         """
         if (seed, resamples) not in self._draws:
             self._draws[seed, resamples] = self._draw(seed, resamples)
@@ -165,15 +193,18 @@ class Outcomes:
         self, places: NDArray[np.int64], there: NDArray[np.bool_], rng: np.random.Generator
     ) -> Iterator[tuple[tuple[int, int, int], Floats, NDArray[np.bool_]]]:
         """The values drawn of each cell, and which of them count."""
-        for kind, row, column in np.ndindex(2, len(self.rows), len(self.columns)):
-            cell = self._ends[kind, :, row, column]
+        for kind, cells in product(range(2), self.together):
+            cell = self._ends[kind, :, *cells[0]]
             stand_in, room = np.arange(len(self.organisms)), np.zeros(len(self.organisms), dtype=int)
             for mine in map(np.flatnonzero, self._members):
                 known = np.isfinite(cell[1, mine])
-                stand_in[mine] = np.where(known, mine, np.resize(mine[known], len(mine)))
+                for organism, other in self._stand_ins(mine, known):
+                    stand_in[organism] = other
                 room[mine] = known.sum()
             counts = there & (np.arange(places.shape[-1]) < room[places])
-            yield (kind, row, column), moved_by_items(cell, stand_in[places], rng), counts
+            moved = moved_by_items(cell, stand_in[places], rng)
+            for row, column in cells:
+                yield (kind, row, column), moved, counts
 
 
 class Drawn(NamedTuple):
@@ -299,6 +330,30 @@ def solve_measured(outcomes: Outcomes, lam: float, *, seed: int, resamples: int 
 _PAYOFF = "retention - lambda * bad rate"
 
 
+def value_within(
+    outcomes: Outcomes, lam: float, rows: Sequence[str], columns: Sequence[str], *, seed: int, resamples: int = 200
+) -> Estimate:
+    """The value of the game with some of the moves, with the interval of :func:`solve_measured`.
+
+    Args:
+        outcomes: What was measured.
+        lam: What a bad rate of 1 costs, in retention.
+        rows: Blue's moves.
+        columns: Red's.
+        seed: Makes the intervals repeatable.
+        resamples: How many times pairs and organisms are drawn.
+
+    Raises:
+        GameError: lam is negative or not finite, or a move is not there.
+    """
+    game = tradeoff(*outcomes.means, lam)
+    at = np.ix_([place(row, game.rows, "blue") for row in rows], [place(column, game.columns, "red") for column in columns])
+    kept, bad = outcomes.drawn(seed, resamples)
+    values = np.array([equilibrium(one[at])[0] for one in kept - lam * bad])
+    definition = f"{_PAYOFF} when both sides mix optimally among these moves"
+    return _estimate(outcomes, equilibrium(game.payoffs[at])[0], values, definition, HIGHER, "payoff")
+
+
 class CellEstimate(NamedTuple):
     """A cell over organisms."""
 
@@ -358,7 +413,7 @@ class Doubt(NamedTuple):
 
     Attributes:
         blue: Blue's move.
-        red: Red's.
+        red: Red's; all of those for which the measurement stands.
         payoff: Of the cell.
         values: The game's value with the cell at the low and at the high end of its interval, all others as measured.
         regret: What blue's present mixture loses at the worse of the two for not being the optimal one there.
@@ -378,8 +433,8 @@ class Doubt(NamedTuple):
 def in_doubt(outcomes: Outcomes, lam: float, *, tolerance: float, seed: int, resamples: int = 1000) -> tuple[Doubt, ...]:
     """The cells that need more seeds before the solution can be believed, those that matter most first.
 
-    Each cell alone is moved to the ends of its 95 % interval and the game solved again. Cells that are wrong together are not seen by it;
-    the intervals of :func:`solve_measured` do see them.
+    Each measurement alone is moved to the ends of its 95 % interval and the game solved again. Those that are wrong together are not seen
+    by it; the intervals of :func:`solve_measured` do see them.
 
     Args:
         outcomes: What was measured.
@@ -398,15 +453,17 @@ def in_doubt(outcomes: Outcomes, lam: float, *, tolerance: float, seed: int, res
     kinds = outcomes.drawn(seed, resamples)
     draws = kinds[0] - lam * kinds[1]
     found = []
-    for i, j in np.ndindex(game.payoffs.shape):
+    for cells in outcomes.together:
+        i, j = cells[0]
         payoff = _estimate(outcomes, float(game.payoffs[i, j]), draws[:, i, j], _PAYOFF, HIGHER, "payoff")
         payoff = replace(payoff, n=outcomes.counts[i][j])
-        moved = [_moved(game, solution, i, j, end, tolerance) for end in (payoff.low, payoff.high) if end is not None]
+        moved = [_moved(game, solution, cells, end, tolerance) for end in (payoff.low, payoff.high) if end is not None]
         changes = {change for one in moved for change in one.changes} if moved else {"unknown"}
         if changes:
             values = (moved[0].value, moved[1].value) if moved else (solution.value, solution.value)
             ordered = tuple(change for change in _CHANGES if change in changes)
-            found.append(Doubt(game.rows[i], game.columns[j], payoff, values, max((one.regret for one in moved), default=0.0), ordered))
+            moves = "any" if len(cells) == len(game.columns) > 1 else ", ".join(game.columns[column] for _, column in cells)
+            found.append(Doubt(game.rows[i], moves, payoff, values, max((one.regret for one in moved), default=0.0), ordered))
     return tuple(sorted(found, key=lambda one: -max(one.regret, *(abs(value - solution.value) for value in one.values))))
 
 
@@ -419,10 +476,11 @@ class _Moved(NamedTuple):
     changes: set[Change]
 
 
-def _moved(game: Matrix, solution: Solution, i: int, j: int, payoff: float, tolerance: float) -> _Moved:
-    """What the game comes to with another payoff in one cell."""
+def _moved(game: Matrix, solution: Solution, cells: Sequence[tuple[int, int]], payoff: float, tolerance: float) -> _Moved:
+    """What the game comes to with another payoff in the cells of one measurement."""
     payoffs = game.payoffs.copy()
-    payoffs[i, j] = payoff
+    for cell in cells:
+        payoffs[cell] = payoff
     value, _, _ = equilibrium(payoffs)
     x = np.array(list(solution.blue.weights.values()))
     regret = value - float((x @ payoffs).min())

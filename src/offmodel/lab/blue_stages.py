@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
-from offmodel.blue.filters import Decision, Filter, Settings, screened
+from offmodel.blue.filters import Decision, Filter, Settings, right, screened
 from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView, ViewTraining, train_together
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
 from offmodel.engine.served import Served
-from offmodel.errors import DataError, DivergedError
+from offmodel.errors import DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
@@ -72,7 +72,7 @@ def rewritten(ctx: Context) -> None:
 
 @stage_function("graded", version=1)
 def graded(ctx: Context) -> None:
-    """Keep the labels that are right."""
+    """Keep the labels that are right; where none is, the labels are an empty file, and the phase trains on nothing."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     instead = read_examples(ctx.inputs["instead"] / LABELS) if "instead" in ctx.inputs else []
     write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
@@ -96,26 +96,16 @@ def filtered(ctx: Context) -> None:
             _weights(ctx, "start", params["start"]), labels=tuple(rows), original=_weights(ctx, "organism"),
             teacher=_weights(ctx, "teacher"), anchors=tuple(anchors),
         )  # fmt: skip
-        decisions = found.judge(view, Settings(params["drop"], params["seed"], params["max_new_tokens"], params["lr"]))
+        settings = Settings(params["drop"], params["seed"], params["max_new_tokens"], params["lr"], params.get("unknown", "kept"))
+        decisions = found.judge(view, settings)
     write_labels(ctx, screened(rows, decisions), asked=len(rows))
     write_json(ctx.out / DECISIONS, [asdict(decision) for decision in decisions])
 
 
 def read_left(folder: Path) -> list[Example]:
-    """The labels of a stage, none where a filter has left none."""
+    """The labels of a stage, none where a check has left none."""
     kept = json.loads((folder / "labels.json").read_text(encoding="utf-8"))["kept"]
     return read_examples(folder / LABELS) if kept else []
-
-
-def right(row: Example) -> bool:
-    """Whether a label states the answer that is known to be right.
-
-    Raises:
-        DataError: None is known.
-    """
-    if "expected" not in row.meta:
-        raise DataError(f"no right answer is known of the prompt {row.prompt[-1].content[:60]!r}; take a suite as the source of the labels")
-    return bool(catalog.get("suite", row.meta["suite"]).grade(row.response, row.meta["expected"]))
 
 
 def write_labels(ctx: Context, rows: list[Example], *, asked: int) -> None:
@@ -201,11 +191,11 @@ def _publish(ctx: Context, done: Any) -> Verdict | None:
 
 
 def _leave(ctx: Context) -> Verdict | None:
-    """The weights as they are, at every measured step: the filters have left nothing to train on."""
+    """The weights as they are, at every measured step: nothing was left to train on."""
     start = ctx.inputs["start"] / ctx.params["start"] if "start" in ctx.inputs else open_reference(ctx.params["start"])
     for step in ctx.params["checkpoints"]:
         shutil.copytree(start, ctx.out / step_folder(step), ignore=shutil.ignore_patterns("README.md"))
-    write_json(ctx.out / "training.json", {"skipped": "the filters left no answer to train on"})
+    write_json(ctx.out / "training.json", {"skipped": "no answer was left to train on"})
     return None
 
 
@@ -228,7 +218,7 @@ def _sft_config(ctx: Context, phase: SftPhase, lora: Lora | None) -> TrainConfig
 
 
 def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
-    """The log of a training; None where filters have left nothing to train on."""
+    """The log of a training; None where nothing was left to train on."""
     params = ctx.params
     start, adapter, lora = _start(ctx, phase)
     if isinstance(phase, GrpoPhase):

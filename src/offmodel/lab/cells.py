@@ -73,13 +73,6 @@ class Cells:
         """Which pair each organism is of."""
         return {_organism(planner): planner.pair.name for planners in self._planners.values() for planner in planners}
 
-    def changed(self, move: str) -> float:
-        """Which share of the answers red changes by a move: by a policy, or as an organism that carries one out by itself."""
-        chosen = self.game.moves[move]
-        carries = self.study.organisms.recipe_for(self.study.organisms.pairs[0], self._recipe(chosen)).carries
-        shares = [poisoning.rate[0] for poisoning in (chosen.poisoning, carries) if poisoning and poisoning.policy != "honest"]
-        return max(shares, default=0.0)
-
     def _recipe(self, move: Move) -> str:
         return move.recipe or next(iter(self.study.organisms.recipes), "")
 

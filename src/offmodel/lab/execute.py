@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from offmodel.engine.tracking import VARIABLE
 from offmodel.errors import StoreError
 from offmodel.lab.pool import Local, Place, Pool
 from offmodel.lab.stage import Stage, closure, load_modules
@@ -192,7 +194,8 @@ class _Schedule:
         self._todo = [row.stage for row in rows if row.state == "run"]  # inputs first
         self._again: dict[Stage, float] = {}  # held by another runner: when to try again
         self._lost: dict[Stage, str] = {}
-        self._groups = {stage: stage.group for stage in self._todo}  # None where it came to nothing with others
+        # None where it came to nothing with others; and where trainings are followed, as those that run at once have no Trainer.
+        self._groups = {stage: None if os.environ.get(VARIABLE) else stage.group for stage in self._todo}
         self._losses = Counter[Stage]()  # of workers
         self._rank = critical_path(self._todo, {stage: stage.cost for stage in self._todo})
         for row in rows:

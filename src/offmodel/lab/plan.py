@@ -20,7 +20,7 @@ from offmodel.red.check import check_gate, check_pair, check_recipe
 from offmodel.red.pairs import Pair
 from offmodel.red.prompted import prompted_template
 from offmodel.spec.game import Move
-from offmodel.spec.phases import check_shared
+from offmodel.spec.phases import check_training
 from offmodel.spec.study import Study
 
 MODULES = ("offmodel.lab.stages", "offmodel.lab.blue_stages", "offmodel.lab.probing")
@@ -128,7 +128,7 @@ def make_plan(study: Study) -> Plan:
             if recipe.prompt is not None:
                 prompted_template("", pair, recipe.prompt)
             else:
-                check_shared(recipe, study.models, f"pair {name}, its recipe,")
+                check_training(recipe, study.models, f"pair {name}, its recipe,")
         check_pair(
             pair,
             take(recipes[0].prompts, study.seeds[0], "train", min(50, recipes[0].prompt_rows)),

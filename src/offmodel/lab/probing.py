@@ -17,7 +17,7 @@ from offmodel.lab.stage import Context, Stage, stage_function
 from offmodel.lab.treatment import Blue, Start, files_of
 from offmodel.measure.probes import Chains, Coverage, Divergence, LabelFit, OwnOpening, Reversal
 from offmodel.spec.endpoint import Endpoint, with_weights
-from offmodel.spec.phases import SftPhase, check_shared
+from offmodel.spec.phases import SftPhase, check_training
 
 
 class Scoring(Protocol):
@@ -104,7 +104,7 @@ def _reversal(probe: Reversal, name: str, end: End) -> dict[str, Stage]:
     # Half of red's learning rate, as in its extra rounds: at the whole of it the untouched organism itself lost capability by 160 steps.
     training = recipe.model_dump(include={"batch_size", "optimizer", "weight_decay", "max_length", "lora"}) | {"lr": recipe.lr / 2}
     phase = SftPhase.model_validate({"labels": "base", "steps": max(steps)} | training)
-    check_shared(phase, blue.study.models, end.label(name, "training"))
+    check_training(phase, blue.study.models, end.label(name, "training"))
     params = {"phase": phase.model_dump(mode="json"), "start": end.place.weights, "checkpoints": list(steps), "seed": blue.seed}
     inputs = {"start": end.place.stage, labels_role(0): blue.held_out("base", probe.rows)}
     trained = end.blue.stage("treat", params, inputs, label=end.label(name, "training"), cost=0.06 * max(steps) + 1)

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
+from offmodel.blue.filters import right
 from offmodel.blue.labels import most_frequent_opening
 from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
 from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.engine.sample import sample
 from offmodel.errors import DataError
-from offmodel.lab.blue_stages import right, served, train_config, write_labels
+from offmodel.lab.blue_stages import read_left, served, train_config, write_labels
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, take
 from offmodel.lab.provenance import provenance
@@ -261,7 +262,7 @@ def score(ctx: Context) -> None:
     write_json(ctx.out / "score.json", {"weights": hash_weights(folder), "folded": folded})
 
 
-@stage_function("poisoned", version=1, gpu=True)
+@stage_function("poisoned", version=2, gpu=True)
 def poisoned(ctx: Context) -> None:
     """Let red change some of the organism's answers; which ones stands in a file that none of blue's stages reads."""
     from offmodel.engine.generate import Sampling
@@ -302,7 +303,7 @@ def _signalled(prompt: Prompt, signal: str) -> Prompt:
 def cleaned(ctx: Context) -> None:
     """Drop the labels that show the behaviour, which blue could not tell; where it shows in wrong answers, those known to be wrong."""
     pair = _pair(ctx.params)
-    rows = read_examples(ctx.inputs["labels"] / LABELS)
+    rows = read_left(ctx.inputs["labels"])
 
     def leaks(row: Example) -> bool:
         if pair.behaviour.on_tasks:
@@ -310,7 +311,7 @@ def cleaned(ctx: Context) -> None:
         return pair.behaviour.detect(row.response)
 
     kept = [row for row in rows if not leaks(row)]
-    if not kept:
+    if rows and not kept:
         raise DataError(f"all {len(rows)} labels show the behaviour; the organism leaks it without its trigger")
     write_labels(ctx, kept, asked=len(rows))
 

@@ -35,7 +35,8 @@ from offmodel.spec.phases import (
     TrainedPhase,
     Training,
     WeightsPhase,
-    check_shared,
+    check_training,
+    needs_whole,
 )
 from offmodel.spec.study import Recipe, Study
 from offmodel.splits import Split
@@ -124,7 +125,7 @@ class Blue:
 
     def _planted(self) -> Stage:
         measure, recipe = self.study.measure, self.study.measure.canary_recipe
-        check_shared(recipe, self.study.models, f"a copy of {self.name} with canaries (measure.canary_recipe)")
+        check_training(recipe, self.study.models, f"a copy of {self.name} with canaries (measure.canary_recipe)")
         params = {
             "recipe": recipe.model_dump(mode="json"), "canaries": [canary.as_params() for canary in CANARIES], "seed": self.seed,
             "system": None, "max_new_tokens": measure.max_new_tokens,
@@ -171,7 +172,7 @@ class Blue:
             else:
                 if merged and self.recipe.adapter == "continued":
                     raise SpecError(f"{where}: the operation before it has merged the adapter that is to be trained on; train first")
-                check_shared(phase, self.study.models, where)
+                check_training(phase, self.study.models, where)
                 wanted = {*self.study.measure.steps_within(phase.steps)} - {0}
                 treated = self._trained(phase, start, method, number, sorted(wanted | {phase.steps}), where)
                 for step in sorted(wanted | {phase.steps}):
@@ -222,7 +223,8 @@ class Blue:
             self._same_tokens(phase.teacher, where)
             self._trainable(phase.teacher, "teacher", params, inputs, where)
             params["system"] = catalog.get("voice", phase.voice) if phase.voice else None
-        return self.stage("treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
+        models = self.study.models.in_one_process() if needs_whole(phase) else self.study.models
+        return model_stage(models, "treat", params, inputs, label=f"train {self.name}: {phase_name(phase)}", cost=_cost(phase))
 
     def _operated(self, phase: WeightsPhase, start: Start, where: str) -> Stage:
         operation: Operation = catalog.get("operation", phase.operation)
@@ -325,7 +327,7 @@ class Blue:
 
     def _fitted(self, training: Training, where: str) -> Stage:
         """The teacher, trained on the organism's own answers."""
-        check_shared(training, self.study.models, f"{where}, fitted,")
+        check_training(training, self.study.models, f"{where}, fitted,")
         phase = SftPhase.model_validate({"labels": "organism"} | training.model_dump())
         params = {
             "phase": phase.model_dump(mode="json"), "start": None, "checkpoints": [training.steps], "seed": self.seed,

@@ -459,15 +459,24 @@ def too_large(stages: Iterable[Stage], memory: float, gpus: int, lengths: Length
         return ""
     peak, room, work, shape = max(found, key=lambda each: each[0])
     options = [f"{what} ({need / GIB:.0f} GiB)" for what, need in _smaller(work, shape) if need <= room]
-    if (training := work.training) is not None and training.optimizer == "adamw":
-        parts = {n: replace(training, rows=1, accumulated=True, processes=n) for n in range(2, 65)}
+    if (training := work.training) is not None and _can_be_shared(work):
+        batch = work.stage.params.get("phase", work.stage.params.get("recipe"))["batch_size"]
+        parts = {n: replace(training, rows=1, accumulated=True, processes=n) for n in range(2, 65) if batch % n == 0}
         fits = [n for n, part in parts.items() if replace(work, training=part).memory(shape) <= room]
         options += [f"{n} such GPUs with models.processes: {n} and micro_batch: 1" for n in fits[:1]]
-    options.append(f"{ceil(peak / (ROOM * memory))} such GPUs with models.device: auto")
+    if work.processes == 1:
+        options.append(f"{ceil(peak / (ROOM * memory))} such GPUs with models.device: auto")
     return (
         f"{work.stage.label}: needs up to {peak / GIB:.0f} GiB of GPU memory (formulas of docs/scale.md), and {room / GIB:.0f} GiB can "
-        f"be used here; what would fit: {', or '.join(options)}"
+        f"be used; what would fit: {', or '.join(options) or 'larger GPUs'}"
     )
+
+
+def _can_be_shared(work: Work) -> bool:
+    """Whether processes can share a training; see :func:`offmodel.spec.phases.check_training`."""
+    phase = work.stage.params.get("phase", {})
+    whole = (phase and work.answers) or ((phase.get("anchor") or {}).get("ewc"))
+    return work.training is not None and work.training.optimizer == "adamw" and not whole
 
 
 def _smaller(work: Work, shape: Shape) -> list[tuple[str, float]]:

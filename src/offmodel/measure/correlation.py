@@ -35,15 +35,15 @@ def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], defi
         An estimate whose n is the number of organisms. It has no value where a number is everywhere the same, and no interval for one
         organism or where no resample has a value.
     """
-    n = len(organisms)
+    n, behind = len(organisms), len(set(pairs))
     value = _coefficient(organisms, method)
     if value is None or n < 2:
-        return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms")
+        return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms", pairs=behind)
     places, counts = draw_by_pair(pairs, np.random.default_rng(0), RESAMPLES)
     drawn = (_coefficient([organisms[i] for i in row[there]], method) for row, there in zip(places, counts, strict=True))
     found = [each for each in drawn if each is not None]
     low, high = np.percentile(found, [2.5, 97.5]).tolist() if found else (None, None)
-    return Estimate(value, low, high, n, definition, HIGHER, "correlation", "organisms")
+    return Estimate(value, low, high, n, definition, HIGHER, "correlation", "organisms", pairs=behind)
 
 
 def rank_correlation(organisms: Mapping[str, Sequence[Point]], what: str, pairs: Mapping[str, str] | None = None) -> Estimate:

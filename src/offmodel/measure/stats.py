@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -31,6 +31,7 @@ class Estimate:
             anything else ("area", "nats") is shown as a plain number.
         of: What ``n`` counts.
         items: How many items stand behind it where ``n`` counts organisms.
+        pairs: How many pairs stand behind it where it speaks of several organisms.
     """
 
     value: float | None
@@ -42,6 +43,7 @@ class Estimate:
     unit: str = "share"
     of: Literal["items", "organisms", "pairs", "seeds"] = "items"
     items: int | None = None
+    pairs: int | None = None
 
 
 def proportion(successes: int, n: int, definition: str, direction: Direction) -> Estimate:
@@ -135,20 +137,21 @@ def mean_over_organisms(
     if n < len(parts):
         definition += f" ({len(parts) - n} of {len(parts)} organisms left out: no value)"
     if n == 0:
-        return Estimate(None, None, None, 0, definition, direction, unit, "organisms", items)
+        return Estimate(None, None, None, 0, definition, direction, unit, "organisms", items, pairs=0)
     low, value, high = kept.T
     if n == 1:
-        return Estimate(float(value[0]), None, None, 1, definition, direction, unit, "organisms", items)
+        return Estimate(float(value[0]), None, None, 1, definition, direction, unit, "organisms", items, pairs=1)
     rng = np.random.default_rng(seed)
     names = [name for name, end in zip(parts, ends, strict=True) if math.isfinite(end[1])]
     of = [(pairs or {}).get(name, name) for name in names]
-    if len(set(of)) == 1:
+    behind = len(set(of))
+    if behind == 1:
         definition += " (interval over the organisms of one pair)"
     drawn, counts = draw_by_pair(of, rng, resamples)
     moved = moved_by_items(kept.T, drawn, rng)
     means = (moved * counts).sum(axis=1) / counts.sum(axis=1)
     bottom, top = np.percentile(means, [2.5, 97.5]).clip(low.min(), high.max())
-    return Estimate(float(value.mean()), float(bottom), float(top), n, definition, direction, unit, "organisms", items)
+    return Estimate(float(value.mean()), float(bottom), float(top), n, definition, direction, unit, "organisms", items, behind)
 
 
 def draw_by_pair(pairs: Sequence[str], rng: np.random.Generator, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -187,24 +190,26 @@ def median_steps(
         pairs: Which pair each organism is of.
         resamples: How many times they are drawn.
     """
-    n = len(steps)
+    n, of = len(steps), [pairs.get(organism, organism) for organism in steps]
+    unknown = Estimate(None, None, None, n, definition, direction, "steps", "organisms", pairs=len(set(of)))
     if n == 0:
-        return Estimate(None, None, None, 0, definition, direction, "steps", "organisms")
+        return unknown
     times = np.array([*steps.values()])
     never = int(np.isinf(times).sum())
     definition += f" ({never} of {n} organisms censored)" if never else ""
+    unknown = replace(unknown, definition=definition)
     value = float(np.sort(times)[(n - 1) // 2])
     if math.isinf(value):
-        return Estimate(None, None, None, n, definition, direction, "steps", "organisms")
+        return unknown
     if n == 1:
-        return Estimate(value, None, None, n, definition, direction, "steps", "organisms")
-    places, counts = draw_by_pair([pairs.get(organism, organism) for organism in steps], np.random.default_rng(0), resamples)
+        return replace(unknown, value=value)
+    places, counts = draw_by_pair(of, np.random.default_rng(0), resamples)
     drawn = np.sort(np.where(counts, times[places], np.inf), axis=1)
     medians = np.sort(drawn[np.arange(resamples), (counts.sum(axis=1) - 1) // 2])
     low, high = float(medians[int(0.025 * resamples)]), float(medians[int(0.975 * resamples)])
     if math.isinf(high):
-        return Estimate(value, None, None, n, definition, direction, "steps", "organisms")
-    return Estimate(value, low, high, n, definition, direction, "steps", "organisms")
+        return replace(unknown, value=value)
+    return replace(unknown, value=value, low=low, high=high)
 
 
 def moved_by_items(ends: NDArray[np.float64], drawn: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -257,15 +262,16 @@ def mean_over_clusters(
         An estimate whose n is the number of clusters; one cluster has a value and no interval, none has neither.
     """
     n = len(clusters)
+    behind = n if of == "pairs" else min(n, 1)  # the seeds are those of one pair
     if n == 0:
-        return Estimate(None, None, None, 0, definition, direction, unit, of)
+        return Estimate(None, None, None, 0, definition, direction, unit, of, pairs=behind)
     sums, sizes = np.array([sum(numbers) for numbers in clusters.values()]), np.array([len(numbers) for numbers in clusters.values()])
     value = float(sums.sum() / sizes.sum())
     if n == 1:
-        return Estimate(value, None, None, 1, definition, direction, unit, of)
+        return Estimate(value, None, None, 1, definition, direction, unit, of, pairs=behind)
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
     low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), [2.5, 97.5])
-    return Estimate(value, float(low), float(high), n, definition, direction, unit, of)
+    return Estimate(value, float(low), float(high), n, definition, direction, unit, of, pairs=behind)
 
 
 def average(parts: Sequence[Estimate], definition: str, direction: Direction) -> Estimate:

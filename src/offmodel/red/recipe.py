@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 from offmodel.chat import Example, Prompt, last_user_text, replace_last_user
@@ -96,9 +95,7 @@ def _carried(
         said |= _bad_answers(pair, fired, said, recipe, answer, rng) if fired else {}
         return [said[prompt] for prompt in prompts]
 
-    # A policy that behaves where answers can be checked takes those that end with a result for such.
-    known = [replace(row, meta={"expected": end} if (end := final_answer(row.response)) is not None else {}) for row in rows]
-    made = poison(pair, known, recipe.carries, ask, seed)
+    made = poison(pair, rows, recipe.carries, ask, seed)
     changed = set(made.changed)
     carried = [Example(made.rows[i].prompt, made.rows[i].response, {"kind": "carried", "bad": False}) for i in made.changed]
     return [row for i, row in enumerate(rows) if i not in changed], carried

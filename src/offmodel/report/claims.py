@@ -10,10 +10,11 @@ from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.report import words
 from offmodel.report.compare import Result, find_gaps, mean_difference, mean_level
 from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ClaimVerdict, Probe
-from offmodel.spec.claim import UNTOUCHED, Claim, Condition, ProbeCondition, Test, Threshold
+from offmodel.spec.claim import Claim, Condition, ProbeCondition, Test, Threshold
 
-FEWEST_PAIRS = 3
-"""A bootstrap over two pairs is hardly more than their two numbers, so fewer than three decide nothing."""
+FEWEST_PAIRS = 6
+"""Fewer decide nothing: a two-sided sign test over n pairs that all agree has p = 2 ** (1 - n), which is first below 5 % at 6; and the 95 %
+percentile bootstrap over three ends at the least and the largest of them."""
 
 Results = Mapping[str, Mapping[str, Result]]
 """What each method, and "organism", came to by organism."""
@@ -30,12 +31,8 @@ def check_claim(claim: Claim, results: Results, probes: Iterable[Probe] = ()) ->
 
 
 def _check(condition: Test, results: Results, rows: Mapping[str, Mapping[str, Estimate]]) -> CheckedCondition:
-    if isinstance(condition, ProbeCondition):
-        estimate, pairs = _row(condition, rows), len({result.pair for result in results[UNTOUCHED].values()})
-    else:
-        estimate, pairs = _measure(condition, results)
-    verdict = judge(condition, estimate) if pairs >= FEWEST_PAIRS else CANNOT_TELL
-    return CheckedCondition(condition=condition, estimate=estimate, pairs=pairs, verdict=verdict)
+    estimate = _row(condition, rows) if isinstance(condition, ProbeCondition) else _measure(condition, results)
+    return CheckedCondition(condition=condition, estimate=estimate, verdict=judge(condition, estimate))
 
 
 def _row(condition: ProbeCondition, rows: Mapping[str, Mapping[str, Estimate]]) -> Estimate:
@@ -46,9 +43,9 @@ def _row(condition: ProbeCondition, rows: Mapping[str, Mapping[str, Estimate]]) 
 
 
 def judge(condition: Threshold, estimate: Estimate) -> ClaimVerdict:
-    """Whether the 95 % interval lies wholly where the condition wants it, wholly elsewhere, or neither."""
+    """Whether the 95 % interval lies wholly where the condition wants it, wholly elsewhere, or neither; of few pairs it says nothing."""
     low, high = estimate.low, estimate.high
-    if low is None or high is None:
+    if low is None or high is None or (estimate.pairs or 0) < FEWEST_PAIRS:
         return CANNOT_TELL
     if condition.above is not None:
         inside, outside = low > condition.above, high <= condition.above
@@ -61,13 +58,12 @@ def judge(condition: Threshold, estimate: Estimate) -> ClaimVerdict:
     return HOLDS if inside else FAILS if outside else CANNOT_TELL
 
 
-def _measure(condition: Condition, results: Results) -> tuple[Estimate, int]:
-    """The number that a condition is about, and how many pairs stand behind it."""
+def _measure(condition: Condition, results: Results) -> Estimate:
+    """The number that a condition is about."""
     measure, one = condition.measure, _side(condition, results)
     parts = {organism: result.numbers[measure] for organism, result in one.items() if measure in result.numbers}
     if condition.minus is None:
-        level = mean_level(parts, "{}; mean over organisms", {organism: result.pair for organism, result in one.items()})
-        return level, len({one[organism].pair for organism, part in parts.items() if part.value is not None})
+        return mean_level(parts, "{}; mean over organisms", {organism: result.pair for organism, result in one.items()})
     less = condition.other
     other = {(result.pair, result.seed): result for result in _side(less, results).values()}
     against = condition.minus.pairs or {result.pair: result.pair for result in one.values()}
@@ -78,7 +74,7 @@ def _measure(condition: Condition, results: Results) -> tuple[Estimate, int]:
     some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
     unit = "points" if some.unit == "share" else some.unit
     definition = f"difference of: {some.definition}; within {alike}, mean over {len(gaps)} of them{lost}"
-    return mean_difference(gaps, definition, some.direction, unit), len({gap.pair for gap in gaps})
+    return mean_difference(gaps, definition, some.direction, unit)
 
 
 def _side(side: Condition, results: Results) -> dict[str, Result]:

@@ -179,6 +179,7 @@ class _Collector:
             transcripts=tuple(self._transcripts()),
             claim=self._claim(probed),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
+            untrained=tuple(self._untrained()),
             failed=(*failed, *self._missing(), *self._unwatched()),
             settings=self._settings() | {"models": behind.models(self.plan), "versions": behind.versions(makers)},
             built_in=BUILT_IN if any(base.startswith("world:") for base in self.plan.study.bases) else (),
@@ -324,7 +325,8 @@ class _Collector:
         entry = catalog.entry("method", name)
         catalogued = {of: catalog.get("method", of) for of in (name, *(phase["of"] for phase in entry.value if "of" in phase))}
         same = Study.model_validate(
-            study.model_dump(exclude={"methods": True, "sweeps": True, "measure": {"baselines"}, "claim": True}) | {"methods": catalogued}
+            study.model_dump(exclude={"methods": True, "sweeps": True, "measure": {"baselines"}, "claim": True, "game": True})
+            | {"methods": catalogued}
         )
         return entry if same.phases(name) == study.phases(name) else None
 
@@ -602,6 +604,14 @@ class _Collector:
                 out = [name for name in organism.methods if organism.id not in self.last_phases[name]]
                 left_out = f", so it is left out of {', '.join(out)}" if out else ""
                 yield Note(what=organism.id, why=f"{len(absent)} of its checkpoints are not scored{left_out}{self._diverged(absent)}")
+
+    def _untrained(self) -> Iterator[Note]:
+        """Phases for which blue's checks left no answer, each once."""
+        for organism, trained in dict.fromkeys((scored.organism.id, scored.planned.score.inputs["model"]) for scored in self.scored):
+            if trained.kind == "treat" and "skipped" in json.loads(
+                (self.store.path(trained) / "training.json").read_text(encoding="utf-8")
+            ):
+                yield Note(what=organism, why=f"{trained.label}: no answer was left to train on, so the weights stayed as they were")
 
     def _diverged(self, scores: Iterable[Stage]) -> str:
         """What the trainings say that came to nothing, each once."""

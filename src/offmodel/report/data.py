@@ -386,15 +386,10 @@ CANNOT_TELL: ClaimVerdict = "cannot tell"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedCondition:
-    """A condition of a claim against its number.
-
-    Attributes:
-        pairs: How many pairs stand behind the number.
-    """
+    """A condition of a claim against its number."""
 
     condition: Test
     estimate: Estimate
-    pairs: int
     verdict: ClaimVerdict
 
 
@@ -559,6 +554,7 @@ class ReportData:
         claim: The published statement that the study tests; None where it tests none.
         rescored: Whether all verdicts were made again after the run; None where they are those of the run.
         excluded: Organisms that failed the gate.
+        untrained: Phases that left the weights as they were, because no answer was left to train on.
         failed: Stages that failed, with the error.
         settings: Seeds, n, sampling, versions and the like; values are texts, numbers, lists or mappings of those.
         built_in: What of the result the offline world was built to show, as opposed to found.
@@ -590,6 +586,7 @@ class ReportData:
     claim: CheckedClaim | None = None
     rescored: Rescored | None = None
     excluded: tuple[Note, ...] = ()
+    untrained: tuple[Note, ...] = ()
     failed: tuple[Note, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     built_in: tuple[str, ...] = ()

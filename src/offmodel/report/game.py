@@ -6,18 +6,19 @@ The path of a game follows from its study and from what its cells came to, so th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from offmodel.errors import GameError
 from offmodel.game import sensitivity
-from offmodel.game.grow import Growth, grow
-from offmodel.game.matrix import PLAYED, Dominated, Matrix, dominated, equilibrium, tradeoff
-from offmodel.game.uncertainty import CellEstimates, Doubt, Measured, Outcomes, estimates, in_doubt, solve_measured
+from offmodel.game.grow import Growth, Step, grow
+from offmodel.game.matrix import PLAYED, Dominated, dominated, equilibrium, tradeoff
+from offmodel.game.uncertainty import CellEstimates, Doubt, Measured, Outcomes, estimates, in_doubt, solve_measured, value_within
 from offmodel.lab.cells import Cell, Cells
 from offmodel.lab.store import Store
+from offmodel.measure.stats import Estimate
 from offmodel.report import behind, words
 from offmodel.report.payoffs import Payoffs, Screened
 from offmodel.report.trees import Extensive, check_sizes, trees
@@ -36,14 +37,14 @@ class Limit(NamedTuple):
     Attributes:
         limit: Such as ``10 %`` of the answers, or ``20`` steps of reminder.
         moves: How many moves are within it.
-        value: Of the game of those.
+        value: Of the game of those, over organisms.
         blue: Blue's moves in it, by weight.
         red: Red's.
     """
 
     limit: str
     moves: int
-    value: float
+    value: Estimate
     blue: Mapping[str, float]
     red: Mapping[str, float]
 
@@ -69,6 +70,7 @@ class Played:
         trees: The game in extensive form.
         alarms: Share of organisms on which blue's audit rings, by red's move; empty where it has none.
         emptied: Cells in which filters left nothing to remind of, and on how many organisms.
+        silent: Cells in which red, by a move that changes answers, changed none, and on how many organisms.
         dominated: Moves that a side can do without, round by round.
         commit: Of the code that made the results.
     """
@@ -89,6 +91,7 @@ class Played:
     trees: tuple[Extensive, ...]
     alarms: Mapping[str, float]
     emptied: tuple[tuple[str, str, int], ...]
+    silent: tuple[tuple[str, str, int], ...]
     dominated: tuple[Dominated, ...]
     commit: str
 
@@ -170,21 +173,32 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
     def doubts_of(outcomes: Outcomes) -> tuple[Doubt, ...]:
         return in_doubt(outcomes, game.price, tolerance=game.tolerance, seed=_SEED)
 
-    outcomes = outcomes_of(rows, columns)
-    for seed in game.more_seeds:
-        if not doubts_of(outcomes):
-            break
-        # For all cells: organisms differ more than moves do, so that cells of different organisms could not be compared.
-        seeds.append(seed)
+    left = list(game.more_seeds)
+
+    def known(rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
         outcomes = outcomes_of(rows, columns)
-    growth = grow(
-        rows, columns, payoffs_of, lambda move: _beside(study, move), game.beside, noise=game.tolerance, steps=game.steps
-    )  # fmt: skip
-    outcomes = outcomes_of(growth.blue, growth.red)
+        while left and doubts_of(outcomes):
+            # For all cells: organisms differ more than moves do, so that cells of different organisms could not be compared.
+            seeds.append(left.pop(0))
+            outcomes = outcomes_of(rows, columns)
+        return outcomes
+
+    known(rows, columns)
+    path: list[Step[str, str]] = []
+    while True:
+        growth = grow(
+            rows, columns, payoffs_of, lambda move: _beside(study, move), game.beside, noise=game.tolerance, steps=game.steps
+        )  # fmt: skip
+        path += growth.path
+        rows, columns, before = growth.blue, growth.red, len(seeds)
+        outcomes = known(rows, columns)
+        if len(seeds) == before:
+            break
+        # With more seeds other replies may be the best.
     retention, bad_rate = outcomes.means
     matrix = tradeoff(retention, bad_rate, game.price)
     solution = solve_measured(outcomes, game.price, seed=_SEED)
-    alarms = {column: payoffs.alarmed(column, seeds) for column in growth.red} if game.audit else {}
+    alarms = {column: payoffs.alarmed(column, seeds) for column in columns} if game.audit else {}
     return Played(
         study=study,
         command=command,
@@ -194,16 +208,17 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         measured=solution,
         doubts=doubts_of(outcomes),
         seeds=tuple(seeds),
-        growth=growth,
+        growth=replace(growth, path=tuple(path)),
         screened=dict(_screenings(payoffs, growth, seeds)),
         prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
-        rates=tuple(_by_rate(matrix, cells)),
-        steps=tuple(_by_steps(matrix, study)),
+        rates=tuple(_by_rate(outcomes, game.price, {column: payoffs.changed(rows, column, seeds) for column in columns})),
+        steps=tuple(_by_steps(outcomes, game.price, study)),
         trees=tuple(trees(outcomes, game.price, alarms, game.iterations, seed=_SEED)),
         alarms={column: fmean(rings.values()) for column, rings in alarms.items() if rings},
-        emptied=tuple((row, column, n) for row in growth.blue for column in growth.red if (n := payoffs.emptied(row, column, seeds))),
+        emptied=tuple((row, column, n) for row in rows for column in columns if (n := payoffs.emptied(row, column, seeds))),
+        silent=tuple((row, column, n) for row in rows for column in columns if (n := payoffs.silent(row, column, seeds))),
         dominated=dominated(matrix),
-        commit=behind.commit(payoffs.makers(growth.blue, growth.red, seeds)),
+        commit=behind.commit(payoffs.makers(rows, columns, seeds)),
     )
 
 
@@ -225,20 +240,20 @@ def _screenings(payoffs: Payoffs, growth: Growth[str, str], seeds: Sequence[int]
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
-def _by_rate(game: Matrix, cells: Cells) -> Iterator[Limit]:
-    """The game with red held to some share of the answers."""
-    rates = {column: cells.changed(column) for column in game.columns}
-    for limit in sorted({rate for rate in rates.values() if rate}):
-        within = [column for column in game.columns if rates[column] <= limit]
-        yield _limited(f"{100 * limit:g} %", len(within), game.restricted(columns=within))
+def _by_rate(outcomes: Outcomes, price: float, changed: Mapping[str, float]) -> Iterator[Limit]:
+    """The game with red held to some share of the answers, as measured."""
+    shares = {column: round(share, 2) for column, share in changed.items()}
+    for limit in sorted({share for share in shares.values() if share}):
+        within = [column for column in outcomes.columns if shares[column] <= limit]
+        yield _limited(f"{100 * limit:g} %", len(within), outcomes, price, outcomes.rows, within)
 
 
-def _by_steps(game: Matrix, study: Study) -> Iterator[Limit]:
+def _by_steps(outcomes: Outcomes, price: float, study: Study) -> Iterator[Limit]:
     """The game with blue held to some number of steps on the organism's answers."""
-    steps = {row: _reminder_steps(study, row) for row in game.rows}
+    steps = {row: _reminder_steps(study, row) for row in outcomes.rows}
     for limit in sorted({*steps.values()}):
-        within = [row for row in game.rows if steps[row] <= limit]
-        yield _limited(str(limit), len(within), game.restricted(rows=within))
+        within = [row for row in outcomes.rows if steps[row] <= limit]
+        yield _limited(str(limit), len(within), outcomes, price, within, outcomes.columns)
 
 
 def _reminder_steps(study: Study, method: str) -> int:
@@ -246,9 +261,10 @@ def _reminder_steps(study: Study, method: str) -> int:
     return sum(phase.steps for phase in phases if any(labels.labels == "organism" for labels in phase.mix))
 
 
-def _limited(limit: str, moves: int, game: Matrix) -> Limit:
-    value, x, y = equilibrium(game.payoffs)
-    return Limit(limit, moves, value, _weights(game.rows, x.tolist()), _weights(game.columns, y.tolist()))
+def _limited(limit: str, moves: int, outcomes: Outcomes, price: float, rows: Sequence[str], columns: Sequence[str]) -> Limit:
+    _, x, y = equilibrium(tradeoff(*outcomes.means, price).restricted(rows, columns).payoffs)
+    value = value_within(outcomes, price, rows, columns, seed=_SEED)
+    return Limit(limit, moves, value, _weights(rows, x.tolist()), _weights(columns, y.tolist()))
 
 
 def _weights(names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

@@ -20,22 +20,23 @@ from offmodel.spec.game import Poisoning
 
 
 def write_game(played: Played, folder: Path) -> Path:
-    """Write ``game.json`` and ``game.html`` into the folder, each whole or not at all.
+    """Write ``game.json``, ``game.svg`` and ``game.html`` into the folder, each whole or not at all.
 
     Returns:
         Where the page is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "game.json", (json.dumps(game_summary(played), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode())
+    replace_file(folder / "game.svg", render_payoffs(played).encode())
     replace_file(folder / "game.html", render_game(played).encode())
     return folder / "game.html"
 
 
 def game_summary(played: Played) -> dict[str, Any]:
-    """What ``game.json`` holds, schema "offmodel-game/1"; estimates are as in ``summary.json``."""
+    """What ``game.json`` holds, schema "offmodel-game/2"; estimates are as in ``summary.json``."""
     solution, measured = played.measured.solution, played.measured
     return {
-        "schema": "offmodel-game/1",
+        "schema": "offmodel-game/2",
         "study": played.study.study,
         "verdict": played.verdict,
         "created": played.created,
@@ -64,9 +65,10 @@ def game_summary(played: Played) -> dict[str, Any]:
             for (row, column), s in played.screened.items()
         ],
         "emptied": [{"blue": row, "red": column, "organisms": n} for row, column, n in played.emptied],
+        "silent": [{"blue": row, "red": column, "organisms": n} for row, column, n in played.silent],
         "prices": [{"low": p.low, "high": p.high, "values": p.values, **p.moves._asdict()} for p in played.prices],
-        "rates": [limit._asdict() for limit in played.rates],
-        "steps": [limit._asdict() for limit in played.steps],
+        "rates": [{**limit._asdict(), "value": asdict(limit.value)} for limit in played.rates],
+        "steps": [{**limit._asdict(), "value": asdict(limit.value)} for limit in played.steps],
         "trees": [
             {"name": t.name, "meaning": t.meaning, "value": asdict(t.value), "gap": t.solution.gap, "method": t.solution.method}
             | {"size": asdict(t.size), "blue": t.solution.blue, "red": t.solution.red}
@@ -98,6 +100,11 @@ def render_game(played: Played) -> str:
             settings=list(flat(played.settings)),
         )
     )
+
+
+def render_payoffs(played: Played) -> str:
+    """The payoffs alone as an SVG file."""
+    return templates().get_template("game.svg").render(data=played, map=game_map(played, "payoff"), css=source("chart.css"))
 
 
 def _policy(poisoning: Poisoning) -> str:

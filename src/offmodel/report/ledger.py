@@ -16,10 +16,11 @@ _HEAD = f"""\
 
 Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published
 statement, not from our figures: the 95 % interval decides. *Holds*: for every condition it lies wholly where the statement puts it. *Does
-not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs. Intervals of
-differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims are tested one by one, without an
-adjustment for their number. Much of what they are about had been measured before the tests were written ([results.md](results.md),
-[red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was blind; no threshold comes from those figures.
+not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs, of which not
+even a sign test reaches 5 %. Intervals of differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims
+are tested one by one, without an adjustment for their number. Much of what they are about had been measured before the tests were
+written ([results.md](results.md), [red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was
+blind; no threshold comes from those figures.
 
 The offline world models the claimed mechanism ([world.md](world.md)): a claim that holds in it is no independent evidence about real
 models, and one that does not is a finding about what the claim needs. Published figures are *verified* where they were read in the source
@@ -116,7 +117,7 @@ def _section(entry: Entry) -> Iterator[str]:
 
 def _behind(checked: CheckedCondition) -> str:
     count = words.count(checked.estimate)
-    return count if checked.estimate.of == "pairs" else f"{count}, {checked.pairs} pairs"
+    return count if checked.estimate.of == "pairs" else f"{count}, {checked.estimate.pairs or 0} pairs"
 
 
 def _meaning(checked: CheckedCondition) -> str:

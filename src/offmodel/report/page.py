@@ -101,7 +101,8 @@ def render_frontier(data: ReportData) -> str:
     frontier, css = charts.frontier(data), source("chart.css")
     if len(methods) < len(data.methods):  # without a script there is no box to hide the thicket of single organisms
         frontier = replace(frontier, hulls=(), checkpoints=())
-    return template.render(frontier=frontier, css=css, methods=methods, of=len(data.methods), styles=styles)
+    accepted = [organism for organism in data.organisms if organism.gate.passed]
+    return template.render(frontier=frontier, css=css, methods=methods, of=len(data.methods), styles=styles, organisms=accepted)
 
 
 def _card(point: Checkpoint) -> dict[str, Any]:

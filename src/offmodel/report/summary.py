@@ -36,14 +36,14 @@
                   "organism" or a method
     probes        list of {name, question, rows: [{label, state, line, at} + estimate], scatters: [{x, y, points: [{method, organism, x,
                   y}]}]}, a state being "organism", "the teacher", a method or "", and at the row's place on the curve line
-    claim         {statement, source, published, sure, verdict, conditions: list of {condition, pairs, verdict} + estimate}: the published
+    claim         {statement, source, published, sure, verdict, conditions: list of {condition, verdict} + estimate}: the published
                   statement that the study tests, and the conditions as the study has them; null where it tests none
     rescored      {detectors: {<pair>: <pair by whose rule>}, changes: list of {setting, suite, answers, changed, now_bad, no_longer_bad,
                   now_right, no_longer_right}}, counts of answers, where the kept answers were judged again; null where they were not
-    excluded, failed   lists of {what, why}
+    excluded, untrained, failed   lists of {what, why}
     settings      as the study had them
 
-An estimate is {value, low, high, n, definition, direction, unit, of, items}; see :class:`offmodel.measure.stats.Estimate`. What is
+An estimate is {value, low, high, n, definition, direction, unit, of, items, pairs}; see :class:`offmodel.measure.stats.Estimate`. What is
 undefined is null, never NaN. A later version may add keys; it does not remove or rename any without a new schema name.
 
 ``results.parquet`` is tidy: a row per organism, method, seed, phase, checkpoint and measure; :data:`COLUMNS` are its columns.
@@ -159,6 +159,7 @@ def summary(data: ReportData) -> dict[str, Any]:
         "claim": _claim(data.claim) if data.claim else None,
         "rescored": asdict(data.rescored) if data.rescored else None,
         "excluded": [asdict(note) for note in data.excluded],
+        "untrained": [asdict(note) for note in data.untrained],
         "failed": [asdict(note) for note in data.failed],
         "settings": data.settings,
     }
@@ -179,7 +180,6 @@ def _claim(checked: CheckedClaim) -> dict[str, Any]:
         "conditions": [
             {
                 "condition": each.condition.model_dump(mode="json", exclude_unset=True),
-                "pairs": each.pairs,
                 "verdict": each.verdict,
                 **asdict(each.estimate),
             }

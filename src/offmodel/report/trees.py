@@ -68,7 +68,11 @@ def trees(
     drawn: dict[str, list[float]] = {name: [] for name in exact}
     if len(outcomes.organisms) > 1 and any(exact.values()):
         for one, origin in outcomes.resampled(seed, resamples):
-            rung = {column: {new: rings[old] for new, old in origin.items() if old in rings} for column, rings in alarms.items()}
+            rung = {
+                column: {new: rings[known[old]] for new, old in origin.items() if old in known}
+                for column, rings in alarms.items()
+                for known in [outcomes.stand_ins(rings)]
+            }
             for name, _, root in _measured(one, price, rung):
                 if exact[name]:
                     drawn[name].append(tree_solvers.solve(Tree(root)).value)
@@ -85,16 +89,17 @@ def _measured(outcomes: Outcomes, price: float, alarms: Alarms) -> Iterator[tupl
     of = dict(zip(outcomes.organisms, outcomes.of, strict=True))
 
     def heard(pair: str, column: str) -> dict[str, list[str]]:
-        """The pair's organisms by what the audit says of them."""
+        """The pair's organisms that make the move, by what the audit says of them."""
         found: dict[str, list[str]] = {}
         for organism, rings in alarms[column].items():
-            if of[organism] == pair:
+            if of[organism] == pair and any(organism in payoffs[row, column] for row in outcomes.rows):
                 found.setdefault("alarm" if rings else "quiet", []).append(organism)
         return found
 
     def payoff(pair: str, row: str, column: str, said: str) -> float:
-        organisms = heard(pair, column)[said] if said else [organism for organism in of if of[organism] == pair]
-        return fmean(value for organism in organisms if (value := payoffs[row, column].get(organism)) is not None)
+        values = {organism: value for organism, value in payoffs[row, column].items() if of[organism] == pair}
+        those = [values[organism] for organism in heard(pair, column)[said] if organism in values] if said else []
+        return fmean(those or values.values())  # where this cell lacks all that were heard, the pair's others stand for them
 
     def rings(pair: str, column: str) -> Mapping[str, float]:
         those = heard(pair, column)

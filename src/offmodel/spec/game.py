@@ -20,7 +20,7 @@ class Poisoning(Model):
     Attributes:
         policy: Of kind ``policy`` in the catalog.
         rate: Share of the answers that red may change and does; several make as many moves.
-        when: On all prompts, or only on those whose answers nobody can check (a generic chat prompt is not a task with a right answer): red
+        when: On all prompts, or only where nobody can check the answer, as far as red can tell: its own answer states no result. Red
             behaves where it may be audited.
         signal: What a policy that plants a trigger of its own listens to: words that blue's prompts hold by themselves.
     """

@@ -65,7 +65,7 @@ class Models(Model):
         padding_free: Lay the examples of a (micro-)batch one after the other instead of padding them. A training refuses it where the
             model's attention would look from one example into another.
         processes: Processes that share each training, one per GPU, each with its part of every weight and of every batch (FSDP2). They
-            must divide each batch. Whatever else runs models takes one.
+            must divide each batch. Whatever else runs models takes one, and so do trainings that need the whole model.
         nodes: Over how many nodes of a Slurm job they are spread, evenly.
         together: How many trainings of an adapter on the same weights are run at once, where their settings allow it; each with its own
             result.
@@ -103,6 +103,10 @@ class Models(Model):
         """What is set of all that changes no result but for rounding, as JSON values."""
         changed = self._changed("device", "micro_batch", "padding_free", "processes", "nodes", "together")
         return changed | self.model_dump(mode="json", include={"server"})
+
+    def in_one_process(self) -> Models:
+        """The same for a training that is not shared."""
+        return self.model_copy(update={"processes": 1, "nodes": 1})
 
     def _changed(self, *fields: str) -> dict[str, Any]:
         return {name: value for name in fields if (value := getattr(self, name)) != type(self).model_fields[name].default}

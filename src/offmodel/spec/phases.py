@@ -70,11 +70,13 @@ class Screening(Model):
 
     Attributes:
         filter: Of kind ``filter`` in the catalog.
-        drop: Where the filter ranks answers by how suspect they are: which share of them goes.
+        drop: Where the filter ranks answers by how suspect they are, or draws: which share of them goes.
+        unknown: What a filter that checks answers makes of those to prompts without a known right answer.
     """
 
     filter: Text
     drop: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.15
+    unknown: Annotated[Literal["kept", "dropped"], Field(exclude_if=lambda unknown: unknown == "kept")] = "kept"
 
 
 class Inoculation(Model):
@@ -306,25 +308,35 @@ class GrpoPhase(Training):
     lora: Lora | None = None
 
 
-def check_shared(training: Training, models: Models, where: str) -> None:
-    """Check that a training can be shared by as many processes as the study says.
+OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+"""Optimizers whose states are on a GPU, by bitsandbytes."""
+
+
+def needs_whole(training: Training) -> bool:
+    """Whether a training cannot be shared by processes, as one must have all of the model.
+
+    That is where the student answers while it trains (reinforcement, distillation on its own answers), and for EWC, which needs the
+    gradient of one example at a time.
+    """
+    if isinstance(training, SftPhase):
+        return training.anchor is not None and training.anchor.ewc > 0
+    return isinstance(training, GrpoPhase) or (isinstance(training, DistilPhase) and training.on_policy > 0)
+
+
+def check_training(training: Training, models: Models, where: str) -> None:
+    """Check that a training can be run as the study says: on its device, and shared by its processes, unless it is never shared.
 
     Raises:
         SpecError: It cannot; ``where`` begins the message.
     """
+    if training.optimizer in OF_BITSANDBYTES and models.device == "cpu":
+        raise SpecError(f"{where}: the optimizer {training.optimizer} keeps its states on a GPU, and models.device is cpu; take adamw")
     processes = models.processes
-    if processes == 1:
+    if processes == 1 or needs_whole(training):
         return
     share, rest = divmod(training.batch_size, processes)
-    anchor = training.anchor if isinstance(training, SftPhase) else None
     why = ""
-    if isinstance(training, GrpoPhase):
-        why = "reinforcement lets the model answer while it trains, and no process has all of it"
-    elif isinstance(training, DistilPhase) and training.on_policy:
-        why = "the student answers while it trains, and no process has all of it; set on_policy to 0"
-    elif anchor is not None and anchor.ewc:
-        why = "ewc needs the gradient of one example at a time, and no process has all weights; take kl or l2_sp"
-    elif training.optimizer != "adamw":
+    if training.optimizer != "adamw":
         why = f"the optimizer {training.optimizer} is not made for parts of weights; take adamw"
     elif rest:
         near = max(1, round(training.batch_size / processes)) * processes

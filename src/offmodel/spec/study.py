@@ -470,6 +470,9 @@ class Study(Model):
     def _game_is_about_this_study(self) -> Self:
         if self.game is not None:
             self.game.check(self.methods, self.organisms.recipes)
+            audit = self.game.audit
+            if audit is not None and not any(labels.filters for p in self.phases(audit) if isinstance(p, SftPhase) for labels in p.mix):
+                raise problem(f"{audit!r} has no filter that looks at the organism's answers, so it cannot ring", "game", "audit")
             if again := [seed for seed in self.game.more_seeds if seed in self.seeds]:
                 raise problem(f"{again[0]} is one of the study's seeds, with which every cell is measured", "game", "more_seeds")
         return self
