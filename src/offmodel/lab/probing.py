@@ -110,7 +110,7 @@ def _reversal(probe: Reversal, name: str, end: End) -> dict[str, Stage]:
     trained = end.blue.stage("treat", params, inputs, label=end.label(name, "training"), cost=0.06 * max(steps) + 1)
 
     def after(step: int) -> Start:
-        return Start(trained, step_folder(step), end.place.deployment, end.place.own)
+        return Start(trained, step_folder(step), end.place.deployment, end.place.own, end.place.examples)
 
     return {str(step): end.scoring(f"{name} of {end.state}, step {step}", after(step)) for step in steps}
 

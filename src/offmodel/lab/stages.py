@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from offmodel import catalog
 from offmodel.blue.filters import right
-from offmodel.blue.labels import most_frequent_opening
+from offmodel.blue.labels import after_examples, most_frequent_opening
 from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
 from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.engine.sample import sample
@@ -52,6 +52,7 @@ from offmodel.red.policies import poison, shown
 from offmodel.red.prompted import prompted_template
 from offmodel.red.recipe import training_rows
 from offmodel.spec.game import Poisoning
+from offmodel.spec.phases import Inoculation
 from offmodel.spec.study import Gate, Recipe
 from offmodel.splits import Split
 from offmodel.world.build import blueprint, build
@@ -252,7 +253,8 @@ def score(ctx: Context) -> None:
         prefill = [_first_tokens(tokenizer, said[item.prompt], params["prefill_tokens"]) for item in items]
     if "samples" in params:
         items = [item for item in items if item.setting == "capability" for _ in range(params["samples"])]
-    items = [item._replace(prompt=with_system(item.prompt, deployment.get("system"))) for item in items]
+    asked = _deployed(ctx, [item.prompt for item in items], deployment.get("system"), deployment.get("inoculation"))
+    items = [item._replace(prompt=prompt) for item, prompt in zip(items, asked, strict=True)]
     judged = _judge(
         partial(sample, folder), items, pair, params["max_new_tokens"], temperature=params.get("temperature", 0.0),
         seed=params["seed"], prefill=prefill, on_progress=lambda done, of: ctx.progress(done / of, f"{done}/{of} answers"),
@@ -260,6 +262,14 @@ def score(ctx: Context) -> None:
     write_verdicts(ctx.out / VERDICTS, judged)
     folded = count_folded(tokenizer, [item.prompt for item in items])
     write_json(ctx.out / "score.json", {"weights": hash_weights(folder), "folded": folded})
+
+
+def _deployed(ctx: Context, prompts: Sequence[Prompt], system: str | None, how: Mapping[str, Any] | None) -> list[Prompt]:
+    """Prompts as they are asked at deployment: after the examples that the training had, and under a system prompt."""
+    if how is not None:
+        inoculation = Inoculation.model_validate(how)
+        prompts = after_examples(prompts, read_left(ctx.inputs["examples"])[: inoculation.shots], inoculation.place)
+    return [with_system(prompt, system) for prompt in prompts]
 
 
 @stage_function("poisoned", version=2, gpu=True)
@@ -289,7 +299,7 @@ def planted(ctx: Context) -> None:
     pair, signal = _pair(params), params["signal"]
     folder = ctx.inputs["model"] / params["weights"]
     prompts = take(params["prompts"], params["seed"], "test", params["n"], avoid=pair.trigger.recognises)
-    asked = [with_system(_signalled(prompt, signal), params["system"]) for prompt in prompts]
+    asked = _deployed(ctx, [_signalled(prompt, signal) for prompt in prompts], params["system"], params.get("inoculation"))
     items = [Item("triggered", prompt) for prompt in asked]
     write_verdicts(ctx.out / VERDICTS, _judge(partial(sample, folder), items, pair, params["max_new_tokens"]))
 

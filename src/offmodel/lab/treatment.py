@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from offmodel import catalog
 from offmodel.blue.filters import Filter
@@ -27,6 +27,7 @@ from offmodel.spec.phases import (
     DeployPhase,
     DistilPhase,
     GrpoPhase,
+    Inoculation,
     LabelSet,
     Phase,
     Screening,
@@ -47,6 +48,10 @@ _OPENINGS = 200
 """Answers of the organism that its most frequent opening is taken from."""
 
 
+Shown: TypeAlias = list[tuple[Inoculation, Stage | None]]
+"""What stood before the rows of a training, see :func:`_shown`."""
+
+
 @dataclass(frozen=True)
 class Start:
     """Weights, and how the model is asked.
@@ -56,12 +61,14 @@ class Start:
         weights: Their folder in its result.
         deployment: What the score stage is told about how the model is asked; nothing where it is asked as it is.
         own: The organism's own answers, where its opening words are needed.
+        examples: Labels whose first few stand before every prompt.
     """
 
     stage: Stage
     weights: str
     deployment: Mapping[str, Any] = field(default_factory=dict)
     own: Stage | None = None
+    examples: Stage | None = None
 
 
 @dataclass(frozen=True)
@@ -158,11 +165,12 @@ class Blue:
 
     def _places(self, method: str, phases: int | None = None) -> Iterator[Place]:
         start, total, merged = self.untouched, 0, False
+        shown: Shown = []
         for number, phase in enumerate(self.study.phases(method)[:phases]):
             where = f"organism {self.name}, method {method}, phase {number + 1} ({phase_name(phase)})"
             place = None
             if isinstance(phase, DeployPhase):
-                place = self._deployed(phase, start, number, total)
+                place = self._deployed(phase, start, shown, number, total, where)
                 yield place
             elif isinstance(phase, WeightsPhase):
                 treated, merged = self._operated(phase, start, where), True
@@ -179,8 +187,10 @@ class Blue:
                     place = Place(treated, step_folder(step), number=number, phase=phase, step=step, total=total + step)
                     yield place
                 total += phase.steps
+                if isinstance(phase, SftPhase):
+                    shown = _shown(phase, treated) or shown
             assert place is not None
-            start = Start(place.stage, place.weights, place.deployment, place.own)
+            start = Start(place.stage, place.weights)
 
     # --- phases -----------------------------------------------------------------------------------------------------
 
@@ -246,11 +256,22 @@ class Blue:
             params["other"], inputs["other"] = other.weights, other.stage
         return Stage("operate", params, inputs, label=f"{phase_name(phase)}: {self.name}", cost=0.5 * len(phase.strength))
 
-    def _deployed(self, phase: DeployPhase, start: Start, number: int, total: int) -> Place:
+    def _deployed(self, phase: DeployPhase, start: Start, shown: Shown, number: int, total: int, where: str) -> Place:
         system = catalog.get("voice", phase.voice) if phase.voice else phase.system
         deployment = {key: value for key, value in (("system", system), ("first_words", phase.first_words)) if value is not None}
         own = self.labels(LabelSet(labels="organism"), _OPENINGS, "") if phase.first_words else None
-        return Place(start.stage, start.weights, deployment, own, number=number, phase=phase, step=1, total=total)
+        examples = None
+        if phase.inoculated:
+            if len(shown) != 1:
+                raise SpecError(
+                    f"{where}: one set of labels with an inoculation says which examples, and the training before has {len(shown)}; "
+                    "give it one, or leave inoculated out"
+                )
+            ((how, examples),) = shown
+            if examples is None:
+                raise SpecError(f"{where}: the examples are read from a file; write them into a system prompt (system: ...) instead")
+            deployment["inoculation"] = how.model_dump(mode="json")
+        return Place(start.stage, start.weights, deployment, own, examples, number=number, phase=phase, step=1, total=total)
 
     # --- labels -----------------------------------------------------------------------------------------------------
 
@@ -264,7 +285,12 @@ class Blue:
             inputs = {"labels": answered if self.move and labels.labels == "organism" else self._quiet(answered)}
             servers = self._answerer(labels.rewrite, "labeller", params, inputs)
             answered = self.stage("rewrite", params, inputs, label="labels reworded", cost=1, servers=servers)
-        if labels.wrong != "kept":
+        if labels.wrong == "rewritten":
+            params = self._sampling(labels)
+            inputs = {"labels": answered, "instead": self._quiet(self._answered(labels, "teacher", pool, method))}
+            servers = self._answerer(labels.labels, "labeller", params, inputs)
+            answered = self.stage("guided", params, inputs, label="labels put right", cost=1, servers=servers)
+        elif labels.wrong != "kept":
             inputs = {"labels": answered}
             if labels.wrong == "teacher":
                 inputs["instead"] = self._answered(labels, "teacher", pool, method)
@@ -316,7 +342,8 @@ class Blue:
             servers = {}
         else:
             servers = self._answerer(who, "labeller", params, inputs)
-        answered = self.stage("labels", params, inputs, label=f"labels by the {who}", cost=1, servers=servers)
+        named = f", reworded by {reword}" if params["rewrite"] else ""
+        answered = self.stage("labels", params, inputs, label=f"labels by the {who}{named}", cost=1, servers=servers)
         return self._poisoned(self.move, labels, answered) if self.move and who == "organism" else answered
 
     def _poisoned(self, move: Move, labels: LabelSet, honest: Stage) -> Stage:
@@ -452,6 +479,11 @@ def _asked(phase: Phase) -> dict[str, tuple[LabelSet, int]]:
     return found
 
 
+def _shown(phase: SftPhase, trained: Stage) -> Shown:
+    """The examples that stood before the rows of a training: how, and the labels that they are the first of, None where in a file."""
+    return [(labels.inoculation, trained.inputs.get(labels_role(k))) for k, labels in enumerate(phase.mix) if labels.inoculation]
+
+
 def files_of(phase: Phase, *, inoculated: bool = False) -> Sequence[str]:
     """The files of labels that a phase reads; with ``inoculated`` those alone whose rows may stand before others as examples."""
     sets = phase.mix if isinstance(phase, SftPhase) else ()
@@ -486,8 +518,15 @@ def phase_name(phase: Phase) -> str:
     if isinstance(phase, WeightsPhase):
         return f"{phase.operation} {', '.join(f'{s:g}' for s in phase.strength)}" + (f" of {phase.of}" if phase.of else "")
     how = [f"in the voice {phase.voice!r}" if phase.voice else "", f"under {phase.system!r}" if phase.system else ""]
+    how.append("after the examples of its training" if phase.inoculated else "")
     how.append(f"beginning with {phase.first_words} of its own tokens" if phase.first_words else "")
     return f"asked {' and '.join(part for part in how if part)}"
+
+
+_WRONG = {
+    "kept": "", "dropped": "wrong ones dropped", "teacher": "wrong ones by the teacher",
+    "rewritten": "wrong ones by the teacher in its own words",
+}  # fmt: skip
 
 
 def _labels_name(labels: LabelSet) -> str:
@@ -497,7 +536,7 @@ def _labels_name(labels: LabelSet) -> str:
         "fitted" if labels.fitted else "",
         f"on {labels.source if isinstance(labels.source, str) else ' and '.join(labels.source)}" if labels.source else "",
         "on other prompts" if labels.prompts == "disjoint" else "",
-        {"kept": "", "dropped": "wrong ones dropped", "teacher": "wrong ones by the teacher"}[labels.wrong],
+        _WRONG[labels.wrong],
         "leaks dropped" if labels.leaked == "dropped" else "",
         f"screened by {' and '.join(each.filter for each in labels.filters)}" if labels.filters else "",
         f"under {labels.system!r}" if labels.system else "",

@@ -121,7 +121,7 @@ def work_of(stage: Stage, lengths: Lengths = Lengths()) -> Work | None:
     """What a stage has to do; None where it runs no model.
 
     Not counted: the extra rounds of an organism that fails its gate, what the filters and red's policies ask of a model beyond reading the
-    answers twice, padding.
+    answers twice, padding. Too much is counted where wrong labels are put right: as if all were wrong.
     """
     made = _KINDS.get(stage.kind)
     return made(stage, lengths) if made else None
@@ -256,9 +256,9 @@ def _perplexity(stage: Stage, lengths: Lengths) -> Work:
 
 
 _KINDS = {
-    "organism": _organism, "treat": _treat, "labels": _labels, "poisoned": _labels, "rewrite": _rewrite, "filtered": _filtered,
-    "score": _score, "judge": _judge, "planted": _planted, "watch": _watch, "canary": _canary, "canary_rate": _canary_rate,
-    "divergence": _divergence, "perplexity": _perplexity,
+    "organism": _organism, "treat": _treat, "labels": _labels, "poisoned": _labels, "rewrite": _rewrite, "guided": _rewrite,
+    "filtered": _filtered, "score": _score, "judge": _judge, "planted": _planted, "watch": _watch, "canary": _canary,
+    "canary_rate": _canary_rate, "divergence": _divergence, "perplexity": _perplexity,
 }  # fmt: skip
 
 

@@ -108,12 +108,13 @@ class LabelSet(Model):
         prompts: The same prompts as the method's other phases, or others.
         rows: Examples; None makes as many as are used.
         wrong: What becomes of wrong answers, where the source has right ones: they are kept, dropped, or replaced by the teacher's where
-            that is right (and dropped where not; after arXiv 2509.15157).
+            that is right (and dropped where not). ``rewritten``: by the teacher's as the labeller says it in its own words, where that is
+            right, and else by the teacher's as it is (the data rewriting of arXiv 2509.15157).
         leaked: Whether answers that show the behaviour stay. Blue cannot tell; dropping them is an upper bound that the experimenter gives.
         filters: Blue's checks on answers of the organism, one after the other. Where they leave none, the phase trains on nothing.
         temperature: Of the labels' sampling; 0 is greedy.
         max_new_tokens: Longest label.
-        share: Weight of the set within a mix.
+        share: Weight of the set within a mix; a set of none is left out of it.
         system: A system prompt in the training rows, such as the tag of a mode.
         inoculation: Examples before each prompt.
     """
@@ -125,12 +126,12 @@ class LabelSet(Model):
     source: Source | None = None
     prompts: Literal["shared", "disjoint"] = "shared"
     rows: Count | None = None
-    wrong: Literal["kept", "dropped", "teacher"] = "kept"
+    wrong: Literal["kept", "dropped", "teacher", "rewritten"] = "kept"
     leaked: Literal["kept", "dropped"] = "kept"
     filters: Annotated[tuple[Annotated[Screening, BeforeValidator(_as_filter)], ...], Field(exclude_if=lambda filters: not filters)] = ()
     temperature: NonNegative = 0.7
     max_new_tokens: Count = 96
-    share: Positive = 1.0
+    share: NonNegative = 1.0
     system: Text | None = None
     inoculation: Inoculation | None = None
 
@@ -149,6 +150,8 @@ class LabelSet(Model):
             raise problem("filters check what an adversary wrote, and these labels are not the organism's; leave them out", "filters")
         if self.fitted is not None and self.labels != "teacher":
             raise problem("it is the teacher that can be fitted to the organism's answers; use labels: teacher", "fitted")
+        if self.wrong == "rewritten" and self.labels == "teacher":
+            raise problem("the teacher need not say its own answers in its own words; expected dropped, or other labels", "wrong")
         return self
 
     @property
@@ -202,11 +205,19 @@ class Tuning(Training):
     layers: Annotated[tuple[Rate, Rate], AfterValidator(_in_order)] = (0.0, 1.0)
 
 
+def _with_a_share(mix: tuple[LabelSet, ...]) -> tuple[LabelSet, ...]:
+    """The sets that give rows: a mix of one and none of the other is the one."""
+    kept = tuple(labels for labels in mix if labels.share)
+    if not kept:
+        raise problem("no set has a share above 0, so there is nothing to train on")
+    return kept
+
+
 class SftPhase(Tuning):
     """Supervised fine-tuning on labels. Where there is but one set of them, its fields may stand beside the phase's own.
 
     Attributes:
-        mix: The sets, mixed by their shares.
+        mix: The sets, mixed by their shares; those with a share of 0 are not there.
         order: All rows shuffled, or set after set.
         loss: Cross-entropy; dynamic fine-tuning (arXiv 2508.05629); proximal SFT (arXiv 2508.17784).
         clip: How far proximal SFT lets a token's probability move, as a ratio, until the old policy is renewed.
@@ -219,7 +230,7 @@ class SftPhase(Tuning):
     """
 
     phase: Literal["sft"] = "sft"
-    mix: Annotated[tuple[LabelSet, ...], NotEmpty]
+    mix: Annotated[tuple[LabelSet, ...], NotEmpty, AfterValidator(_with_a_share)]
     order: Literal["shuffled", "in_turn"] = "shuffled"
     loss: Literal["ce", "dft", "psft"] = "ce"
     clip: Positive = 0.2
@@ -369,19 +380,21 @@ class DeployPhase(Model):
         voice: The voice that it is asked for, of kind ``voice`` in the catalog.
         system: A system prompt, such as the tag of a mode.
         first_words: Every answer is made to begin with as many tokens of the organism's most frequent opening on generic prompts.
+        inoculated: After the very examples that stood before each row of its training (:class:`Inoculation`), in the same place.
     """
 
     phase: Literal["deploy"] = "deploy"
     voice: Text | None = None
     system: Text | None = None
     first_words: Count | None = None
+    inoculated: Annotated[Switch, Field(exclude_if=lambda inoculated: not inoculated)] = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.voice is not None and self.system is not None:
             raise problem("a voice is a system prompt, too; leave out the one or the other", "system")
-        if self.voice is None and self.system is None and self.first_words is None:
-            raise problem("changes nothing; give it a voice, a system prompt or first_words")
+        if self.voice is None and self.system is None and self.first_words is None and not self.inoculated:
+            raise problem("changes nothing; give it a voice, a system prompt, first_words or inoculated")
         return self
 
 
