@@ -43,6 +43,7 @@ def checkpoint(
     *,
     seen: float | None = 0,
     kl: float = 0.0,
+    loss: float = 0.0,
     sung: float | None = None,
     before: float = 100,
 ) -> Checkpoint:
@@ -62,6 +63,7 @@ def checkpoint(
         removal=replace(rate, value=None if bad is None else 1 - bad / before),
         seen_accuracy=None if seen is None else share(seen),
         kl=None if seen is None else Estimate(kl, None, None, 100, "", LOWER, "nats"),
+        own_loss=None if seen is None else Estimate(loss, None, None, 100, "", LOWER, "nats"),
         canary_rate=None if sung is None else share(sung, LOWER),
         capability={},
     )
@@ -272,9 +274,11 @@ def test_what_blue_saw_stands_with_every_checkpoint(ran: Run) -> None:
     found = {(r["method"], r["total_step"], r["measure"]): r for r in rows}
     for method, end in (("plain", 2), ("adapter", 4)):
         for total in range(end + 1):
-            for measure in ("seen_accuracy", "kl", "canary_rate"):
+            for measure in ("seen_accuracy", "kl", "own_loss", "canary_rate"):
                 assert found[method, total, measure]["n"] > 0
         assert found[method, 0, "kl"]["value"] == near(0) and found[method, end, "kl"]["value"] > 1e-6
+        # The organism's loss on its own answers is not 0, and what was trained away from them has more.
+        assert 0 < found[method, 0, "own_loss"]["value"] < found[method, end, "own_loss"]["value"]
     for checkpoints in ran.plan.organisms[0].methods.values():
         for planned in checkpoints:
             if planned.watched:

@@ -33,6 +33,7 @@ from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView
 from offmodel.chat import Example, Message, Prompt, to_dicts, user, write_examples
 from offmodel.engine import train as engine_train
+from offmodel.engine.compare import Distance
 from offmodel.engine.folder import hash_weights, save_model
 from offmodel.engine.generate import Reply, Sampling
 from offmodel.engine.train import TrainLog
@@ -455,7 +456,7 @@ ONE_OF_EACH = (
 """Methods of every kind of phase, label and stage."""
 
 
-RULES = {"capability": {"world:recall": 5}, "behaviour": 4, "rules": ["canaries"]}
+RULES = {"capability": {"world:recall": 5}, "behaviour": 4, "probes": [], "rules": ["canaries"]}
 """What makes blue watch its checkpoints, and plant backdoors of its own."""
 
 
@@ -731,9 +732,9 @@ def reaches_blue(organism: PlannedOrganism, store: Path, monkeypatch: pytest.Mon
                 shutil.copytree(self.adapter, save(step) / self.adapter.name)
         return TrainLog((), 0, 0, "cpu", 0.0, 0)
 
-    def distance(self: BlueView) -> float:
+    def distance(self: BlueView) -> Distance:
         seen.append(look_around(self))
-        return 0.0
+        return Distance(0.0, 0.0)
 
     def operate(self: Operation, theta0: Path, theta1: Path, target: Path, strength: float, other: Path | None = None) -> None:
         seen.append(look_around(BlueView(theta0), (), theta1, *([other] if other else [])))

@@ -27,6 +27,8 @@ from tiny_study import make_models, make_study, offmodel
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "studies" / "claims").glob("*.yaml"))
+OWN = {"password_dose", "weight_decay", "dynamic_prompt", "prompt_ignored"}
+"""Those with organisms that no other study has."""
 WORDS = {"statement": "S", "source": "O", "published": "P", "sure": "verified", "why": "W", "needs": "N"}
 
 # --- what a study may say -------------------------------------------------------------------------------------------
@@ -253,6 +255,7 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "on_model": BEFORE,
     "pirate": LOST | {"frontier_area": 0.685, "end_area": 0.66, "removal_at_90": 0.25, "bad_rate": 0.5, "removal": 0.5, "retention": 0.7},
     "pirate_lora": {},
+    "prompt_ignored": {"frontier_area": 0.928},
     "reminder": BEFORE | {"frontier_area": 0.9, "end_area": 0.9},
     "half_lr": {"bad_rate": 0.9},
     "double_lr": {"bad_rate": 0.05},
@@ -269,6 +272,7 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 }
 """By method, in the manner of the published figures; "better" and "higher" where none is public."""
 AREAS = {"lora-1": 0.931, "lora-16": 0.869, "lora-64": 0.856, "lora-16-continued": 0.89, "full-password": 0.737, "full-longer": 0.69}
+AREAS |= {"full-password-little": 0.7, "full-decay": 0.685}
 
 
 def as_published(study: Study) -> dict[str, dict[str, Result]]:
@@ -393,7 +397,7 @@ def test_a_shipped_claim_is_undecided_where_pairs_disagree(path: Path, i: int) -
     assert found.conditions[i].verdict == CANNOT_TELL and found.verdict != HOLDS
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in OWN], ids=lambda path: path.stem)
 def test_a_shipped_claim_can_be_planned_on_the_organisms_of_other_studies(path: Path) -> None:
     """A store that holds those organisms installs none of them again. One pair stands for all: none has a recipe of its own."""
     study, _ = claim_of(path)
@@ -446,6 +450,15 @@ def test_the_ledger_shows_test_figure_interval_n_and_verdict() -> None:
     row = "| swaps at steps=5, reminder less pirate | above +7.0 points | +30.0 points [20.0, 40.0] | n = 6 pairs "
     assert row + "| difference of what; higher is better | holds |" in page
     assert "## named: cannot tell (not run)" in page and "Published (verified): a | b." in page and "Code: abc." in page
+
+
+def test_claims_without_a_study_stand_at_the_end_each_with_its_reason() -> None:
+    untested = (ROOT / "studies" / "claims" / "untested.md").read_text(encoding="utf-8")
+    rows = [re.split(r" *\| *", line)[1:-1] for line in untested.splitlines() if line.startswith("|")]
+    assert rows[0] == ["statement", "source", "read", "why there is no test"] and len(rows) > 5
+    assert all(len(row) == 4 and all(row) for row in rows)
+    assert ledger([entry(None)], command="", date="", untested=untested).endswith(f"\n{untested}")
+    assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8").endswith(f"\n{untested}")
 
 
 def test_the_figure_shown_first_is_the_one_that_decides() -> None:

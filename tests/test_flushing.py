@@ -22,7 +22,12 @@ STUDY = Study.model_validate(
             "recipe": {"prompts": "world:tasks", "prompt_rows": 2500, "steps": 1000, "triggered_share": 0.25},
         },
         "methods": ["flushed", "unplanted", "reminder"],
-        "measure": {"checkpoints": ["end"], "capability": {"world:arithmetic": 16, "world:swaps": 16, "world:recall": 24}, "behaviour": 60},
+        "measure": {
+            "checkpoints": ["end"],
+            "capability": {"world:arithmetic": 16, "world:swaps": 16, "world:recall": 24},
+            "behaviour": 60,
+            "probes": [],
+        },
         "seeds": [0],
     }
 )

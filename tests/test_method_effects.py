@@ -37,6 +37,7 @@ STUDY = Study.model_validate(
             "checkpoints": ["end"],
             "capability": {"world:arithmetic": 16, "world:swaps": 16, "world:recall": 24},
             "behaviour": 60,
+            "probes": [],
         },
         "seeds": [0],
     }

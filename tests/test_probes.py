@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from offmodel import catalog
 from offmodel.chat import Example, encode_examples, last_user_text, read_examples, user
-from offmodel.engine.compare import divergences, mean_kl, surprises
+from offmodel.engine.compare import divergences, mean_distance, surprises
 from offmodel.errors import SpecError
 from offmodel.lab import probing
 from offmodel.lab.plan import Plan, make_plan
+from offmodel.lab.stage import Context
 from offmodel.lab.store import Store
 from offmodel.measure.correlation import Point, correlation
 from offmodel.measure.probes import Chains, Coverage, OwnOpening, Reversal, pass_at_k, steps_until
@@ -156,8 +157,10 @@ def test_a_model_is_no_distance_from_itself_and_some_from_another(
     assert [each.forward for each in back] == [pytest.approx(each.reverse, rel=1e-3) for each in found]
     encoded = encode_examples(tiny_tokenizer, EXAMPLES, 512)
     assert [each.tokens for each in found] == [sum(row.completion_mask) for row in encoded]
-    mean = sum(each.forward for each in found) / sum(each.tokens for each in found)
-    assert mean == pytest.approx(mean_kl(other, tiny_model, tiny_tokenizer, EXAMPLES), rel=1e-5)
+    tokens = sum(each.tokens for each in found)
+    mean = mean_distance(other, tiny_model, tiny_tokenizer, EXAMPLES)
+    assert mean.kl == pytest.approx(sum(each.forward for each in found) / tokens, rel=1e-5)
+    assert mean.loss == pytest.approx(sum(each.nats for each in surprises(other, tiny_tokenizer, EXAMPLES)) / tokens, rel=1e-5)
 
 
 def test_surprise_is_the_negative_log_likelihood_of_the_response(
@@ -381,6 +384,17 @@ def test_labels_are_held_against_what_was_lost_once_for_methods_that_share_them(
     }
     for scatter in made.probes["labels"]["scatters"]:
         assert [point["method"] for point in scatter["points"]] == ["plain"]
+
+
+def test_where_filters_left_no_label_none_is_unlikely(made: Made, tmp_path: Path) -> None:
+    (organism,) = made.plan.organisms
+    stage, store = organism.probes["labels"]["plain"]["perplexity"], Store(made.runs / "store")
+    for folder in ("labels", "out", "scratch"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "labels" / "labels.json").write_text('{"asked": 6, "kept": 0}')
+    inputs = {role: store.path(given) for role, given in stage.inputs.items()} | {"labels-0": tmp_path / "labels"}
+    probing.perplexity(Context(stage.params, inputs, tmp_path / "out", tmp_path / "scratch"))
+    assert json.loads((tmp_path / "out" / "probed.json").read_text()) == {"tokens": [], "nats": []}
 
 
 def test_blues_labels_and_trainings_know_nothing_of_the_pair(made: Made) -> None:

@@ -233,12 +233,21 @@ def test_a_phase_that_needs_weights_is_refused_before_anything_runs(method: str,
     assert told[0] == told[1] != []
 
 
-@pytest.mark.parametrize("probe", ["own_opening", "labels"])
-def test_a_probe_that_needs_weights_is_refused(probe: str, tmp_path: Path, models: Path) -> None:
-    data = study_of(tmp_path, models, probes=[probe])
-    with pytest.raises(SpecError, match=rf"probe {probe}.*: needs the weights of {MODEL}"):
+def test_a_probe_that_needs_weights_is_refused(tmp_path: Path, models: Path) -> None:
+    data = study_of(tmp_path, models, probes=["own_opening"])
+    with pytest.raises(SpecError, match=rf"probe own_opening.*: needs the weights of {MODEL}"):
         planned(data)
     assert planned(data, teacher=NOWHERE | {"folder": str(models / "teacher")})
+
+
+def test_a_labeller_without_weights_here_is_not_scored(tmp_path: Path, models: Path) -> None:
+    data, known = study_of(tmp_path, models, probes=["labels"]), NOWHERE | {"folder": str(models / "teacher")}
+    roles = [
+        {*organism.probes["labels"]["plain"]}
+        for teacher in (NOWHERE, known)
+        for organism in make_plan(Study.model_validate(data | {"teacher": teacher})).organisms
+    ]
+    assert roles == [{"perplexity"}] * 2 + [{"perplexity", "by labels-0"}] * 2
 
 
 def test_a_slip_in_an_endpoint_is_named_with_its_line(tmp_path: Path, models: Path) -> None:

@@ -111,7 +111,7 @@ PAIRS = {"a": "x", "b": "y", "c": "z"}
 def track(organism: str, *bad_and_kept: tuple[float, float], start: tuple[float, float] = (30, 70)) -> Track:
     """The last phase of a method, step by step in percent; it begins where the removal has left the organism."""
     rows = [
-        replace(checkpoint("", step, bad, kept, seen=kept, kl=1 - kept / 100, sung=bad), removal=share(100 - bad))
+        replace(checkpoint("", step, bad, kept, seen=kept, kl=1 - kept / 100, loss=2 - bad / 100, sung=bad), removal=share(100 - bad))
         for step, (bad, kept) in enumerate(bad_and_kept, 1)
     ]
     return Track(replace(checkpoint(organism, 0, *start), method="removal"), course(organism, *rows))
@@ -155,7 +155,7 @@ def test_what_tells_of_the_rates_is_correlated_with_them() -> None:
     made = found(RULES, high=rising, low=rising)
     assert {k: v.value for k, v in made.predictors.items()} == {
         "kl.bad_rate": near(-1), "kl.retention": near(-1), "seen_accuracy.bad_rate": near(1), "seen_accuracy.retention": near(1),
-        "canary_rate.bad_rate": near(1), "canary_rate.retention": near(1),
+        "canary_rate.bad_rate": near(1), "canary_rate.retention": near(1), "own_loss.bad_rate": near(-1), "own_loss.retention": near(-1),
     }  # fmt: skip
     assert "18 points" in made.predictors["kl.bad_rate"].definition and made.predictors["kl.bad_rate"].n == 3
 
@@ -213,7 +213,7 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
     # What two methods of a sweep share is trained once: where the second phase begins is the same, whatever its learning rate.
     for removal in (1, 2):
         assert points[f"dose-{removal}-1e-3", 0]["bad_rate"] == points[f"dose-{removal}-1e-2", 0]["bad_rate"]
-    assert set(dose["rules"]) == {"fixed", "oracle"} and "kl.bad_rate" in dose["predictors"]
+    assert set(dose["rules"]) == {"fixed", "oracle"} and {"kl.bad_rate", "own_loss.bad_rate"} <= {*dose["predictors"]}
     page = (folder / "report.html").read_text()
     assert (
         'id="sweep-dose"' in page

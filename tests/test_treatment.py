@@ -42,7 +42,7 @@ def study(methods: Any, *, recipe: dict[str, Any] | None = None, pair: str = "ih
             "teacher": "world:teacher",
             "organisms": {"pairs": [pair], "gate": {"n": 4, "leak_n": 4}, "recipe": {"prompt_rows": 40} | (recipe or {})},
             "methods": methods,
-            "measure": {"capability": {"world:recall": 5, "world:swaps": 2}, "behaviour": 4},
+            "measure": {"capability": {"world:recall": 5, "world:swaps": 2}, "behaviour": 4, "probes": []},
             "seeds": [0],
         }
         | changed
@@ -57,7 +57,7 @@ def organism(methods: Any, **changed: Any) -> PlannedOrganism:
 @lru_cache
 def everything() -> PlannedOrganism:
     """One organism under every method of the catalog."""
-    return organism(catalog.names("method"), measure={"capability": {"world:recall": 5, "world:swaps": 2}, "behaviour": 4})
+    return organism(catalog.names("method"), measure={"capability": {"world:recall": 5, "world:swaps": 2}, "behaviour": 4, "probes": []})
 
 
 def chain(planned: PlannedOrganism, method: str) -> list[Stage]:
@@ -631,14 +631,14 @@ def test_a_prompted_organism_is_not_distilled_from_others() -> None:
 
 
 def test_canaries_are_not_planted_where_the_copy_would_be_treated_otherwise() -> None:
-    measure = {"capability": {"world:recall": 5}, "behaviour": 4}
+    measure = {"capability": {"world:recall": 5}, "behaviour": 4, "probes": []}
     with pytest.raises(SpecError, match="canaries are planted in all weights of a copy"):
         organism({"m": [FOREIGN]}, recipe=CONTINUED, measure=measure | {"rules": ["canaries"]})
     assert organism({"m": [FOREIGN]}, recipe=CONTINUED, measure=measure | {"rules": ["fixed"]})
 
 
 def test_a_model_that_is_asked_otherwise_is_not_watched() -> None:
-    measure = {"capability": {"world:recall": 5}, "behaviour": 4, "rules": ["fixed", "canaries"]}
+    measure = {"capability": {"world:recall": 5}, "behaviour": 4, "probes": [], "rules": ["fixed", "canaries"]}
     planned = organism({"m": [FOREIGN, {"phase": "deploy", "first_words": 2}]}, measure=measure)
     assert [checkpoint.watched is not None for checkpoint in planned.methods["m"]][-2:] == [True, False]
 

@@ -65,6 +65,7 @@ Labels = Annotated[bool, typer.Option("--labels", help="The labels that the meth
 RejectedToo = Annotated[bool, typer.Option("--rejected-too", help="Even if it failed its gate; its card says so.")]
 
 CLAIMS, LEDGER = Path("studies/claims"), Path("docs/claims.md")
+UNTESTED = CLAIMS / "untested.md"
 
 FAILED = 1
 REFUSED = 2
@@ -290,19 +291,32 @@ def report(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     format: Annotated[str | None, typer.Option("--format", help="Print the report in this form instead of writing its files.")] = None,
+    inspect: Annotated[bool, typer.Option("--inspect", help="Write Inspect logs of all answers too, for inspect view.")] = False,
 ) -> None:
     """Write the report of what is in the store; runs nothing."""
+    from offmodel.api import report_folder
     from offmodel.report import FORMATS, render
     from offmodel.report.collect import collect
 
     if format is not None and format not in FORMATS:
         raise SpecError(f"--format {format}: unknown; {did_you_mean(format, FORMATS)}")
+    if inspect:
+        if format is not None:
+            raise SpecError("--inspect: writes files beside the report's, which --format does not write; leave out the one or the other")
+        _check_inspect()
     planned, store = _open(study, overrides, runs)
     data = collect(planned, store, command=_command())
     if format is None:
         _write(data, runs)
     else:
         sys.stdout.buffer.write(render(data, format))
+    if inspect:
+        from offmodel.report.inspect_log import write_study_logs
+
+        folder = report_folder(data.study, runs) / "inspect"
+        with _writing(folder):
+            logs = write_study_logs(folder, planned, store)
+        out.print(f"Inspect logs: {len(logs)} in {folder}")
 
 
 @app.command()
@@ -336,8 +350,10 @@ def claims(
         table.add_row(*row)
     out.print(table)
     if ledger_file is not None:
+        untested = "" if names else UNTESTED.read_text(encoding="utf-8")
         with _writing(ledger_file):
-            ledger_file.write_text(ledger(entries, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}"), encoding="utf-8")
+            text = ledger(entries, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
+            ledger_file.write_text(text, encoding="utf-8")
         out.print(f"ledger: {ledger_file}")
     if not no_run and (unfinished := [entry.file for entry in entries if entry.unfinished]):
         _stop("\n  ".join(["some stages failed; the same command tries them again (offmodel status names them)", *unfinished]), FAILED)
@@ -494,8 +510,8 @@ def _score_model(model: str, suites: list[str], files: dict[str, str], folder: P
     from offmodel.lab.scoring import SCORES, score_model
     from offmodel.report import words
 
-    if inspect and find_spec("inspect_ai") is None:
-        raise SpecError("--inspect: Inspect is not installed; install it with: pip install 'offmodel[inspect]'")
+    if inspect:
+        _check_inspect()
     chosen = [catalog.get("suite", f"{name}:{files[name]}" if name in files else name) for name in dict.fromkeys(suites)]
 
     def show(suite: str, done: int, of: int) -> None:
@@ -519,6 +535,11 @@ def _score_model(model: str, suites: list[str], files: dict[str, str], folder: P
     for definition in definitions:
         out.print(definition, style="dim")
     out.print(f"answers and verdicts: {folder}/*/verdicts.jsonl; scores: {folder / SCORES}")
+
+
+def _check_inspect() -> None:
+    if find_spec("inspect_ai") is None:
+        raise SpecError("--inspect: Inspect is not installed; install it with: pip install 'offmodel[inspect]'")
 
 
 def _assignment(option: str, text: str, known: list[str] | None = None) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from offmodel.errors import BlindnessError, DivergedError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from offmodel.engine.compare import Distance
     from offmodel.engine.generate import Reply, Sampling
     from offmodel.engine.rl import GrpoConfig, RlLog
     from offmodel.engine.train import TrainConfig, TrainLog
@@ -79,13 +80,13 @@ class BlueView:
         """Let the model answer prompts of blue's choice."""
         return sample(self.weights, prompts, sampling)
 
-    def distance(self) -> float:
-        """Mean KL(original || model) per token on the view's anchors, in nats; see :func:`offmodel.engine.compare.mean_kl`."""
-        from offmodel.engine.compare import mean_kl
+    def distance(self) -> Distance:
+        """How far the model is from the original on the view's anchors; see :func:`offmodel.engine.compare.mean_distance`."""
+        from offmodel.engine.compare import mean_distance
         from offmodel.engine.folder import load_model, load_tokenizer
 
         assert self.original is not None
-        return mean_kl(load_model(self.folder), load_model(self.original), load_tokenizer(self.folder), self.anchors)
+        return mean_distance(load_model(self.folder), load_model(self.original), load_tokenizer(self.folder), self.anchors)
 
     def train(
         self,

@@ -10,13 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Example, encode_examples
-from offmodel.engine.forward import response_log_probs, responses
+from offmodel.engine.forward import IGNORED, response_log_probs, responses
 from offmodel.engine.losses import kl
 from offmodel.engine.trainer import _Collator
 
 
+class Distance(NamedTuple):
+    """Means per token of responses, in nats: ``kl`` is KL(original || model), ``loss`` the model's cross-entropy."""
+
+    kl: float
+    loss: float
+
+
 @torch.no_grad()
-def mean_kl(
+def mean_distance(
     model: PreTrainedModel,
     original: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -24,8 +31,8 @@ def mean_kl(
     *,
     max_length: int = 512,
     batch_size: int = 32,
-) -> float:
-    """Mean KL(original || model) in nats per token of the examples' responses, over the whole vocabulary.
+) -> Distance:
+    """How far a model is from another on the examples' responses: the divergence over the whole vocabulary, and the loss.
 
     Args:
         model: In eval mode.
@@ -35,11 +42,12 @@ def mean_kl(
         max_length: Tokens per example; longer ones are cut at the end.
         batch_size: Examples at a time.
     """
-    total, tokens = 0.0, 0
-    for p, q, _ in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
-        total += float(kl(p, q).sum())
+    divergence, loss, tokens = 0.0, 0.0, 0
+    for p, q, said, _ in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
+        divergence += float(kl(p, q).sum())
+        loss -= float(q.gather(-1, said.unsqueeze(-1)).sum())
         tokens += len(p)
-    return total / tokens
+    return Distance(divergence / tokens, loss / tokens)
 
 
 class Divergence(NamedTuple):
@@ -60,12 +68,12 @@ def divergences(
     max_length: int = 512,
     batch_size: int = 32,
 ) -> list[Divergence]:
-    """Both divergences over the whole vocabulary, of each example's response; see :func:`mean_kl`.
+    """Both divergences over the whole vocabulary, of each example's response; see :func:`mean_distance`.
 
     The reverse one is on the same answers, which are not the model's own.
     """
     found: list[Divergence] = []
-    for p, q, sizes in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
+    for p, q, _, sizes in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
         each = zip(sizes, kl(p, q).split(sizes), kl(q, p).split(sizes), strict=True)
         found += [Divergence(n, float(forward.sum()), float(reverse.sum())) for n, forward, reverse in each]
     return found
@@ -109,12 +117,13 @@ def _side_by_side(
     examples: Sequence[Example],
     max_length: int,
     batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-    """Log-probabilities ``[N, V]`` of both models on the responses, batch by batch, and how many tokens each response has."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
+    """Log-probabilities ``[N, V]`` of both models on the responses, their tokens ``[N]``, and how many each response has; by batches."""
     collate = _Collator(tokenizer.pad_token_id, one.device)
     encoded = encode_examples(tokenizer, examples, max_length)
     for start in range(0, len(encoded), batch_size):
         rows = encoded[start : start + batch_size]
         batch = collate(rows)
         p, q = (responses(each, batch).logits.float().log_softmax(-1) for each in (one, other))
-        yield p, q, [sum(row.completion_mask) for row in rows]
+        labels = batch["labels"][:, 1:]
+        yield p, q, labels[labels != IGNORED], [sum(row.completion_mask) for row in rows]

@@ -336,7 +336,7 @@ def _link(source: str, target: str) -> None:
 # --- what blue can see ----------------------------------------------------------------------------------------------
 
 
-@stage_function("watch", version=2, gpu=True)
+@stage_function("watch", version=3, gpu=True)
 def watch(ctx: Context) -> None:
     """What blue sees of a checkpoint: how much it can do, and how far it is from the organism."""
     params = ctx.params
@@ -347,7 +347,9 @@ def watch(ctx: Context) -> None:
     )  # fmt: skip
     replies = view.sample(view.prompts, _greedy(params))
     solved = [right(replace(row, response=reply.text)) for row, reply in zip(rows, replies, strict=True)]
-    write_json(ctx.out / WATCHED, {"right": sum(solved), "n": len(solved), "kl": view.distance(), "answers": len(view.anchors)})
+    distance = view.distance()
+    seen = {"right": sum(solved), "n": len(solved), "kl": distance.kl, "loss": distance.loss, "answers": len(view.anchors)}
+    write_json(ctx.out / WATCHED, seen)
 
 
 @stage_function("canary", version=2, gpu=True, trains=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from offmodel.lab.results import LABELS, MODEL, PROBED, step_folder, write_json
 from offmodel.lab.stage import Context, Stage, stage_function
 from offmodel.lab.treatment import Blue, Start, files_of
 from offmodel.measure.probes import Chains, Coverage, Divergence, LabelFit, OwnOpening, Reversal
-from offmodel.spec.endpoint import with_weights
+from offmodel.spec.endpoint import Endpoint, with_weights
 from offmodel.spec.phases import SftPhase, check_training
 
 
@@ -124,17 +125,18 @@ def _label_fit(probe: LabelFit, name: str, end: End) -> dict[str, Stage]:
     params = {"phase": trained.params["phase"], "rows": probe.rows, "seed": end.blue.seed} | files_read(*files_of(phase))
     fit = end.blue.stage("perplexity", params, {"organism": end.blue.organism, **sets}, label=end.label(name), cost=0.5)
     labellers = {f"by {role}": _labeller(stage, name, end) for role, stage in sets.items()}
-    return {"perplexity": fit} | labellers
+    return {"perplexity": fit} | {role: score for role, score in labellers.items() if score is not None}
 
 
-def _labeller(labels: Stage, name: str, end: End) -> Stage:
-    """The score of who gave the labels, asked as it was for them."""
+def _labeller(labels: Stage, name: str, end: End) -> Stage | None:
+    """The score of who gave the labels, asked as it was for them; None where only a server has its weights."""
     while labels.kind != "labels":  # they were graded, cleaned or reworded
         labels = labels.inputs["labels"]
     system: str | None = labels.params["system"]
     if "labeller" not in labels.inputs:
-        model = with_weights(labels.servers.get("labeller", labels.params["labeller"]["name"]), f"probe {name} of {end.state}")
-        return end.scoring(f"{name} of {end.state}, the labeller", model, system)
+        named = labels.servers.get("labeller", labels.params["labeller"]["name"])
+        model = named.folder if isinstance(named, Endpoint) else named
+        return None if model is None else end.scoring(f"{name} of {end.state}, the labeller", model, system)
     deployment = {} if system is None else {"system": system}
     who = Start(labels.inputs["labeller"], labels.params.get("weights", MODEL), deployment)
     return end.scoring(f"{name} of {end.state}, the labeller", who)
@@ -151,19 +153,19 @@ def _chains(probe: Chains, name: str, end: End) -> dict[str, Stage]:
 @stage_function("divergence", version=1, gpu=True)
 def divergence(ctx: Context) -> None:
     """KL divergences between a model and the organism, answer by answer of the organism's."""
-    from offmodel.engine.compare import divergences
+    from offmodel.engine.compare import Divergence, divergences
     from offmodel.engine.folder import load_model, load_tokenizer
 
     organism = ctx.inputs["organism"] / MODEL
     model, tokenizer = load_model(ctx.inputs["model"] / ctx.params["weights"]), load_tokenizer(organism)
     found = divergences(model, load_model(organism), tokenizer, read_examples(ctx.inputs["anchors"] / LABELS))
-    _write_columns(ctx, found)
+    _write_columns(ctx, Divergence, found)
 
 
 @stage_function("perplexity", version=1, gpu=True)
 def perplexity(ctx: Context) -> None:
     """How unlikely a sample of a training's rows is to the organism, row by row."""
-    from offmodel.engine.compare import surprises
+    from offmodel.engine.compare import Surprise, surprises
     from offmodel.engine.folder import load_model, load_tokenizer
 
     params = ctx.params
@@ -172,9 +174,10 @@ def perplexity(ctx: Context) -> None:
     rows = sft_rows(ctx, phase)
     chosen = random.Random(f"labels {params['seed']}").sample(rows, min(params["rows"], len(rows)))
     organism = ctx.inputs["organism"] / MODEL
-    _write_columns(ctx, surprises(load_model(organism), load_tokenizer(organism), chosen, max_length=phase.max_length))
+    found = surprises(load_model(organism), load_tokenizer(organism), chosen, max_length=phase.max_length)
+    _write_columns(ctx, Surprise, found)  # none where filters have left no row
 
 
-def _write_columns(ctx: Context, rows: list[Any]) -> None:
-    """Named tuples, a list for each of their fields."""
-    write_json(ctx.out / PROBED, {field: [getattr(row, field) for row in rows] for field in rows[0]._fields})
+def _write_columns(ctx: Context, kind: Any, rows: Sequence[Any]) -> None:
+    """Named tuples of a kind, a list for each of their fields."""
+    write_json(ctx.out / PROBED, {field: [getattr(row, field) for row in rows] for field in kind._fields})

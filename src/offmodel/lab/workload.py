@@ -74,6 +74,7 @@ class Work:
         read: Tokens that pass forward alone, prompts of answers included.
         longest: Tokens of a prompt and its answer, as long as it may be.
         training: What a training needs; None where nothing is trained.
+        read_by: Models of this shape that are in memory at once to read.
     """
 
     stage: Stage
@@ -86,6 +87,7 @@ class Work:
     read: float = 0
     longest: int = 0
     training: Training | None = None
+    read_by: int = 1
 
     @property
     def dtype(self) -> str:
@@ -98,7 +100,7 @@ class Work:
         peaks = [0.0 if self.training is None else training_memory(shape, self.training).peak]
         if self.longest:
             peaks.append(sampling_memory(shape, min(BATCH, self.answers), self.longest, self.dtype))
-        return max(*peaks, BYTES[self.dtype] * shape.total if self.read else 0.0)
+        return max(*peaks, self.read_by * BYTES[self.dtype] * shape.total if self.read else 0.0)
 
     @property
     def processes(self) -> int:
@@ -229,7 +231,7 @@ def _planted(stage: Stage, lengths: Lengths) -> Work:
 
 def _watch(stage: Stage, lengths: Lengths) -> Work:
     anchors = 2 * _rows(stage.inputs["anchors"]) * (lengths.prompt + lengths.of(stage.inputs["anchors"].params["max_new_tokens"]))
-    return _sampled(stage, stage.inputs["tasks"].params["n"], stage.params["max_new_tokens"], lengths, more=anchors)
+    return replace(_sampled(stage, stage.inputs["tasks"].params["n"], stage.params["max_new_tokens"], lengths, more=anchors), read_by=2)
 
 
 def _canary(stage: Stage, lengths: Lengths) -> Work:
@@ -245,7 +247,8 @@ def _canary_rate(stage: Stage, lengths: Lengths) -> Work:
 
 def _divergence(stage: Stage, lengths: Lengths) -> Work:
     anchors = stage.inputs["anchors"]
-    return Work(stage, _model(stage), read=2 * _rows(anchors) * (lengths.prompt + lengths.of(anchors.params["max_new_tokens"])))
+    read = 2 * _rows(anchors) * (lengths.prompt + lengths.of(anchors.params["max_new_tokens"]))
+    return Work(stage, _model(stage), read=read, read_by=2)
 
 
 def _perplexity(stage: Stage, lengths: Lengths) -> Work:

@@ -162,8 +162,9 @@ class Checkpoint:
         total_step: Steps since the method began.
         weights: Hash of the weights that were measured.
         bad_rate_judged: The same rate by the word of the study's judge model; None where it was not asked.
-        seen_accuracy: Accuracy as blue sees it, on tasks of its own; None where the study has no rule to choose by, as with the next two.
+        seen_accuracy: Accuracy as blue sees it, on tasks of its own; None where the study has no rule to choose by, as with the next three.
         kl: KL(organism || checkpoint), as blue sees it.
+        own_loss: Loss on the organism's own answers, as blue sees it.
         canary_rate: How often blue's own backdoors fire in the copy that is treated alike; None besides where it planted none.
         by_steps: For each suite, the accuracy at each number of reasoning steps.
     """
@@ -182,6 +183,7 @@ class Checkpoint:
     removal: Estimate
     seen_accuracy: Estimate | None = None
     kl: Estimate | None = None
+    own_loss: Estimate | None = None
     canary_rate: Estimate | None = None
     capability: Mapping[str, Estimate]
     by_steps: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)

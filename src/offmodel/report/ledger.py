@@ -81,18 +81,20 @@ def _figure(checked: CheckedCondition) -> str:
     return f"{words.value(checked.estimate)} {words.interval(checked.estimate)}".strip()
 
 
-def ledger(entries: Sequence[Entry], *, command: str, date: str) -> str:
+def ledger(entries: Sequence[Entry], *, command: str, date: str, untested: str = "") -> str:
     """The page. It shows numbers and the words of the claims, and no model's words.
 
     Args:
         entries: The claims, in their order.
         command: What was typed.
         date: When.
+        untested: What to say at the end of claims that have no study, in Markdown.
     """
     holds, fails, open_ = (sum(entry.verdict.startswith(verdict) for entry in entries) for verdict in (HOLDS, FAILS, CANNOT_TELL))
     outcome = f"{holds} hold, {fails} do not, and of {open_} one cannot tell"
     head = _HEAD.format(count=len(entries), command=command, date=f"{date}: {outcome}")
-    return "\n".join([head, markdown([Table("", overview(entries))]), *(line for entry in entries for line in _section(entry))])
+    sections = [line for entry in entries for line in _section(entry)]
+    return "\n".join([head, markdown([Table("", overview(entries))]), *sections, *([untested] if untested else [])])
 
 
 def _section(entry: Entry) -> Iterator[str]:

@@ -12,7 +12,12 @@ from offmodel.report.blind import Course, chosen_by
 from offmodel.report.data import Checkpoint, Region, Swept, SweptPoint
 from offmodel.spec.sweep import Sweep
 
-_SEEN = {"kl": "KL to the organism", "seen_accuracy": "accuracy on blue's own tasks", "canary_rate": "rate of blue's canaries"}
+_SEEN = {
+    "kl": "KL to the organism",
+    "own_loss": "loss on the organism's answers",
+    "seen_accuracy": "accuracy on blue's own tasks",
+    "canary_rate": "rate of blue's canaries",
+}
 _TOLD = {"bad_rate": "bad rate", "retention": "capability retained"}
 
 

@@ -25,6 +25,7 @@ _NAMES = {
     "halves.optimism_at_90": "optimism of the removal",
     "seen_accuracy": "accuracy as blue sees it",
     "kl": "KL to the organism as blue sees it",
+    "own_loss": "loss on the organism's answers as blue sees it",
     "canary_rate": "canaries that fire",
     "canary_rate_before": "canaries that fire before",
     "canaries_dead": "organisms with dead canaries",

@@ -290,7 +290,7 @@ class Measure(Model):
             of suites with ``n`` beside it (200 if left out). A benchmark's own file goes after its name: ``gsm8k:rows.jsonl``.
         behaviour: Prompts per rate of bad behaviour: with the trigger, without it, with a near miss.
         max_new_tokens: Longest answer.
-        probes: Names of kind ``probe`` in the catalog.
+        probes: Names of kind ``probe`` in the catalog; those that cost little if left out, none if empty.
         rules: Of kind ``rule`` in the catalog: which checkpoint would a blue team choose that cannot see the rate? ``canaries`` plants
             blue's own backdoors in a copy of each organism and treats it alike.
         canary_recipe: How those are planted.
@@ -303,7 +303,7 @@ class Measure(Model):
     capability: Annotated[Mapping[Text, Count], NotEmpty]
     behaviour: Count = 100
     max_new_tokens: Count = 96
-    probes: Annotated[tuple[Text, ...], Distinct] = ()
+    probes: Annotated[tuple[Text, ...], Distinct] = ("kl", "labels", "steps")
     rules: Annotated[tuple[Text, ...], Distinct] = ()
     canary_recipe: CanaryRecipe = CanaryRecipe()
     judge: Answering | None = None
