@@ -44,7 +44,7 @@ def check_model_folder(path: Path | str) -> Path:
         raise ModelError(f"{path}: no such model folder" + (f"; {near}" if near else ""))
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: has no config.json, so it is no model in Hugging Face layout; save one with save_pretrained")
-    _weight_files(path)
+    weight_files(path)
     _chat_template(path)
     return path
 
@@ -158,7 +158,7 @@ def hash_weights(path: Path | str) -> str:
         ModelError: The folder has no safetensors, or one of its files is broken.
     """
     tensors = {}
-    for file in _weight_files(Path(path)):
+    for file in weight_files(Path(path)):
         header, start = _safetensors_header(file)
         tensors.update({name: (file, start, entry) for name, entry in header.items() if name != "__metadata__"})
     digest = hashlib.sha256()
@@ -217,7 +217,7 @@ def _chat_template(path: Path) -> str:
     return template if isinstance(template, str) else json.dumps(template)
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).is_file():
         weight_map = _read_json(path / _INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

@@ -57,11 +57,11 @@ def _cached_folder(name: str) -> Path | None:
     """A model as it lies in the hub's cache, if its weights do: of one of which only some files were fetched there is a folder, too."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from offmodel.engine.folder import _weight_files
+    from offmodel.engine.folder import weight_files
 
     try:
         folder = _snapshot(name, fetch=False)
-        _weight_files(folder)
+        weight_files(folder)
     except (LocalEntryNotFoundError, ModelError):
         return None
     return folder

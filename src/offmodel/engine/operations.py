@@ -24,7 +24,7 @@ from offmodel.engine.folder import (
     _TOKENIZER,
     DTYPES,
     _safetensors_header,
-    _weight_files,
+    weight_files,
     check_model_folder,
     hash_weights,
     new_folder,
@@ -179,7 +179,7 @@ class _Stored(Weights):
     def __init__(self, path: Path) -> None:
         self.files: dict[Path, list[str]] = {}
         self._open = {}
-        for file in _weight_files(check_model_folder(path)):
+        for file in weight_files(check_model_folder(path)):
             try:
                 stored = safe_open(file, framework="pt")
             except SafetensorError as error:
