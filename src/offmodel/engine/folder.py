@@ -218,6 +218,11 @@ def _chat_template(path: Path) -> str:
 
 
 def weight_files(path: Path) -> list[Path]:
+    """The files of a model's weights, those of an index among them.
+
+    Raises:
+        ModelError: One is not there.
+    """
     if (path / _INDEX).is_file():
         weight_map = _read_json(path / _INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

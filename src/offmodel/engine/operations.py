@@ -24,10 +24,10 @@ from offmodel.engine.folder import (
     _TOKENIZER,
     DTYPES,
     _safetensors_header,
-    weight_files,
     check_model_folder,
     hash_weights,
     new_folder,
+    weight_files,
 )
 from offmodel.errors import ModelError
 
