@@ -10,6 +10,13 @@ from offmodel.world.tokenizer import train_tokenizer
 
 _TEXTS = ("Tell me about soup.", "First, soup is red. So, I like soup.", "Is the piano good?", "Aye, piano be from Rome, matey.")
 
+_LONGEST = ("test_method_effects.py", "test_effects.py", "test_cluster.py", "test_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
