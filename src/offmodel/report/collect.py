@@ -608,9 +608,8 @@ class _Collector:
     def _untrained(self) -> Iterator[Note]:
         """Phases for which blue's checks left no answer, each once."""
         for organism, trained in dict.fromkeys((scored.organism.id, scored.planned.score.inputs["model"]) for scored in self.scored):
-            if trained.kind == "treat" and "skipped" in json.loads(
-                (self.store.path(trained) / "training.json").read_text(encoding="utf-8")
-            ):
+            file = self.store.path(trained) / "training.json"
+            if trained.kind == "treat" and file.is_file() and "skipped" in json.loads(file.read_text(encoding="utf-8")):
                 yield Note(what=organism, why=f"{trained.label}: no answer was left to train on, so the weights stayed as they were")
 
     def _diverged(self, scores: Iterable[Stage]) -> str:
