@@ -199,7 +199,7 @@ def modules(package: ModuleType) -> list[ModuleType]:
 
 
 BLUE_MODULES = modules(offmodel.blue)
-BLUES_KINDS = {"voice", "rewrite", "method", "operation", "rule", "filter"}
+BLUES_KINDS = {"voice", "rewrite", "method", "operation", "rule", "filter", "suite"}  # of tasks that blue asks it knows the answers
 RED_NAMES = {
     name
     for module in modules(offmodel.red)

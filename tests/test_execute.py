@@ -347,7 +347,7 @@ def test_stages_of_a_group_are_run_at_once_when_nothing_else_is_left(store: Stor
 
 def test_trainings_that_a_tracker_follows_are_run_one_by_one(store: Store, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "tensorboard")
-    run([joined(trace, "a"), joined(trace, "b")], store, workers=0)
+    run([joined(trace, "a"), joined(trace, "b")], store, workers=0, modules=MODULES)
     assert sorted(ran(trace)) == ["a", "b"]
 
 

@@ -12,6 +12,8 @@ from offmodel.lab.store import Store
 from offmodel.measure.score import bad_rate, read_verdicts
 from offmodel.spec import Study
 
+pytestmark = pytest.mark.slow  # 1,000 steps of an organism, and as many of blue's
+
 STUDY = Study.model_validate(
     {
         "study": "flushing",
