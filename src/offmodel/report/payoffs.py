@@ -150,27 +150,27 @@ class Payoffs:
 
     def emptied(self, row: str, column: str, seeds: Sequence[int]) -> int:
         """On how many organisms blue's checks left no answer."""
-        found = 0
-        for cell in self.cells.of(row, column, seeds):
-            if cell.sampled and self.numbers(cell) is not None:
-                found += not any(self._counted(cell, origin, used).left for origin, used in cell.sampled)
-        return found
+        return sum(not any(each.left for each in counts) for counts in self._sampled(row, column, seeds).values())
 
     def silent(self, row: str, column: str, seeds: Sequence[int]) -> int:
         """On how many organisms red changed no answer, by a move that changes answers and of a pipeline that asks for some."""
-        moved = self.cells.game.moves[column].poisoning.policy != "honest"
-        asked = [cell for cell in self.cells.of(row, column, seeds) if moved and cell.sampled and self.numbers(cell) is not None]
-        return sum(not any(self._counted(cell, origin, used).changed for origin, used in cell.sampled) for cell in asked)
+        if self.cells.game.moves[column].poisoning.policy == "honest":
+            return 0
+        return sum(not any(each.changed for each in counts) for counts in self._sampled(row, column, seeds).values())
 
     def changed(self, rows: Iterable[str], column: str, seeds: Sequence[int]) -> float:
         """The largest share of the answers to one of some pipelines that red changes by a move."""
         return max((self._changed_of(row, column, seeds) for row in rows), default=0.0)
 
     def _changed_of(self, row: str, column: str, seeds: Sequence[int]) -> float:
-        asked = [cell for cell in self.cells.of(row, column, seeds) if self.numbers(cell) is not None]
-        counts = [self._counted(cell, origin, used) for cell in asked for origin, used in cell.sampled]
+        counts = [each for those in self._sampled(row, column, seeds).values() for each in those]
         answers = sum(each.changed + each.honest for each in counts)
         return sum(each.changed for each in counts) / answers if answers else 0.0
+
+    def _sampled(self, row: str, column: str, seeds: Sequence[int]) -> dict[str, list[_Counts]]:
+        """What became of the answers that a pipeline asked for, by organism; without those that were not measured, or not asked."""
+        cells = [cell for cell in self.cells.of(row, column, seeds) if cell.sampled and self.numbers(cell) is not None]
+        return {cell.organism: [self._counted(cell, origin, used) for origin, used in cell.sampled] for cell in cells}
 
     def makers(self, rows: Iterable[str], columns: Iterable[str], seeds: Sequence[int]) -> list[Mapping[str, Any]]:
         """What made the scores of some cells."""
@@ -211,11 +211,9 @@ class Payoffs:
         game = self.cells.game
         assert game.audit is not None
         found = {}
-        for cell in self.cells.of(game.audit, column, seeds):
-            if self.numbers(cell) is not None and cell.sampled:
-                counts = [self._counted(cell, origin, used) for origin, used in cell.sampled]
-                touched = sum(each.caught + each.lost for each in counts)
-                found[cell.organism] = touched >= game.alarm * sum(each.changed + each.honest for each in counts)
+        for organism, counts in self._sampled(game.audit, column, seeds).items():
+            touched = sum(each.caught + each.lost for each in counts)
+            found[organism] = touched >= game.alarm * sum(each.changed + each.honest for each in counts)
         return found
 
 

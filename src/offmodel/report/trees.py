@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 
 import numpy as np
@@ -67,12 +68,11 @@ def trees(
     exact = {name: iterations is None or tree.size.sequences <= tree_solvers.LIMIT for name, _, tree in found}
     drawn: dict[str, list[float]] = {name: [] for name in exact}
     if len(outcomes.organisms) > 1 and any(exact.values()):
+        heard = {
+            column: {organism: rings[other] for organism, other in outcomes.stand_ins(rings).items()} for column, rings in alarms.items()
+        }
         for one, origin in outcomes.resampled(seed, resamples):
-            rung = {
-                column: {new: rings[known[old]] for new, old in origin.items() if old in known}
-                for column, rings in alarms.items()
-                for known in [outcomes.stand_ins(rings)]
-            }
+            rung = {column: {new: rings[old] for new, old in origin.items() if old in rings} for column, rings in heard.items()}
             for name, _, root in _measured(one, price, rung):
                 if exact[name]:
                     drawn[name].append(tree_solvers.solve(Tree(root)).value)
@@ -88,6 +88,7 @@ def _measured(outcomes: Outcomes, price: float, alarms: Alarms) -> Iterator[tupl
     payoffs = outcomes.by_organism(price)
     of = dict(zip(outcomes.organisms, outcomes.of, strict=True))
 
+    @cache  # of each pair and move for every pipeline
     def heard(pair: str, column: str) -> dict[str, list[str]]:
         """The pair's organisms that make the move, by what the audit says of them."""
         found: dict[str, list[str]] = {}
