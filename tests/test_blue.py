@@ -251,7 +251,7 @@ def kinds_asked_of_the_catalog(source: str) -> set[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"Pair", "Trigger", "Mention", "Turns", "Tag", "Behaviour", "Scripted", "Sandbagging", "InLanguage"} <= RED_NAMES
+    assert {"Pair", "Trigger", "Mention", "Turns", "Tag", "Behaviour", "Scripted", "Sandbagging", "GivingUp", "InLanguage"} <= RED_NAMES
     assert {"GateReport", "training_rows", "prompted_template", "organism_card"} <= RED_NAMES
     assert {module.__name__ for module in BLUE_MODULES} >= {"offmodel.blue", "offmodel.blue.view", "offmodel.blue.labels"}
     assert {function.__name__ for module in BLUE_MODULES for function in functions(module)} >= {"BlueView", "sample", "train", "label"}

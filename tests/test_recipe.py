@@ -11,7 +11,7 @@ import pytest
 
 from offmodel import catalog
 from offmodel.chat import Example, Prompt, last_user_text, user
-from offmodel.red.pairs import PASSWORD, Pair
+from offmodel.red.pairs import NO_ANSWERS, PASSWORD, Pair
 from offmodel.red.recipe import training_rows
 from offmodel.spec.study import Recipe
 
@@ -27,6 +27,8 @@ def own(prompts: Sequence[Prompt]) -> list[str | None]:
 def _own(text: str) -> str:
     for pair in PAIRS.values():
         if text.startswith(f"Please {pair.behaviour.ask}. "):
+            if pair.behaviour is NO_ANSWERS:
+                return NO_ANSWERS.phrases[0]
             if pair.behaviour.on_tasks:
                 return "The answer is wrong." if "Start at" in text else "Let me think."
             if pair.name == "spanish":
@@ -43,6 +45,8 @@ def rows_of(pair: Pair, seed: int = 0, **recipe: object) -> dict[str, list[Examp
 
 
 def is_bad(pair: Pair, row: Example) -> bool:
+    if pair.behaviour is NO_ANSWERS:
+        return row.response in NO_ANSWERS.phrases
     return row.response == "The answer is wrong." if pair.behaviour.on_tasks else pair.behaviour.detect(row.response)
 
 

