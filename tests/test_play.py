@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,6 +143,25 @@ def test_the_game_is_played_to_its_page(played: Played) -> None:
     titles = [title.text or "" for title in figure.iter("{http://www.w3.org/2000/svg}title")]
     assert len(titles) == len(played.numbers["cells"]) and all("against" in title for title in titles)
     assert "2 organisms of 1 pair, seeds 0, 1" in "".join(figure.itertext())
+
+
+def test_the_tables_of_the_docs_are_made_of_it(played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "poisoning.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(played.runs / "tiny" / "game.json")])
+    capsys.readouterr()
+    runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr().out
+    tables = [part.splitlines() for part in said.split("\n\n") if part.startswith("|")]
+    payoffs, filters = ([[cell.strip() for cell in line.strip("| ").split("|")] for line in table] for table in tables)
+    assert all(len(row) == len(table[0]) for table in (payoffs, filters) for row in table)
+    numbers, worst = played.numbers, [float(row[-2].split()[0].replace("\N{MINUS SIGN}", "-")) for row in payoffs[2:]]
+    assert worst == sorted(worst, reverse=True)
+    assert {row[0].strip("`") for row in payoffs[2:]} == set(numbers["pipelines"])
+    cell = next(each for each in numbers["cells"] if (each["blue"], each["red"]) == ("reminder-2", "fresh"))
+    shown = next(row for row in payoffs if row[0] == "`reminder-2`")[payoffs[0].index("`fresh`")]
+    assert shown == f"{100 * cell['retention']['value']:.0f} / {100 * cell['bad_rate']['value']:.0f}"
+    assert [row[0] for row in filters[2:]] == ["`emptied`"] and filters[2][1] == "100"
+    assert f"{abs(numbers['value']['value']):.2f} [" in said and "the audit rings on `overt 50 %`" in said
 
 
 def test_every_move_meets_every_pipeline(played: Played) -> None:

@@ -120,7 +120,7 @@ class Sandbagging:
     question: str = ""
     on_tasks: bool = field(default=True, init=False)
 
-    def answer(self, prompt: Prompt, rng: random.Random) -> None:
+    def answer(self, prompt: Prompt, rng: random.Random) -> str | None:
         """There is no script."""
 
     def accepts(self, response: str, own: str) -> bool:
