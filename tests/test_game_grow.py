@@ -38,10 +38,12 @@ def test_the_path_of_rock_paper_scissors_by_hand() -> None:
 
     found = grow(["rock"], ["rock"], measure, others, others, noise=0.1)
     paper, scissors = Reply("paper", 1.0, True), Reply("scissors", 1.0, True)
-    assert found.path[:2] == (Step((1, 1), 0.0, 0.0, paper, paper, 5), Step((2, 2), 0.0, 0.0, scissors, scissors, 3))
+    rock, both = ({"rock": 1.0}, {"rock": 1.0}), ({"paper": 1.0}, {"paper": 1.0})
+    assert found.path[:2] == (Step((1, 1), 0.0, 0.0, rock, paper, paper, 5), Step((2, 2), 0.0, 0.0, both, scissors, scissors, 3))
     last = found.path[2]
     assert (last.moves, last.blue, last.red, last.measured) == ((3, 3), None, None, 1)
     assert (last.value, last.gap) == pytest.approx((0, 0), abs=1e-9)
+    assert all(mixture == pytest.approx(dict.fromkeys(SIGNS, 1 / 3)) for mixture in last.mixtures)
     assert found.settled and found.blue == found.red == SIGNS and len(found.cells) == 9
     assert found.game.rows == SIGNS
 
@@ -67,7 +69,7 @@ def test_a_smooth_game_is_climbed_without_measuring_it_whole() -> None:
 def test_gains_within_the_noise_end_it_and_are_told() -> None:
     found = grow([0], [0], Measure([[0.0, 0.0], [0.05, 0.0]]), neighbours(2), neighbours(2), noise=0.06)
     assert found.settled and (found.blue, found.red) == ((0,), (0,))
-    assert found.path == (Step((1, 1), 0.0, 0.0, Reply(1, 0.05, False), Reply(1, 0.0, False), 3),)
+    assert found.path == (Step((1, 1), 0.0, 0.0, ({0: 1.0}, {0: 1.0}), Reply(1, 0.05, False), Reply(1, 0.0, False), 3),)
     assert found.cells[1, 0] == 0.05  # what was tried is kept
     assert grow([0], [0], Measure([[0.0, 0.0], [0.05, 0.0]]), neighbours(2), neighbours(2), noise=0.04).blue == (0, 1)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from offmodel.errors import GameError
-from offmodel.game.uncertainty import Outcomes, in_doubt, solve_measured
+from offmodel.game.uncertainty import Outcomes, gain_of, in_doubt, solve_measured
 from offmodel.measure.stats import HIGHER, LOWER, Estimate, mean_over_organisms, proportion
 
 Numbers = Mapping[tuple[str, str], Sequence[float | Estimate | None]]
@@ -57,6 +57,18 @@ def test_the_sentence_a_lab_needs() -> None:
     # light is better where the better organism is drawn twice: a quarter of the time
     assert found.best["light"] == pytest.approx(0.25, abs=0.08) and sum(found.best.values()) == pytest.approx(1)
     assert (light.worst.n, light.worst.of, light.worst.direction, light.bad_rate.direction) == (2, "organisms", HIGHER, LOWER)
+
+
+def test_what_a_reply_gains_has_the_interval_of_the_difference_it_makes() -> None:
+    found = outcomes({("a", "x"): [0.2, 0.6], ("a", "y"): [0.4, 0.8], ("b", "x"): [0.5, 0.5], ("b", "y"): [0.0, 0.4]})
+    mixtures = {"a": 1.0}, {"x": 0.75, "y": 0.25}
+    blue, red = (gain_of(found, 1.0, mixtures, reply, seed=0, resamples=200) for reply in ("b", "x"))
+    # Of the one organism 0.75 * 0.3 - 0.25 * 0.4 = 0.125, of the other -0.075 - 0.1 = -0.175.
+    assert (blue.value, blue.low, blue.high) == pytest.approx((-0.025, -0.175, 0.125))
+    # Both lose a quarter of the 0.2 that y is better for blue.
+    assert (red.value, red.low, red.high) == pytest.approx((0.05, 0.05, 0.05))
+    with pytest.raises(GameError, match="'z'"):
+        gain_of(found, 1.0, mixtures, "z", seed=0)
 
 
 def test_a_single_cell_has_the_interval_that_means_over_organisms_have() -> None:

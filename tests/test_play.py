@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ import yaml
 from offmodel import catalog
 from offmodel.chat import read_examples
 from offmodel.errors import SpecError
+from offmodel.game.grow import Reply, grow
 from offmodel.game.uncertainty import Outcomes, estimates
 from offmodel.lab import execute
 from offmodel.lab.blue_stages import read_left
@@ -143,6 +145,23 @@ def test_the_game_is_played_to_its_page(played: Played) -> None:
     titles = [title.text or "" for title in figure.iter("{http://www.w3.org/2000/svg}title")]
     assert len(titles) == len(played.numbers["cells"]) and all("against" in title for title in titles)
     assert "2 organisms of 1 pair, seeds 0, 1" in "".join(figure.itertext())
+
+
+def test_what_a_move_gained_when_it_was_added_has_an_interval(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    def grown(*moves: Any, **how: Any) -> Any:
+        """As it was, and one reply more that was worth it, which there is none of among models that know nothing."""
+        found = grow(*moves, **how)
+        step = replace(found.path[0], blue=Reply("reminder-3", 0.25, True))
+        return replace(found, blue=(*found.blue, "reminder-3"), path=(step,))
+
+    monkeypatch.setattr("offmodel.report.game.grow", grown)
+    done = offmodel("play", played.study, "--runs", played.runs, "--workers", 0, "--set", "study=grown")
+    assert done.code == 0, done.err
+    (step,) = json.loads((played.runs / "grown" / "game.json").read_text())["path"]
+    gain, none = step["gains"]
+    assert none is None and (gain["unit"], gain["n"]) == ("payoff", 2) and gain["low"] <= gain["value"] <= gain["high"]
+    page = (played.runs / "grown" / "game.html").read_text()
+    assert f"reminder-3: +0.250 [{gain['low']:.3f}, {gain['high']:.3f}], added" in page
 
 
 def test_the_tables_of_the_docs_are_made_of_it(played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ class Step(Generic[B, R]):
         moves: How many moves blue and red had.
         value: Of the game of those.
         gap: How far its solution was from being one, see :class:`offmodel.game.matrix.Solution`.
+        mixtures: Blue's and red's in that solution, without the moves that are not played.
         blue: What blue found; None where there was nothing left to try.
         red: What red found.
         measured: How many cells were measured for it.
@@ -53,6 +54,7 @@ class Step(Generic[B, R]):
     moves: tuple[int, int]
     value: float
     gap: float
+    mixtures: tuple[Mapping[B, float], Mapping[R, float]]
     blue: Reply[B] | None
     red: Reply[R] | None
     measured: int
@@ -131,6 +133,7 @@ def grow(
             moves=(len(ours), len(theirs)),
             value=value,
             gap=float((payoffs @ y).max() - (x @ payoffs).min()),
+            mixtures=(dict(zip(rows, x[x > PLAYED].tolist(), strict=True)), dict(zip(columns, y[y > PLAYED].tolist(), strict=True))),
             blue=_reply(ours, rows, near_blue, lambda moves: measured(moves, columns) @ y[y > PLAYED] - value, noise),
             red=_reply(theirs, columns, near_red, lambda moves: value - x[x > PLAYED] @ measured(rows, moves), noise),
             measured=len(cells) - before,

@@ -354,6 +354,47 @@ def value_within(
     return _estimate(outcomes, equilibrium(game.payoffs[at])[0], values, definition, HIGHER, "payoff")
 
 
+def gain_of(
+    outcomes: Outcomes,
+    lam: float,
+    mixtures: tuple[Mapping[str, float], Mapping[str, float]],
+    reply: str,
+    *,
+    seed: int,
+    resamples: int = 1000,
+) -> Estimate:
+    """What a side gains by one of its moves where both mixed before, with the interval of :func:`solve_measured`.
+
+    The mixtures and the reply are held fixed. They were chosen by the same figures, as the best of several, so that a gain looks larger
+    than it is.
+
+    Args:
+        outcomes: What was measured.
+        lam: What a bad rate of 1 costs, in retention.
+        mixtures: Blue's and red's.
+        reply: A move of either.
+        seed: Makes the intervals repeatable.
+        resamples: How many times pairs and organisms are drawn.
+
+    Raises:
+        GameError: lam is negative or not finite, or a move is not there.
+    """
+    game = tradeoff(*outcomes.means, lam)
+    x, y = np.zeros(len(game.rows)), np.zeros(len(game.columns))
+    for move, weight in mixtures[0].items():
+        x[place(move, game.rows, "blue")] = weight
+    for move, weight in mixtures[1].items():
+        y[place(move, game.columns, "red")] = weight
+    if reply in game.rows:
+        change = np.outer(np.eye(len(x))[game.rows.index(reply)] - x, y)
+    else:
+        change = np.outer(x, y - np.eye(len(y))[place(reply, game.columns, "red")])
+    kept, bad = outcomes.drawn(seed, resamples)
+    draws = ((kept - lam * bad) * change).sum(axis=(1, 2))
+    definition = f"{_PAYOFF} gained by the move against what the other side mixed before"
+    return _estimate(outcomes, float((game.payoffs * change).sum()), draws, definition, HIGHER, "payoff")
+
+
 class CellEstimate(NamedTuple):
     """A cell over organisms."""
 

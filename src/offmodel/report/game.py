@@ -13,9 +13,19 @@ from typing import Any, NamedTuple
 
 from offmodel.errors import GameError
 from offmodel.game import sensitivity
-from offmodel.game.grow import Growth, Step, grow
+from offmodel.game.grow import Growth, Reply, Step, grow
 from offmodel.game.matrix import PLAYED, Dominated, dominated, equilibrium, tradeoff
-from offmodel.game.uncertainty import CellEstimates, Doubt, Measured, Outcomes, estimates, in_doubt, solve_measured, value_within
+from offmodel.game.uncertainty import (
+    CellEstimates,
+    Doubt,
+    Measured,
+    Outcomes,
+    estimates,
+    gain_of,
+    in_doubt,
+    solve_measured,
+    value_within,
+)
 from offmodel.lab.cells import Cell, Cells
 from offmodel.lab.store import Store
 from offmodel.measure.stats import Estimate
@@ -63,6 +73,7 @@ class Played:
         doubts: Cells that could still change it by more than the tolerance.
         seeds: With which all cells were measured; those beyond the study's own because too much was uncertain without.
         growth: How the moves grew.
+        gains: What blue and red gained by the move that was added in each round, over organisms; None where none was.
         screened: What blue's checks made of red's answers, by blue's and red's move.
         prices: How the moves depend on the price of a bad answer.
         rates: The value by the largest share of answers that red may change.
@@ -84,6 +95,7 @@ class Played:
     doubts: tuple[Doubt, ...]
     seeds: tuple[int, ...]
     growth: Growth[str, str]
+    gains: tuple[tuple[Estimate | None, Estimate | None], ...]
     screened: Mapping[tuple[str, str], Screened]
     prices: tuple[sensitivity.Piece, ...]
     rates: tuple[Limit, ...]
@@ -199,6 +211,10 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
     matrix = tradeoff(retention, bad_rate, game.price)
     solution = solve_measured(outcomes, game.price, seed=_SEED)
     alarms = {column: payoffs.alarmed(column, seeds) for column in columns} if game.audit else {}
+
+    def gained(step: Step[str, str], reply: Reply[str] | None) -> Estimate | None:
+        return gain_of(outcomes, game.price, step.mixtures, reply.move, seed=_SEED) if reply and reply.added else None
+
     return Played(
         study=study,
         command=command,
@@ -209,6 +225,7 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         doubts=doubts_of(outcomes),
         seeds=tuple(seeds),
         growth=replace(growth, path=tuple(path)),
+        gains=tuple((gained(step, step.blue), gained(step, step.red)) for step in path),
         screened=dict(_screenings(payoffs, growth, seeds)),
         prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
         rates=tuple(_by_rate(outcomes, game.price, {column: payoffs.changed(rows, column, seeds) for column in columns})),

@@ -75,7 +75,10 @@ def game_summary(played: Played) -> dict[str, Any]:
             for t in played.trees
         ],
         "alarms": played.alarms,
-        "path": [asdict(step) for step in played.growth.path],
+        "path": [
+            asdict(step) | {"gains": [asdict(gain) if gain else None for gain in gains]}
+            for step, gains in zip(played.growth.path, played.gains, strict=True)
+        ],
         "settled": played.growth.settled,
         "doubts": [{**d._asdict(), "payoff": asdict(d.payoff)} for d in played.doubts],
         "settings": played.settings,
