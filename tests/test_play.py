@@ -207,7 +207,8 @@ def test_limits_are_by_what_red_really_changed(played: Played) -> None:
         assert limit["value"]["value"] == pytest.approx(played.numbers["value"]["value"])
         assert limit["value"]["low"] <= limit["value"]["value"] <= limit["value"]["high"] and limit["value"]["n"] == 2
     assert played.numbers["silent"] == [{"blue": row, "red": "fresh", "organisms": 2} for row in ("reminder-2", "emptied")]
-    assert "Red found no answer to change" in (played.runs / "tiny" / "game.html").read_text()
+    said = "Red found no answer to change: by fresh against reminder-2, emptied (on up to 2 organisms)."
+    assert said in (played.runs / "tiny" / "game.html").read_text()
 
 
 def test_the_same_command_runs_nothing_again_and_comes_to_the_same(played: Played) -> None:
