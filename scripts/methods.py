@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tables import head, row, share
+
 from offmodel import catalog
 from offmodel.lab.treatment import phase_name
 from offmodel.spec import DeployPhase, DistilPhase, GrpoPhase, Phase, SftPhase, Study, WeightsPhase
@@ -74,7 +76,7 @@ def figures(name: str, summary: Mapping[str, Any]) -> str:
         return "not measured yet."
     found = summary["methods"][name]
     return (
-        f"{_share(found['bad_rate'])} bad behaviour under the trigger, {_share(found['retention'])} of the capability kept, "
+        f"{share(found['bad_rate'])} bad behaviour under the trigger, {share(found['retention'])} of the capability kept, "
         f"area at the end {_number(found['end_area'])}; n = {found['bad_rate']['n']} organisms."
     )
 
@@ -83,26 +85,17 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
     """All methods, the best end first, with their differences to every baseline."""
     baselines = summary["baselines"]
     compared = {(c["baseline"], c["method"]): c["end_area"] for c in summary["comparisons"]}
-    yield (
-        "| method | bad behaviour under the trigger | capability kept | removal at 90 % | area (checkpoints) | at the end | "
-        + " | ".join(f"less `{b}`" for b in baselines)
-        + " |"
-    )
-    yield "|---" * (6 + len(baselines)) + "|"
+    titles = ("method", "bad behaviour under the trigger", "capability kept", "removal at 90 %", "area (checkpoints)", "at the end")
+    yield head(*titles, *(f"less `{b}`" for b in baselines))
     for name, found in sorted(summary["methods"].items(), key=lambda item: -item[1]["end_area"]["value"]):
         against = [_against(compared[b, name]) if (b, name) in compared else "" for b in baselines]
         area = f"{found['frontier_area']['value']:.3f} ({found['frontier_points']})"
-        shares = [_share(found[measure]) for measure in ("bad_rate", "retention", "removal_at_90")]
-        cells = [f"`{name}`", *shares, area, _number(found["end_area"]), *against]
-        yield f"| {' | '.join(cells)} |"
+        shares = [share(found[measure]) for measure in ("bad_rate", "retention", "removal_at_90")]
+        yield row(f"`{name}`", *shares, area, _number(found["end_area"]), *against)
 
 
 def _against(difference: Mapping[str, Any]) -> str:
     return f"{_number(difference)}, p = {difference['p_holm']:.2g}"
-
-
-def _share(estimate: Mapping[str, Any]) -> str:
-    return f"{100 * estimate['value']:.0f} % [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
 
 
 def _number(estimate: Mapping[str, Any]) -> str:

@@ -11,41 +11,41 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tables import head, row, share
+
 
 def payoffs(game: Mapping[str, Any]) -> Iterator[str]:
     """Capability kept and bad answers in percent, a row for each pipeline, the one with the best worst case first."""
     red = list(game["red"])
     cells = {(cell["blue"], cell["red"]): f"{_percent(cell['retention'])} / {_percent(cell['bad_rate'])}" for cell in game["cells"]}
-    yield _row("pipeline", *(f"`{move}`" for move in red), "worst payoff", "against")
-    yield "|---" * (len(red) + 3) + "|"
+    yield head("pipeline", *(f"`{move}`" for move in red), "worst payoff", "against")
     for name, found in sorted(game["pipelines"].items(), key=lambda one: -one[1]["worst"]["value"]):
         worst = _signed(found["worst"])
-        yield _row(f"`{name}`", *(cells.get((name, move), "") for move in red), worst, f"`{found['against']}`")
+        yield row(f"`{name}`", *(cells.get((name, move), "") for move in red), worst, f"`{found['against']}`")
 
 
 def mixtures(game: Mapping[str, Any]) -> Iterator[str]:
     """What each side plays, and what the game is worth, at once and as a tree."""
     for side in ("blue", "red"):
         played = {name: weight for name, weight in game[side].items() if weight["value"] >= 0.005}
-        yield f"- {side}: {', '.join(f'`{name}` {_interval(weight)}' for name, weight in played.items())}"
+        yield f"- {side}: {', '.join(f'`{name}` {share(weight)}' for name, weight in played.items())}"
     yield f"- value: {_signed(game['value'])}"
     for tree in game["trees"]:
         yield f"- value, {tree['name']}: {_signed(tree['value'])} ({tree['method']})"
-    for name, share in game["alarms"].items():
-        yield f"- the audit rings on `{name}`: {100 * share:.0f} % of the organisms"
+    for name, rings in game["alarms"].items():
+        yield f"- the audit rings on `{name}`: {100 * rings:.0f} % of the organisms"
 
 
 def filters(game: Mapping[str, Any]) -> Iterator[str]:
     """What each pipeline's filters caught of each policy that changed an answer, and what they lost of honest ones."""
     found = {(one["blue"], one["red"]): one for one in game["filters"]}
     red = [move for move in game["red"] if any(one["poisoned"]["value"] for (_, against), one in found.items() if against == move)]
-    yield _row("filters of", "honest answers lost", *(f"caught of `{move}`" for move in red), "seconds")
-    yield "|---" * (len(red) + 3) + "|"
+    yield head("filters of", "honest answers lost", *(f"caught of `{move}`" for move in red), "seconds")
     for name in dict.fromkeys(blue for blue, _ in found):
         lost = _percent(found[name, "honest"]["lost"]) if (name, "honest") in found else ""
         caught = [_percent(found[name, move]["caught"]) if (name, move) in found else "" for move in red]
         seconds = [one["seconds"] for (blue, _), one in found.items() if blue == name]
-        yield _row(f"`{name}`", lost, *caught, f"{sum(seconds) / len(seconds):.1f}")
+        yield row(f"`{name}`", lost, *caught, f"{sum(seconds) / len(seconds):.1f}")
 
 
 def page(game: Mapping[str, Any]) -> Iterator[str]:
@@ -58,17 +58,8 @@ def page(game: Mapping[str, Any]) -> Iterator[str]:
         yield from part(game)
 
 
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _percent(estimate: Mapping[str, Any]) -> str:
     return "" if estimate["value"] is None else f"{100 * estimate['value']:.0f}"
-
-
-def _interval(estimate: Mapping[str, Any]) -> str:
-    ends = "" if estimate["low"] is None else f" [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
-    return f"{100 * estimate['value']:.0f} %{ends}"
 
 
 def _signed(estimate: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from offmodel.errors import GameError
-from offmodel.game.matrix import PLAYED, Floats, Matrix, equilibrium
+from offmodel.game.matrix import Floats, Matrix, equilibrium, played
 
 B = TypeVar("B", bound=Hashable)
 R = TypeVar("R", bound=Hashable)
@@ -128,14 +128,15 @@ def grow(
         before = len(cells)
         payoffs = measured(ours, theirs)
         value, x, y = equilibrium(payoffs)
-        rows, columns = _played(ours, x), _played(theirs, y)
+        rows, columns = played(ours, x), played(theirs, y)
+        by_row, by_column = np.array([*rows.values()]), np.array([*columns.values()])
         return Step(
             moves=(len(ours), len(theirs)),
             value=value,
             gap=float((payoffs @ y).max() - (x @ payoffs).min()),
-            mixtures=(dict(zip(rows, x[x > PLAYED].tolist(), strict=True)), dict(zip(columns, y[y > PLAYED].tolist(), strict=True))),
-            blue=_reply(ours, rows, near_blue, lambda moves: measured(moves, columns) @ y[y > PLAYED] - value, noise),
-            red=_reply(theirs, columns, near_red, lambda moves: value - x[x > PLAYED] @ measured(rows, moves), noise),
+            mixtures=(rows, columns),
+            blue=_reply(ours, [*rows], near_blue, lambda moves: measured(moves, [*columns]) @ by_column - value, noise),
+            red=_reply(theirs, [*columns], near_red, lambda moves: value - by_row @ measured([*rows], moves), noise),
             measured=len(cells) - before,
         )
 
@@ -149,10 +150,6 @@ def grow(
         settled = last.moves == (len(ours), len(theirs))
     game = Matrix(tuple(map(str, ours)), tuple(map(str, theirs)), measured(ours, theirs))
     return Growth(tuple(ours), tuple(theirs), game, cells, tuple(path), settled)
-
-
-def _played(moves: Sequence[M], weights: Floats) -> list[M]:
-    return [move for move, weight in zip(moves, weights, strict=True) if weight > PLAYED]
 
 
 def _reply(

@@ -6,9 +6,9 @@ less harm than that. So simultaneous play and blue's commitment have one value, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from offmodel.game.lp import maximise, normalised
 
 Side = Literal["blue", "red"]
 Floats = NDArray[np.float64]
+M = TypeVar("M", bound=Hashable)
 
 ROUNDING = 1e-8
 """Payoffs closer than this share of the largest difference between any two are taken for equal."""
@@ -103,6 +104,23 @@ def place(name: str, names: Sequence[str], side: Side) -> int:
     if name not in names:
         raise GameError(f"{side} has no move {name!r}; {did_you_mean(name, names)}")
     return names.index(name)
+
+
+def played(moves: Sequence[M], weights: Iterable[float]) -> dict[M, float]:
+    """The moves of a mixture that are played, with their weights."""
+    return {move: float(weight) for move, weight in zip(moves, weights, strict=True) if weight > PLAYED}
+
+
+def weights_of(mixture: Mapping[str, float], names: Sequence[str], side: Side) -> Floats:
+    """A mixture as weights of all moves; those left out have none.
+
+    Raises:
+        GameError: There is no such move.
+    """
+    weights = np.zeros(len(names))
+    for move, weight in mixture.items():
+        weights[place(move, names, side)] = weight
+    return weights
 
 
 @dataclass(frozen=True)
@@ -197,9 +215,7 @@ def commit(game: Matrix, weights: Mapping[str, float], value: float | None = Non
     Raises:
         GameError: A move is not blue's, or the weights are no probabilities.
     """
-    x = np.zeros(len(game.rows))
-    for move, weight in weights.items():
-        x[place(move, game.rows, "blue")] = weight
+    x = weights_of(weights, game.rows, "blue")
     if not (x >= 0).all() or abs(x.sum() - 1) > PLAYED:
         raise GameError(f"blue's mixture {dict(weights)} is none: weights must not be below 0, and must sum to 1")
     against = x @ game.payoffs
@@ -312,8 +328,7 @@ def _domination(game: Matrix, i: int, span: float, weakly: bool) -> tuple[dict[s
             advantage = x @ better
             advantage[np.abs(advantage) <= 2 * slack] = 0.0
             if advantage.min() >= 0 and (advantage.min() if strictly else advantage.max()) > 0:
-                by = {name: float(weight) for name, weight in zip(names, x, strict=True) if weight > PLAYED}
-                return by, float(advantage.min()), float(advantage.max())
+                return played(names, x), float(advantage.min()), float(advantage.max())
     return None
 
 

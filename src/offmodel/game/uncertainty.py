@@ -25,6 +25,7 @@ from offmodel.game.matrix import (
     place,
     solve,
     tradeoff,
+    weights_of,
 )
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, draw_by_pair, ends_of, moved_by_items
 
@@ -380,15 +381,11 @@ def gain_of(
         GameError: lam is negative or not finite, or a move is not there.
     """
     game = tradeoff(*outcomes.means, lam)
-    x, y = np.zeros(len(game.rows)), np.zeros(len(game.columns))
-    for move, weight in mixtures[0].items():
-        x[place(move, game.rows, "blue")] = weight
-    for move, weight in mixtures[1].items():
-        y[place(move, game.columns, "red")] = weight
+    x, y = weights_of(mixtures[0], game.rows, "blue"), weights_of(mixtures[1], game.columns, "red")
     if reply in game.rows:
-        change = np.outer(np.eye(len(x))[game.rows.index(reply)] - x, y)
+        change = np.outer(weights_of({reply: 1.0}, game.rows, "blue") - x, y)
     else:
-        change = np.outer(x, y - np.eye(len(y))[place(reply, game.columns, "red")])
+        change = np.outer(x, y - weights_of({reply: 1.0}, game.columns, "red"))
     kept, bad = outcomes.drawn(seed, resamples)
     draws = ((kept - lam * bad) * change).sum(axis=(1, 2))
     definition = f"{_PAYOFF} gained by the move against what the other side mixed before"

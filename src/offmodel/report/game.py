@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from offmodel.errors import GameError
 from offmodel.game import sensitivity
 from offmodel.game.grow import Growth, Reply, Step, grow
-from offmodel.game.matrix import PLAYED, Dominated, dominated, equilibrium, tradeoff
+from offmodel.game.matrix import Dominated, dominated, equilibrium, played, tradeoff
 from offmodel.game.uncertainty import (
     CellEstimates,
     Doubt,
@@ -281,8 +281,4 @@ def _reminder_steps(study: Study, method: str) -> int:
 def _limited(limit: str, moves: int, outcomes: Outcomes, price: float, rows: Sequence[str], columns: Sequence[str]) -> Limit:
     _, x, y = equilibrium(tradeoff(*outcomes.means, price).restricted(rows, columns).payoffs)
     value = value_within(outcomes, price, rows, columns, seed=_SEED)
-    return Limit(limit, moves, value, _weights(rows, x.tolist()), _weights(columns, y.tolist()))
-
-
-def _weights(names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
-    return {name: weight for name, weight in zip(names, weights, strict=True) if weight > PLAYED}
+    return Limit(limit, moves, value, played(rows, x), played(columns, y))
