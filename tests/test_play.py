@@ -166,7 +166,6 @@ def test_what_a_move_gained_when_it_was_added_has_an_interval(played: Played, mo
 
 def test_the_tables_of_the_docs_are_made_of_it(played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = Path(__file__).parent.parent / "scripts" / "poisoning.py"
-    monkeypatch.syspath_prepend(script.parent)
     monkeypatch.setattr(sys, "argv", [str(script), str(played.runs / "tiny" / "game.json")])
     capsys.readouterr()
     runpy.run_path(str(script), run_name="__main__")

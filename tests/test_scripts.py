@@ -16,7 +16,6 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 def rows(script: str, *options: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[str, list[list[str]]]:
     """What a script says before its table, and the table's cells without its head."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-    monkeypatch.syspath_prepend(SCRIPTS)
     capsys.readouterr()
     runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
     said, _, table = capsys.readouterr().out.partition("|")
