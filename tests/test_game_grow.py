@@ -86,6 +86,13 @@ def test_steps_that_run_out_are_told_and_the_last_game_is_whole() -> None:
     assert (found.blue, found.red) == ((0, 1), (0,)) and found.game.payoffs.shape == (2, 1)
 
 
+def test_without_steps_no_reply_is_sought() -> None:
+    measure = Measure(np.diag([-1.0, -2.0, -3.0]))
+    found = grow([0, 1], [0], measure, neighbours(3), neighbours(3), noise=0.0, steps=0)
+    assert (found.blue, found.red, found.path, found.settled) == ((0, 1), (0,), (), False)
+    assert measure.asked == [(0, 0), (1, 0)]
+
+
 def test_bad_input_is_refused() -> None:
     near = neighbours(2)
     with pytest.raises(GameError, match="the payoff of blue's '1' against red's '0' is nan"):
@@ -94,5 +101,5 @@ def test_bad_input_is_refused() -> None:
         grow([0], [], Measure([[0.0]]), near, near, noise=0.0)
     with pytest.raises(GameError, match=r"the noise is -0\.1"):
         grow([0], [0], Measure([[0.0]]), near, near, noise=-0.1)
-    with pytest.raises(GameError, match="there are 0 steps"):
-        grow([0], [0], Measure([[0.0]]), near, near, noise=0.1, steps=0)
+    with pytest.raises(GameError, match="there are -1 steps"):
+        grow([0], [0], Measure([[0.0]]), near, near, noise=0.1, steps=-1)

