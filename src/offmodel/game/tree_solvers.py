@@ -26,6 +26,11 @@ _SOLVERS = 1e-9
 """What the linear programme's solver leaves where it means 0."""
 
 
+def solvable(tree: Tree, limit: int | None = None) -> bool:
+    """Whether :func:`solve` takes a tree: any of perfect information, else one of up to so many sequences (:data:`LIMIT`)."""
+    return tree.perfect or tree.size.sequences <= (LIMIT if limit is None else limit)
+
+
 def solve(tree: Tree, limit: int = LIMIT) -> TreeSolution:
     """The exact solution, by backward induction where information is perfect, by the sequence form otherwise.
 
@@ -36,14 +41,12 @@ def solve(tree: Tree, limit: int = LIMIT) -> TreeSolution:
     Raises:
         GameError: It would have more; the message says how large the tree is.
     """
-    if tree.perfect:
-        return backward_induction(tree)
-    if tree.size.sequences > limit:
+    if not solvable(tree, limit):
         raise GameError(
             f"the tree has {tree.size}, and those with more than {limit:,} sequences are not solved exactly; raise the limit, or "
             "approximate with cfr(tree, iterations), which also says how far from optimal it came"
         )
-    return sequence_form(tree)
+    return backward_induction(tree) if tree.perfect else sequence_form(tree)
 
 
 def backward_induction(tree: Tree) -> TreeSolution:

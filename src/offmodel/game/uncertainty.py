@@ -46,8 +46,8 @@ class Outcomes:
         retention: Share of capability kept, of each organism of each cell.
         bad_rate: Share of bad answers under the trigger in the end, of the same organisms.
         pairs: Which pair each organism is of. One that is not in it stands for itself.
-        measured: Cells that were measured together, as those of a pipeline that no move of red changes, have the same entry; they share the
-            noise of their items. A cell that is not in it was measured by itself.
+        measured: What each cell's retention and its bad rate were measured by. Cells with the same entry, as those of a pipeline that no
+            move of red changes, share the noise of their items. A cell that is not in it was measured by itself.
 
     Raises:
         GameError: A move stands twice, or a cell has no organism of some pair.
@@ -58,7 +58,7 @@ class Outcomes:
     retention: Cells
     bad_rate: Cells
     pairs: Mapping[str, str] = field(default_factory=dict)
-    measured: Mapping[tuple[str, str], Hashable] = field(default_factory=dict)
+    measured: Mapping[tuple[str, str], tuple[Hashable, Hashable]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names(self.rows, self.columns)
@@ -116,12 +116,12 @@ class Outcomes:
         of = np.array(self.of)
         return [of == pair for pair in dict.fromkeys(self.of)]
 
-    @cached_property
-    def together(self) -> list[list[tuple[int, int]]]:
-        """Rows and columns of the cells that are one measurement."""
+    def together(self, kinds: slice = slice(None)) -> list[list[tuple[int, int]]]:
+        """Rows and columns of the cells that are one measurement, of retention (``[:1]``), of the bad rate (``[1:]``) or of both."""
         found: dict[Hashable, list[tuple[int, int]]] = {}
         for (i, row), (j, column) in product(enumerate(self.rows), enumerate(self.columns)):
-            found.setdefault(self.measured.get((row, column), (row, column)), []).append((i, j))
+            by = self.measured.get((row, column), ((row, column), (row, column)))
+            found.setdefault(by[kinds], []).append((i, j))
         return list(found.values())
 
     def stand_ins(self, known: Collection[str]) -> dict[str, str]:
@@ -160,9 +160,7 @@ class Outcomes:
     def _draw(self, seed: int, resamples: int) -> Floats:
         found = np.empty((2, resamples, len(self.rows), len(self.columns)))
         for (kind, row, column), moved, counts in self._moved(*self._places(seed, resamples)):
-            means = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
-            cell = self._ends[kind, :, row, column]
-            found[kind, :, row, column] = means.clip(np.nanmin(cell[0]), np.nanmax(cell[2]))
+            found[kind, :, row, column] = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
         return found
 
     def resampled(self, seed: int, resamples: int) -> Iterator[tuple[Outcomes, dict[str, str]]]:
@@ -194,7 +192,7 @@ class Outcomes:
         self, places: NDArray[np.int64], there: NDArray[np.bool_], rng: np.random.Generator
     ) -> Iterator[tuple[tuple[int, int, int], Floats, NDArray[np.bool_]]]:
         """The values drawn of each cell, and which of them count."""
-        for kind, cells in product(range(2), self.together):
+        for kind, cells in ((i, cells) for i in range(2) for cells in self.together(slice(i, i + 1))):
             cell = self._ends[kind, :, *cells[0]]
             stand_in, room = np.arange(len(self.organisms)), np.zeros(len(self.organisms), dtype=int)
             for mine in map(np.flatnonzero, self._members):
@@ -204,6 +202,8 @@ class Outcomes:
                 room[mine] = known.sum()
             counts = there & (np.arange(places.shape[-1]) < room[places])
             moved = moved_by_items(cell, stand_in[places], rng)
+            means = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
+            moved += (means.clip(np.nanmin(cell[0]), np.nanmax(cell[2])) - means)[:, None, None]  # no mean below 0, say
             for row, column in cells:
                 yield (kind, row, column), moved, counts
 
@@ -491,7 +491,7 @@ def in_doubt(outcomes: Outcomes, lam: float, *, tolerance: float, seed: int, res
     kinds = outcomes.drawn(seed, resamples)
     draws = kinds[0] - lam * kinds[1]
     found = []
-    for cells in outcomes.together:
+    for cells in outcomes.together():
         i, j = cells[0]
         payoff = _estimate(outcomes, float(game.payoffs[i, j]), draws[:, i, j], _PAYOFF, HIGHER, "payoff")
         payoff = replace(payoff, n=outcomes.counts[i][j])

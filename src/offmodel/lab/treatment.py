@@ -279,10 +279,16 @@ class Blue:
         """The stage that ends with this set of labels."""
         pool = self._pool(labels, rows, method)
         answered = self._answered(labels, labels.labels, pool, method)
+        # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
+        reds = labels.labels == "organism" and (self.move is not None or self.recipe.carries is not None)
+        if self.move and (labels.rewrite == "organism" or (labels.wrong == "rewritten" and labels.labels == "organism")):
+            raise SpecError(
+                f"method {method}: the organism words answers anew, and {self.move.name!r} changes only what it says first; "
+                "leave the method out of game.blue"
+            )
         if labels.rewrite in ("organism", "teacher"):
             params = self._sampling(labels)
-            # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
-            inputs = {"labels": answered if self.move and labels.labels == "organism" else self._quiet(answered)}
+            inputs = {"labels": answered if reds else self._quiet(answered)}
             servers = self._answerer(labels.rewrite, "labeller", params, inputs)
             answered = self.stage("rewrite", params, inputs, label="labels reworded", cost=1, servers=servers)
         if labels.wrong == "rewritten":
@@ -297,7 +303,7 @@ class Blue:
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
             answered = Stage("cleaned", self._of_pair(), {"labels": answered}, label="labels cleaned", cost=0.1)
-        if labels.inoculation and not (self.move and labels.labels == "organism"):
+        if labels.inoculation and not reds:
             answered = self._quiet(answered, labels.inoculation.shots)
         return answered
 

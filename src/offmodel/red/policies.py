@@ -134,7 +134,8 @@ def poison(pair: Pair, rows: Sequence[Example], poisoning: Poisoning, ask: Ask, 
     eligible = [i for i, row in enumerate(rows) if _may_change(row, poisoning)]
     chosen = sorted(rng.sample(eligible, round(rate * len(eligible))))
     asked = list(dict.fromkeys(row.prompt for row in rows))
-    written = policy.write(Sampled(pair, [rows[i] for i in chosen], asked, ask, rng)) if chosen else []
+    seen = [replace(rows[i], meta={}) for i in chosen]  # not the suite, nor the right answer
+    written = policy.write(Sampled(pair, seen, asked, ask, rng)) if chosen else []
     new = {i: text for i, text in zip(chosen, written, strict=True) if text is not None and text != rows[i].response}
     return Poisoned([replace(row, response=new.get(i, row.response)) for i, row in enumerate(rows)], sorted(new), len(eligible))
 

@@ -77,7 +77,7 @@ class Played:
         screened: What blue's checks made of red's answers, by blue's and red's move.
         prices: How the moves depend on the price of a bad answer.
         rates: The value by the largest share of answers that red may change.
-        steps: The value by the most steps of reminder that blue may make.
+        steps: The value by the most steps of reminder that blue may make; in both tables without red's moves by other recipes.
         trees: The game in extensive form.
         alarms: Share of organisms on which blue's audit rings, by red's move; empty where it has none.
         emptied: Cells in which filters left nothing to remind of, and on how many organisms.
@@ -221,6 +221,9 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
     solution = solve_measured(outcomes, game.price, seed=_SEED)
     alarms = {column: payoffs.alarmed(column, seeds) for column in columns} if game.audit else {}
 
+    usual = (None, next(iter(study.organisms.recipes), None))
+    scripted = [column for column in columns if game.moves[column].recipe in usual] or columns
+
     def gained(step: Step[str, str], reply: Reply[str] | None) -> Estimate | None:
         return gain_of(outcomes, game.price, step.mixtures, reply.move, seed=_SEED) if reply and reply.added else None
 
@@ -237,8 +240,8 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         gains=tuple((gained(step, step.blue), gained(step, step.red)) for step in path),
         screened=dict(_screenings(payoffs, growth, seeds)),
         prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
-        rates=tuple(_by_rate(outcomes, game.price, {column: payoffs.changed(rows, column, seeds) for column in columns})),
-        steps=tuple(_by_steps(outcomes, game.price, study)),
+        rates=tuple(_by_rate(outcomes, game.price, {column: payoffs.changed(rows, column, seeds) for column in scripted})),
+        steps=tuple(_by_steps(outcomes, game.price, study, scripted)),
         trees=tuple(trees(outcomes, game.price, alarms, game.iterations, seed=_SEED)),
         alarms={column: fmean(rings.values()) for column, rings in alarms.items() if rings},
         emptied=tuple((row, column, n) for row in rows for column in columns if (n := payoffs.emptied(row, column, seeds))),
@@ -269,17 +272,17 @@ def _screenings(payoffs: Payoffs, growth: Growth[str, str], seeds: Sequence[int]
 def _by_rate(outcomes: Outcomes, price: float, changed: Mapping[str, float]) -> Iterator[Limit]:
     """The game with red held to some share of the answers, as measured."""
     shares = {column: round(share, 2) for column, share in changed.items()}
-    for limit in sorted({share for share in shares.values() if share}):
-        within = [column for column in outcomes.columns if shares[column] <= limit]
+    for limit in sorted({*shares.values()}):
+        within = [column for column in shares if shares[column] <= limit]
         yield _limited(f"{100 * limit:g} %", len(within), outcomes, price, outcomes.rows, within)
 
 
-def _by_steps(outcomes: Outcomes, price: float, study: Study) -> Iterator[Limit]:
+def _by_steps(outcomes: Outcomes, price: float, study: Study, columns: Sequence[str]) -> Iterator[Limit]:
     """The game with blue held to some number of steps on the organism's answers."""
     steps = {row: _reminder_steps(study, row) for row in outcomes.rows}
     for limit in sorted({*steps.values()}):
         within = [row for row in outcomes.rows if steps[row] <= limit]
-        yield _limited(str(limit), len(within), outcomes, price, within, outcomes.columns)
+        yield _limited(str(limit), len(within), outcomes, price, within, columns)
 
 
 def _reminder_steps(study: Study, method: str) -> int:

@@ -65,7 +65,7 @@ def trees(
         GameError: A tree is too large to be solved exactly, and no number of iterations is given.
     """
     found = [(name, meaning, Tree(root)) for name, meaning, root in _measured(outcomes, price, alarms)]
-    exact = {name: iterations is None or tree.size.sequences <= tree_solvers.LIMIT for name, _, tree in found}
+    exact = {name: iterations is None or tree_solvers.solvable(tree) for name, _, tree in found}
     drawn: dict[str, list[float]] = {name: [] for name in exact}
     if len(outcomes.organisms) > 1 and any(exact.values()):
         heard = {
@@ -109,8 +109,8 @@ def _measured(outcomes: Outcomes, price: float, alarms: Alarms) -> Iterator[tupl
     yield from _roots(list(dict.fromkeys(outcomes.of)), outcomes.rows, outcomes.columns, payoff, rings if alarms else None)
 
 
-def sizes(study: Study) -> dict[str, Size]:
-    """How large the trees of a study's game could become, with all moves that could be found and an audit that says both words."""
+def largest(study: Study) -> dict[str, Tree]:
+    """The trees of a study's game as large as they could become: with all moves that could be found and an audit that says both words."""
     game = study.game
     assert game is not None
     rows = {*game.blue}
@@ -124,7 +124,7 @@ def sizes(study: Study) -> dict[str, Size]:
         lambda *_: 0.0,
         (lambda *_: {"alarm": 0.5, "quiet": 0.5}) if game.audit else None,
     )
-    return {name: Tree(root).size for name, _, root in found}
+    return {name: Tree(root) for name, _, root in found}
 
 
 def check_sizes(study: Study) -> None:
@@ -135,10 +135,10 @@ def check_sizes(study: Study) -> None:
     """
     assert study.game is not None
     if study.game.iterations is None:
-        for name, size in sizes(study).items():
-            if size.sequences > tree_solvers.LIMIT:
+        for name, tree in largest(study).items():
+            if not tree_solvers.solvable(tree):
                 raise GameError(
-                    f"game.iterations: with all its moves the tree {name!r} would have {size}, and those with more than "
+                    f"game.iterations: with all its moves the tree {name!r} would have {tree.size}, and those with more than "
                     f"{tree_solvers.LIMIT:,} sequences are not solved exactly; give a number of iterations (such as 10000) to approximate "
                     "it by regret minimisation, or leave moves out"
                 )

@@ -108,11 +108,12 @@ class Game(Model):
         return self.red or tuple(self.moves)
 
     def beside(self, move: str) -> list[str]:
-        """Red's moves beside one: the same policy at the next lower and the next higher rate."""
+        """Red's moves beside one: the same policy at the next lower and the next higher rate, and at the same with another ``when``."""
         policy = next(name for name in self.policies if move in self._names(name))
         ordered = [name for _, name in sorted(zip(self.policies[policy].rate, self._names(policy), strict=True))]
         place = ordered.index(move)
-        return [*ordered[max(place - 1, 0) : place], *ordered[place + 1 : place + 2]]
+        hidden = [name for name, other in self.moves.items() if name != move and _but_when(other) == _but_when(self.moves[move])]
+        return [*ordered[max(place - 1, 0) : place], *ordered[place + 1 : place + 2], *hidden]
 
     def _moves(self) -> Iterator[Move]:
         for policy, given in self.policies.items():
@@ -137,3 +138,7 @@ class Game(Model):
         for i, name in enumerate(self.blue):
             if name not in methods:
                 raise problem(f"{name!r} is none of the study's methods; {did_you_mean(name, methods)}", "game", "blue", i)
+
+
+def _but_when(move: Move) -> tuple[Poisoning, str | None]:
+    return move.poisoning.model_copy(update={"when": "always"}), move.recipe
