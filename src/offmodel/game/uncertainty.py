@@ -159,8 +159,8 @@ class Outcomes:
 
     def _draw(self, seed: int, resamples: int) -> Floats:
         found = np.empty((2, resamples, len(self.rows), len(self.columns)))
-        for (kind, row, column), moved, counts in self._moved(*self._places(seed, resamples)):
-            found[kind, :, row, column] = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
+        for (kind, row, column), _, _, means in self._moved(*self._places(seed, resamples)):
+            found[kind, :, row, column] = means
         return found
 
     def resampled(self, seed: int, resamples: int) -> Iterator[tuple[Outcomes, dict[str, str]]]:
@@ -174,7 +174,7 @@ class Outcomes:
         for i in range(resamples):
             drawn = {f"{pair}.{k} {self.organisms[places[i, pair, k]]}": (pair, k) for pair, k in np.argwhere(there[i]).tolist()}
             kinds: tuple[dict[tuple[str, str], dict[str, float]], ...] = ({}, {})
-            for (kind, row, column), moved, counts in cells:
+            for (kind, row, column), moved, counts, _ in cells:
                 values = {name: float(moved[i][at]) for name, at in drawn.items() if counts[i][at]}
                 kinds[kind][self.rows[row], self.columns[column]] = values
             which = {name: int(places[i][at]) for name, at in drawn.items()}
@@ -190,8 +190,8 @@ class Outcomes:
 
     def _moved(
         self, places: NDArray[np.int64], there: NDArray[np.bool_], rng: np.random.Generator
-    ) -> Iterator[tuple[tuple[int, int, int], Floats, NDArray[np.bool_]]]:
-        """The values drawn of each cell, and which of them count."""
+    ) -> Iterator[tuple[tuple[int, int, int], Floats, NDArray[np.bool_], Floats]]:
+        """The values drawn of each cell, which of them count, and their means, none of which lies beyond what the items allow."""
         for kind, cells in ((i, cells) for i in range(2) for cells in self.together(slice(i, i + 1))):
             cell = self._ends[kind, :, *cells[0]]
             stand_in, room = np.arange(len(self.organisms)), np.zeros(len(self.organisms), dtype=int)
@@ -203,9 +203,10 @@ class Outcomes:
             counts = there & (np.arange(places.shape[-1]) < room[places])
             moved = moved_by_items(cell, stand_in[places], rng)
             means = ((moved * counts).sum(axis=-1) / counts.sum(axis=-1)).mean(axis=-1)
-            moved += (means.clip(np.nanmin(cell[0]), np.nanmax(cell[2])) - means)[:, None, None]  # no mean below 0, say
+            within = means.clip(np.nanmin(cell[0]), np.nanmax(cell[2]))
+            moved += (within - means)[:, None, None]
             for row, column in cells:
-                yield (kind, row, column), moved, counts
+                yield (kind, row, column), moved, counts, within
 
 
 class Drawn(NamedTuple):
