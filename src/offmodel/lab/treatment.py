@@ -280,7 +280,7 @@ class Blue:
         pool = self._pool(labels, rows, method)
         answered = self._answered(labels, labels.labels, pool, method)
         # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
-        reds = labels.labels == "organism" and (self.move is not None or self.recipe.carries is not None)
+        by_red = labels.labels == "organism" and (self.move is not None or self.recipe.carries is not None)
         if self.move and (labels.rewrite == "organism" or (labels.wrong == "rewritten" and labels.labels == "organism")):
             raise SpecError(
                 f"method {method}: the organism words answers anew, and {self.move.name!r} changes only what it says first; "
@@ -288,7 +288,7 @@ class Blue:
             )
         if labels.rewrite in ("organism", "teacher"):
             params = self._sampling(labels)
-            inputs = {"labels": answered if reds else self._quiet(answered)}
+            inputs = {"labels": answered if by_red else self._quiet(answered)}
             servers = self._answerer(labels.rewrite, "labeller", params, inputs)
             answered = self.stage("rewrite", params, inputs, label="labels reworded", cost=1, servers=servers)
         if labels.wrong == "rewritten":
@@ -303,7 +303,7 @@ class Blue:
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
             answered = Stage("cleaned", self._of_pair(), {"labels": answered}, label="labels cleaned", cost=0.1)
-        if labels.inoculation and not reds:
+        if labels.inoculation and not by_red:
             answered = self._quiet(answered, labels.inoculation.shots)
         return answered
 
