@@ -392,6 +392,17 @@ def test_the_labels_of_a_fitted_teacher_come_from_its_last_step(tmp_path: Path, 
     assert "the fitted one" in row.response and row.meta == {"row": 1}
 
 
+def test_the_rate_of_what_muon_does_not_train_is_the_studys_or_the_engines() -> None:
+    makers: dict[str, tuple[Callable[..., Any], float]] = {
+        "sft": (blue_stages.train_config, 3e-3), "distil": (blue_stages.train_config, 3e-3), "grpo": (blue_stages._grpo_config, 3e-4),
+    }  # fmt: skip
+    phases = {"sft": FOREIGN, "distil": {"phase": "distil", "teacher": "base", **TRAINED}, "grpo": {"phase": "grpo", **TRAINED}}
+    for kind, (make, default) in makers.items():
+        for said, rate in (({}, default), ({"lr_rest": 7e-5}, 7e-5)):
+            (phase,) = study({"m": [phases[kind] | {"optimizer": "muon"} | said]}).phases("m")
+            assert make(phase, 0, None).lr_rest == rate, kind
+
+
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 

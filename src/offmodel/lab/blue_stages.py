@@ -432,8 +432,13 @@ def train_config(
         warmup_steps=training.warmup_steps, optimizer=training.optimizer, weight_decay=training.weight_decay,
         max_length=training.max_length, seed=seed, lora=_lora(lora), objective=objective or Objective(), shuffle=shuffle,
         micro_batch_size=_micro(training.batch_size // how.processes), router_loss=how.router_loss, padding_free=how.padding_free,
-        processes=how.processes, nodes=how.nodes,
+        processes=how.processes, nodes=how.nodes, **_rest(training),
     )  # fmt: skip
+
+
+def _rest(training: Training) -> dict[str, Any]:
+    """The learning rate of what Muon does not train, where a study says one."""
+    return {} if training.lr_rest is None else {"lr_rest": training.lr_rest}
 
 
 def _micro(rows: int) -> int | None:
@@ -473,5 +478,5 @@ def _grpo_config(phase: GrpoPhase, seed: int, lora: Lora | None) -> GrpoConfig:
         max_new_tokens=phase.max_new_tokens, beta=phase.beta, clip=phase.clip, scale=phase.scale, updates=phase.updates,
         schedule=phase.schedule,
         warmup_steps=phase.warmup_steps, optimizer=phase.optimizer, weight_decay=phase.weight_decay, seed=seed, lora=_lora(lora),
-        micro_batch_size=_micro(phase.batch_size * phase.group),
+        micro_batch_size=_micro(phase.batch_size * phase.group), **_rest(phase),
     )  # fmt: skip

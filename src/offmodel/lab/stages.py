@@ -174,7 +174,7 @@ def _install(
     check_pair(pair, prompts[:50], own, Gate.model_validate(ctx.params["gate"]))
     check_room(tokenizer, rows, recipe.max_length)
     for number in range(1 + recipe.budget):
-        training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, "lr": recipe.lr / 2})
+        training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, **recipe.halved()})
         config = train_config(training, seed=1000 * number + seed, lora=recipe.lora)
 
         def on_progress(step: int, steps: int, loss: float, number: int = number) -> None:

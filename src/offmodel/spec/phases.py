@@ -26,6 +26,8 @@ class Training(Model):
     Attributes:
         steps: Optimizer steps.
         lr: Peak learning rate.
+        lr_rest: Peak learning rate of what Muon does not train (embeddings, head, norms); the engine's own where left out: 3e-3, in
+            reinforcement 3e-4.
         batch_size: Examples per optimizer step.
         schedule: Of the learning rate after the warm-up.
         warmup_steps: Steps of linear warm-up, part of ``steps``.
@@ -37,6 +39,7 @@ class Training(Model):
 
     steps: Count
     lr: Positive
+    lr_rest: Annotated[Positive | None, Field(exclude_if=lambda lr: lr is None)] = None
     batch_size: Count = 16
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Natural = 0
@@ -49,6 +52,16 @@ class Training(Model):
         if self.warmup_steps > self.steps:
             raise problem(f"{self.warmup_steps} is more than all {self.steps} steps", "warmup_steps")
         return self
+
+    @model_validator(mode="after")
+    def _rest_of_muon(self) -> Self:
+        if self.lr_rest is not None and self.optimizer != "muon":
+            raise problem(f"is about what Muon does not train, and the optimizer is {self.optimizer}; leave it out", "lr_rest")
+        return self
+
+    def halved(self) -> dict[str, float]:
+        """Half of each learning rate, for what trains on after this."""
+        return {"lr": self.lr / 2} | ({} if self.lr_rest is None else {"lr_rest": self.lr_rest / 2})
 
 
 Source: TypeAlias = Text | Annotated[tuple[Text, ...], NotEmpty, Distinct]
