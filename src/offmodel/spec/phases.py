@@ -348,15 +348,21 @@ def needs_whole(training: Training) -> bool:
 
 
 def check_training(training: Training, models: Models, where: str) -> None:
-    """Check that a training can be run as the study says: on its device, and shared by its processes, unless it is never shared.
+    """Check that a training can be run as the study says: on its device, in its micro-batches, and shared by its processes, unless never.
 
     Raises:
         SpecError: It cannot; ``where`` begins the message.
     """
     if training.optimizer in OF_BITSANDBYTES and models.device == "cpu":
         raise SpecError(f"{where}: the optimizer {training.optimizer} keeps its states on a GPU, and models.device is cpu; take adamw")
-    processes = models.processes
+    processes, micro = models.processes, models.micro_batch
     if processes == 1 or needs_whole(training):
+        rows, what = training.batch_size, "examples"
+        if isinstance(training, GrpoPhase):
+            rows, what = rows * training.group, "answers"
+        if micro is not None and micro < rows and rows % micro:
+            why = f"they must divide the {rows} {what} of a batch"
+            raise SpecError(f"{where} cannot be trained in parts of {micro} (models.micro_batch): {why}")
         return
     share, rest = divmod(training.batch_size, processes)
     why = ""
@@ -365,8 +371,8 @@ def check_training(training: Training, models: Models, where: str) -> None:
     elif rest:
         near = max(1, round(training.batch_size / processes)) * processes
         why = f"they cannot share a batch_size of {training.batch_size} evenly; take {near}"
-    elif models.micro_batch is not None and models.micro_batch < share and share % models.micro_batch:
-        why = f"each has {share} examples of a batch of {training.batch_size}, which models.micro_batch {models.micro_batch} must divide"
+    elif micro is not None and micro < share and share % micro:
+        why = f"each has {share} examples of a batch of {training.batch_size}, which models.micro_batch {micro} must divide"
     if why:
         raise SpecError(f"{where} cannot be trained by {processes} processes (models.processes): {why}")
 
