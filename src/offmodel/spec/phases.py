@@ -118,7 +118,7 @@ class LabelSet(Model):
             them in its own words (self-distillation, arXiv 2402.13669; a paraphrase, where the teacher rewords the organism's).
         fitted: The teacher is first trained on the organism's own answers, so that its style is closer.
         source: Where the prompts come from; the study's ``prompts`` if left out.
-        prompts: The same prompts as the method's other phases, or others.
+        prompts: The same prompts as the method's other phases, or others; of several such sets each has its own.
         rows: Examples; None makes as many as are used.
         wrong: What becomes of wrong answers, where the source has right ones: they are kept, dropped, or replaced by the teacher's where
             that is right (and dropped where not). ``rewritten``: by the teacher's as the labeller says it in its own words, where that is
