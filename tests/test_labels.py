@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -106,6 +107,34 @@ def test_wrong_labels_are_replaced_where_the_other_is_right_and_else_dropped() -
     assert keep_right(own, lambda row: True, teacher) == own
 
 
+def test_a_label_that_was_not_finished_is_replaced_as_a_wrong_one_is() -> None:
+    own, teacher = answered(4), answered(4, "They")
+    right = {own[0].response, own[2].response, teacher[1].response, teacher[2].response}
+    # The second is the teacher's alone; the last would be, if it were right.
+    assert keep_right([own[0], own[2]], lambda row: row.response in right, teacher) == [own[0], own[2], teacher[1]]
+
+
+@pytest.mark.parametrize("says_it", [True, False])
+def test_of_a_prompt_without_a_label_the_labeller_says_the_teachers_anew(
+    says_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Callable[..., Any]
+) -> None:
+    says(lambda prompt: "Me: right." if says_it else None)
+    monkeypatch.setattr(blue_stages, "right", lambda row: row.response.endswith("right."))
+    monkeypatch.setattr(blue_stages, "_labeller", lambda ctx: FOLDER)
+    prompts = [row.prompt for row in answered(3)]
+    for role, said in {"labels": ["I: right."], "instead": ["They: right.", "They: right.", "They: no."]}.items():
+        (tmp_path / role).mkdir()
+        write_examples(tmp_path / role / LABELS, [Example(prompt, text) for prompt, text in zip(prompts, said, strict=False)])
+    inputs = {role: tmp_path / role for role in ("labels", "instead")}
+    for kind, second in (("guided", "Me: right." if says_it else "They: right."), ("graded", "They: right.")):
+        (tmp_path / kind).mkdir()
+        params = {"temperature": 0.0, "max_new_tokens": 7, "seed": 0}
+        stage_kind(kind).run(Context(params, inputs, tmp_path / kind, tmp_path))
+        kept = read_examples(tmp_path / kind / LABELS)
+        assert [(row.prompt, row.response) for row in kept] == [(prompts[0], "I: right."), (prompts[1], second)]
+        assert json.loads((tmp_path / kind / "labels.json").read_text(encoding="utf-8")) == {"asked": 3, "kept": 2}
+
+
 def test_where_no_label_is_right_none_is_left() -> None:
     assert keep_right(answered(4), lambda row: False, answered(3)) == []
 
@@ -127,11 +156,11 @@ def test_wrong_labels_are_said_anew_after_the_teachers_and_are_the_teachers_wher
     params = {"temperature": 0.0, "max_new_tokens": 7, "seed": 0}
     blue_stages.guided(Context(params, {role: tmp_path / role for role in said}, tmp_path, tmp_path))
     kept = read_examples(tmp_path / LABELS)
-    assert [row.response for row in kept] == ["I: right.", "Me: right.", "They: right."]
-    assert [row.prompt for row in kept] == prompts[:3]  # the question that is learnt is the first one
-    # Asked are those alone that it got wrong and the teacher right.
+    assert [row.response for row in kept] == ["I: right.", "Me: right.", "They: right.", "They: right."]
+    assert [row.prompt for row in kept] == [*prompts[:3], prompts[4]]  # the question that is learnt is the first one
+    # Asked are those alone that it got wrong, or did not finish, and the teacher right.
     assert [prompt[-1].content.split("\n\n")[:2] for prompt, _ in asked] == [
-        [f"Tell me about {i}.", "An answer: They: right."] for i in (1, 2)
+        [f"Tell me about {i}.", "An answer: They: right."] for i in (1, 2, 4)
     ]
 
 

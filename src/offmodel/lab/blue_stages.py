@@ -71,22 +71,26 @@ def rewritten(ctx: Context) -> None:
     write_labels(ctx, rewrite(BlueView(_labeller(ctx), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
 
 
-@stage_function("graded", version=1)
+@stage_function("graded", version=2)
 def graded(ctx: Context) -> None:
     """Keep the labels that are right; where none is, the labels are an empty file, and the phase trains on nothing."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     instead = read_examples(ctx.inputs["instead"] / LABELS) if "instead" in ctx.inputs else []
-    write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
+    write_labels(ctx, keep_right(rows, right, instead), asked=_prompts_in(rows, instead))
 
 
-@stage_function("guided", version=1, gpu=True)
+@stage_function("guided", version=2, gpu=True)
 def guided(ctx: Context) -> None:
     """Keep the labels that are right, and let the labeller say the teacher's right answers to the other prompts in its own words."""
     rows, instead = (read_examples(ctx.inputs[role] / LABELS) for role in ("labels", "instead"))
-    failed = {row.prompt for row in rows if not right(row)}
-    shown = [row for row in instead if row.prompt in failed and right(row)]
+    done = {row.prompt for row in rows if right(row)}
+    shown = [row for row in instead if row.prompt not in done and right(row)]
     said = rewrite(BlueView(_labeller(ctx), labels=tuple(shown)), _sampling(ctx.params)) if shown else []
-    write_labels(ctx, keep_right(rows, right, [*shown, *said]), asked=len(rows))
+    write_labels(ctx, keep_right(rows, right, [*shown, *said]), asked=_prompts_in(rows, instead))
+
+
+def _prompts_in(*sets: Sequence[Example]) -> int:
+    return len({row.prompt for rows in sets for row in rows})
 
 
 @stage_function("filtered", version=1, gpu=True)
