@@ -288,7 +288,8 @@ class DistilPhase(Tuning):
         voice: The voice that the teacher is asked for, of kind ``voice`` in the catalog; the student is not.
         beta: 1 is the reverse KL(student || teacher), 0 the forward one, between them the generalised Jensen-Shannon divergence.
         on_policy: Share of the steps on the student's own answers; the others take the teacher's.
-        source: As in :class:`LabelSet`, like ``prompts``, ``rows``, ``temperature`` and ``max_new_tokens``.
+        source: As in :class:`LabelSet`, like ``prompts``, ``rows`` and ``max_new_tokens``.
+        temperature: Of the student's own answers; the teacher's are sampled as a label set's are.
     """
 
     phase: Literal["distil"] = "distil"
