@@ -122,7 +122,8 @@ class LabelSet(Model):
         rows: Examples; None makes as many as are used.
         wrong: What becomes of wrong answers, where the source has right ones: they are kept, dropped, or replaced by the teacher's where
             that is right (and dropped where not). ``rewritten``: by the teacher's as the labeller says it in its own words, where that is
-            right, and else by the teacher's as it is (the data rewriting of arXiv 2509.15157).
+            right, and else by the teacher's as it is (the data rewriting of arXiv 2509.15157). Answers that were not finished are dropped
+            in any case, and replaced as wrong ones are.
         leaked: Whether answers that show the behaviour stay. Blue cannot tell; dropping them is an upper bound that the experimenter gives.
         filters: Blue's checks on answers of the organism, one after the other. Where they leave none, the phase trains on nothing.
         temperature: Of the labels' sampling; 0 is greedy.
