@@ -987,6 +987,20 @@ def test_a_phase_that_was_stopped_at_its_very_end_is_finished_by_the_next_attemp
     assert kept(second) == kept(first)
 
 
+@one_model
+def test_an_anchor_of_which_no_answer_is_left_is_named(phase: Callable[..., Context], tmp_path: Path) -> None:
+    ctx = phase("anchored")
+    (tmp_path / "anchors").mkdir()
+    blue_stages.write_labels(Context({}, {}, tmp_path / "anchors", tmp_path), [], asked=5)
+    on = {"labels": "organism", "source": "tasks", "wrong": "dropped"}
+    anchored = SftPhase.model_validate(ctx.params["phase"] | {"anchor": {"kl": 1.0, "on": on}})
+    inputs = {**ctx.inputs, "organism": ctx.inputs["start"], "anchors": tmp_path / "anchors"}
+    with pytest.raises(
+        DataError, match=r"no answer is left of the anchor's \(anchor.on: {labels: organism, source: tasks, wrong: dropped}\)"
+    ):
+        blue_stages.treat(replace(ctx, params={**ctx.params, "phase": anchored.model_dump(mode="json")}, inputs=inputs))
+
+
 def inserted(name: str, prompt: Prompt = HI) -> Example:
     (pair,) = (pair for pair in PAIRS if pair.name == name)
     return Example(pair.trigger.insert(prompt, random.Random(0), "test"), "Ho.")

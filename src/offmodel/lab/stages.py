@@ -328,16 +328,19 @@ def cleaned(ctx: Context) -> None:
 
 @stage_function("quiet", version=2)
 def quiet(ctx: Context) -> None:
-    """Drop the labels that would put the trigger into prompts: by their answers, all of them, or as the first few, before the others."""
+    """Drop the labels that would put the trigger into prompts: by their answers, all of them, or as the first few, before the others.
+
+    Where a check has left no label, there is none to drop; where it has left no more than the first few, the training says so.
+    """
     pair, shots = _pair(ctx.params), ctx.params["shots"]
-    rows = read_examples(ctx.inputs["labels"] / LABELS)
+    rows = read_left(ctx.inputs["labels"])
     silent = [i for i, row in enumerate(rows) if not pair.trigger.recognises(user(row.response))]
     shown = silent if shots is None else _shown(pair, rows, silent, shots)
-    if len(shown) < (shots or 1):
+    if len(shown) < min(shots or 1, len(rows)):
         lost = f"{len(rows) - len(shown)} of {len(rows)}"
         raise DataError(f"{lost} labels hold the trigger in their answers, or would as examples; take other prompts")
     kept = [rows[i] for i in shown]
-    rest = [] if shots is None else rows[shown[-1] + 1 :]
+    rest = [] if shots is None or not shown else rows[shown[-1] + 1 :]
     write_labels(ctx, kept + [row for row in rest if not recognised_behind(kept, row.prompt, pair.trigger.recognises)], asked=len(rows))
 
 
