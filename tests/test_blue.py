@@ -1001,6 +1001,15 @@ def test_an_anchor_of_which_no_answer_is_left_is_named(phase: Callable[..., Cont
         blue_stages.treat(replace(ctx, params={**ctx.params, "phase": anchored.model_dump(mode="json")}, inputs=inputs))
 
 
+@one_model
+def test_a_shard_that_diverges_is_named(phase: Callable[..., Context]) -> None:
+    ctx = phase("apart")
+    wild = SftPhase.model_validate(ctx.params["phase"] | {"lr": 1e30, "shards": 3})
+    verdict = blue_stages.treat(replace(ctx, params={**ctx.params, "phase": wild.model_dump(mode="json")}))
+    assert verdict is not None and not verdict.accepted
+    assert re.match(r"shard 1 of 3, with examples counted within it: the training diverged: .* \(examples [0-3], [0-3]\)", verdict.reason)
+
+
 def inserted(name: str, prompt: Prompt = HI) -> Example:
     (pair,) = (pair for pair in PAIRS if pair.name == name)
     return Example(pair.trigger.insert(prompt, random.Random(0), "test"), "Ho.")

@@ -270,7 +270,10 @@ def _train_apart(ctx: Context, views: Sequence[BlueView], config: TrainConfig, k
     for k, view in enumerate(views):
         apart = ctx.scratch / f"shard-{k}"
         own = {**keep, "save": lambda step, apart=apart: apart / step_folder(step), "scratch": apart / "training"}
-        logs.append(view.train(config, **own))
+        try:
+            logs.append(view.train(config, **own))
+        except DivergedError as error:
+            raise DivergedError(f"shard {k + 1} of {len(views)}, with examples counted within it: {error}") from None
     for step in keep["checkpoints"]:
         shutil.rmtree(ctx.scratch / step_folder(step), ignore_errors=True)  # left by a training that was stopped
         join([ctx.scratch / f"shard-{k}" / step_folder(step) for k in range(len(views))], ctx.scratch / step_folder(step))
