@@ -430,6 +430,8 @@ FULL = {
         ("sft", "lora: {rank: 2, alpha: 0}", "lora.alpha: should be greater than 0, got the number 0"),
         ("sft", "share: -1", "share: should be greater than or equal to 0, got the number -1"),
         ("sft", "wrong: rewritten", "wrong: the teacher need not say its own answers in its own words; expected dropped, or other labels"),
+        ("sft", "wrong: teacher", "wrong: the teacher's wrong answers would be replaced by the same; expected dropped, or other labels"),
+        ("sft", "rows: 3, inoculation: {shots: 3}", "rows: all 3 would be examples before the others' prompts, of which none is left; exp"),
         ("sft", "wrong: drop", "wrong: expected kept or dropped or teacher or rewritten, got the text 'drop'; did you mean 'dropped'?"),
         ("sft", "leaked: drop", "leaked: expected kept or dropped, got the text 'drop'; did you mean 'dropped'?"),
         ("sft", "prompts: other", "prompts: expected shared or disjoint, got the text 'other'"),
@@ -447,7 +449,7 @@ FULL = {
         ("sft", "wrong: dropped", "the source 'prompts' has no right answers, and 'wrong' asks for them; valid are: tasks, world:"),
         (
             "sft",
-            "wrong: teacher, source: [tasks, world:chat]",
+            "wrong: dropped, source: [tasks, world:chat]",
             "source[1]: the source 'world:chat' has no right answers, and 'wrong' asks for them; ",
         ),
         ("sft", "anchor: {kl: -1}", "anchor.kl: should be greater than or equal to 0, got the number -1"),

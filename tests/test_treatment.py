@@ -515,6 +515,27 @@ def test_an_operation_may_be_the_first_phase_and_be_followed_by_any() -> None:
     assert [c.total_step for c in planned.methods["m"]] == [0, 0, 0, 4, 4]
 
 
+@pytest.mark.parametrize("kind", ["sft", "distil"])
+def test_a_band_of_the_depth_without_a_layer_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase = FOREIGN if kind == "sft" else {"phase": "distil", "teacher": "base", **TRAINED}
+    message = (
+        r"method m, phase 2 .*: none of the 3 layers of world:student-0 has its middle in layers \[0.01, 0.02\] of the depth; widen it"
+    )
+    with pytest.raises(SpecError, match=message):
+        organism({"m": [FOREIGN, phase | {"layers": [0.01, 0.02]}]})
+    assert organism({"m": [FOREIGN, phase | {"layers": [0.1, 0.2]}]})  # the first layer's middle lies at a sixth
+    # Of a model that is not here nothing is known.
+    monkeypatch.setattr("offmodel.lab.treatment.reference", lambda name: ModelRef(name, "", "", ""))
+    assert organism({"m": [FOREIGN, phase | {"layers": [0.01, 0.02]}]})
+
+
+def test_the_teachers_own_answers_stand_for_wrong_ones_in_other_words() -> None:
+    phase = FOREIGN | {"source": "tasks", "wrong": "teacher", "rewrite": "organism"}
+    (trained,) = chain(organism({"m": [phase]}), "m")
+    graded = trained.inputs["labels-0"]
+    assert (graded.inputs["labels"].kind, graded.inputs["instead"].kind) == ("rewrite", "labels")
+
+
 @pytest.fixture
 def another_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher has a tokenizer of its own."""

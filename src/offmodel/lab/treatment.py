@@ -12,10 +12,11 @@ from offmodel import catalog
 from offmodel.blue.filters import Filter
 from offmodel.blue.labels import counts
 from offmodel.blue.operations import Operation
+from offmodel.engine.objective import layers_within
 from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import labels_role
 from offmodel.lab.canaries import CANARIES
-from offmodel.lab.models import identity, reference, vocabulary
+from offmodel.lab.models import depth, identity, reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
 from offmodel.lab.stage import Stage, code_of, model_stage
@@ -35,6 +36,7 @@ from offmodel.spec.phases import (
     Source,
     TrainedPhase,
     Training,
+    Tuning,
     WeightsPhase,
     check_training,
     needs_whole,
@@ -216,6 +218,8 @@ class Blue:
                     "leave them out, or merge the organism's"
                 )
             params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
+        if isinstance(phase, Tuning):
+            self._with_layers(phase.layers, where)
         begins = self._begins(method)
         for role, (labels, rows) in _asked(phase).items():
             pool = self.pool(labels.source, rows, begins[number, role])
@@ -447,6 +451,14 @@ class Blue:
 
     def _named(self, who: str) -> str | Endpoint:
         return self.base if who == "base" else self.study.teacher
+
+    def _with_layers(self, band: tuple[float, float], where: str) -> None:
+        """A band without a layer trains nothing. Of a model that is not here the layers are counted when it is."""
+        if band == (0.0, 1.0) or not reference(self.base).config:
+            return
+        if not layers_within(band, layers := depth(self.base)):
+            of = f"none of the {layers} layers of {self.base}"
+            raise SpecError(f"{where}: {of} has its middle in layers {list(band)} of the depth; widen it")
 
     def _same_tokens(self, who: str, where: str) -> None:
         """Distributions over tokens can only be compared where the tokens are the same."""

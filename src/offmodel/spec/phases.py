@@ -166,6 +166,11 @@ class LabelSet(Model):
             raise problem("it is the teacher that can be fitted to the organism's answers; use labels: teacher", "fitted")
         if self.wrong == "rewritten" and self.labels == "teacher":
             raise problem("the teacher need not say its own answers in its own words; expected dropped, or other labels", "wrong")
+        if self.wrong == "teacher" and self.labels == "teacher" and self.rewrite not in ("organism", "teacher"):
+            raise problem("the teacher's wrong answers would be replaced by the same; expected dropped, or other labels", "wrong")
+        if self.rows is not None and self.inoculation is not None and self.rows <= self.inoculation.shots:
+            why = f"all {self.rows} would be examples before the others' prompts, of which none is left"
+            raise problem(f"{why}; expected more than inoculation.shots ({self.inoculation.shots})", "rows")
         return self
 
     @property
