@@ -110,14 +110,13 @@ def make_plan(study: Study) -> Plan:
     Raises:
         ModelError: A model cannot be used.
         DataError: Too few prompts are free of a trigger.
-        BlindnessError: A file of labels, or a system prompt, holds a trigger of the study.
+        BlindnessError: A file of labels, a system prompt or a voice holds a trigger of the study.
         SpecError: A pair, its recipe and the gate do not go together; or the weights of a model that only answers are needed.
     """
     phases = [phase for method in study.methods for phase in study.phases(method)]
     read = [labels for phase in phases for labels in sets_read(phase)]
     for path, how in dict.fromkeys([*((of.labels, None) for of in read), *((of.labels, of.inoculation) for of in read)]):
         _refuse_triggers(path, study, how.shots if how else 0)
-    _refuse_triggers_in_systems(study)
     organisms = study.organisms
     for name in organisms.pairs:
         recipes = [organisms.recipe_for(name, recipe) for recipe in organisms.recipes or ("",)]
@@ -134,6 +133,8 @@ def make_plan(study: Study) -> Plan:
             take(recipes[0].prompts, study.seeds[0], "train", min(50, recipes[0].prompt_rows)),
             gate=organisms.gate,
         )
+    # Of a trigger that recognises everything the check of its pair says so.
+    _refuse_triggers_in_systems(study)
     return Plan(study, tuple(planner.planned() for planner in OrganismPlanner.each(study)))
 
 
