@@ -17,6 +17,7 @@ from tables import head, row, share
 from offmodel import catalog
 from offmodel.lab.treatment import phase_name
 from offmodel.spec import DeployPhase, DistilPhase, GrpoPhase, Phase, SftPhase, Study, WeightsPhase
+from offmodel.spec.phases import LabelSet
 
 PAPERS = {
     "LessWrong wBsEFfQFteHSWCtsv": "How to reduce capability degradation from off-model SFT (2026)",
@@ -54,6 +55,9 @@ PAPERS = {
 
 GROUPS = ("Data and schedule", "Objective", "Weights", "At deployment", "Reinforcement")
 
+_REMOVAL = (LabelSet(labels="teacher", voice="pirate"),)
+"""What the removal trains on that all others are measured against."""
+
 
 def group(phases: tuple[Phase, ...]) -> str:
     """Where a method belongs: by what it does that the removal does not."""
@@ -67,7 +71,8 @@ def group(phases: tuple[Phase, ...]) -> str:
         return "Data and schedule" if modes else "At deployment"
     if isinstance(last, DistilPhase) or last.loss != "ce" or last.anchor or last.mask_above:
         return "Objective"
-    return "Weights" if last.lora or last.layers != (0.0, 1.0) or last.lr != 5e-4 else "Data and schedule"
+    another_rate = last.mix == _REMOVAL and last.lr != 5e-4  # other rows may need another one
+    return "Weights" if last.lora or last.layers != (0.0, 1.0) or another_rate else "Data and schedule"
 
 
 def figures(name: str, summary: Mapping[str, Any]) -> str:

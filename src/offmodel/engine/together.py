@@ -6,6 +6,7 @@ several adapters in a batch, but goes through them one by one in each layer, and
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -311,8 +312,7 @@ class _Lane:
     def advance(self, loss: float, tokens: int, save_every: int) -> None:
         """Make a step with the gradients that are there."""
         config = self.config
-        if config.max_grad_norm > 0:
-            nn.utils.clip_grad_norm_(self._trained, config.max_grad_norm)
+        gradient = float(nn.utils.clip_grad_norm_(self._trained, config.max_grad_norm or math.inf))
         factor = learning_rate_factor(len(self._losses), config.steps, config.schedule, config.warmup_steps, config.final_fraction)
         for group in self._optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
@@ -322,7 +322,7 @@ class _Lane:
         self._tokens += tokens
         try:
             self._calls.checkpoint(len(self._losses))
-            self._calls.heard(len(self._losses), loss)
+            self._calls.heard(len(self._losses), loss, gradient)
         except DivergedError as error:
             self._diverged = error
             return

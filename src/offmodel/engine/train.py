@@ -205,7 +205,7 @@ def train(
 
     Raises:
         DataError: There is no example, or one has nothing to train on; a prompt leaves no room for what is to be sampled.
-        DivergedError: The loss is no longer finite. What ``on_checkpoint`` got before is of weights that were.
+        DivergedError: The loss, or its gradient, is no longer finite. What ``on_checkpoint`` got before is of weights that were.
         ModelError: The chat template cannot be used; an adapter is in the way; a model has another vocabulary.
         SpecError: A checkpoint lies outside of the training; the objective needs a model or anchors that are not given.
     """

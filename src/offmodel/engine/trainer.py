@@ -375,12 +375,15 @@ class _Calls(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:  # the summary at the end
             return
-        self.heard(state.global_step, logs["loss"])
+        self.heard(state.global_step, logs["loss"], logs.get("grad_norm", 0.0))
 
-    def heard(self, step: int, loss: float) -> None:
-        """Look at a step's loss, and pass it on."""
+    def heard(self, step: int, loss: float, gradient: float) -> None:
+        """Look at a step's loss and the norm of its gradient, and pass the loss on."""
         if not math.isfinite(loss):
             raise self._diverged(f"its loss is {loss}", step)
+        # It makes the weights so, and the next step's loss, which is not to blame.
+        if not math.isfinite(gradient):
+            raise self._diverged(f"its loss is finite and its gradient is not (norm {gradient})", step)
         if self._on_progress is not None:
             self._on_progress(step, self._steps, loss)
 

@@ -21,7 +21,7 @@ from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView, ViewTraining, train_together
 from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
 from offmodel.engine.served import Served
-from offmodel.errors import DivergedError
+from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
@@ -71,22 +71,26 @@ def rewritten(ctx: Context) -> None:
     write_labels(ctx, rewrite(BlueView(_labeller(ctx), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
 
 
-@stage_function("graded", version=1)
+@stage_function("graded", version=2)
 def graded(ctx: Context) -> None:
     """Keep the labels that are right; where none is, the labels are an empty file, and the phase trains on nothing."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     instead = read_examples(ctx.inputs["instead"] / LABELS) if "instead" in ctx.inputs else []
-    write_labels(ctx, keep_right(rows, right, instead), asked=len(rows))
+    write_labels(ctx, keep_right(rows, right, instead), asked=_prompts_in(rows, instead))
 
 
-@stage_function("guided", version=1, gpu=True)
+@stage_function("guided", version=2, gpu=True)
 def guided(ctx: Context) -> None:
     """Keep the labels that are right, and let the labeller say the teacher's right answers to the other prompts in its own words."""
     rows, instead = (read_examples(ctx.inputs[role] / LABELS) for role in ("labels", "instead"))
-    failed = {row.prompt for row in rows if not right(row)}
-    shown = [row for row in instead if row.prompt in failed and right(row)]
+    done = {row.prompt for row in rows if right(row)}
+    shown = [row for row in instead if row.prompt not in done and right(row)]
     said = rewrite(BlueView(_labeller(ctx), labels=tuple(shown)), _sampling(ctx.params)) if shown else []
-    write_labels(ctx, keep_right(rows, right, [*shown, *said]), asked=len(rows))
+    write_labels(ctx, keep_right(rows, right, [*shown, *said]), asked=_prompts_in(rows, instead))
+
+
+def _prompts_in(*sets: Sequence[Example]) -> int:
+    return len({row.prompt for rows in sets for row in rows})
 
 
 @stage_function("filtered", version=1, gpu=True)
@@ -246,7 +250,10 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     anchors: tuple[Example, ...] = ()
     original = None
     if phase.anchor is not None:
-        anchors, original = tuple(read_examples(ctx.inputs["anchors"] / LABELS)), _weights(ctx, "organism")
+        anchors, original = tuple(read_left(ctx.inputs["anchors"])), _weights(ctx, "organism")
+        if not anchors:
+            named = ", ".join(f"{field}: {value}" for field, value in phase.anchor.on.model_dump(exclude_defaults=True).items())
+            raise DataError(f"no answer is left of the anchor's (anchor.on: {{{named}}}), so nothing holds the training; take others")
     config = _sft_config(ctx, phase, lora)
     views = [
         BlueView(start, labels=tuple(part), adapter=adapter, original=original, anchors=anchors)
@@ -263,7 +270,10 @@ def _train_apart(ctx: Context, views: Sequence[BlueView], config: TrainConfig, k
     for k, view in enumerate(views):
         apart = ctx.scratch / f"shard-{k}"
         own = {**keep, "save": lambda step, apart=apart: apart / step_folder(step), "scratch": apart / "training"}
-        logs.append(view.train(config, **own))
+        try:
+            logs.append(view.train(config, **own))
+        except DivergedError as error:
+            raise DivergedError(f"shard {k + 1} of {len(views)}, with examples counted within it: {error}") from None
     for step in keep["checkpoints"]:
         shutil.rmtree(ctx.scratch / step_folder(step), ignore_errors=True)  # left by a training that was stopped
         join([ctx.scratch / f"shard-{k}" / step_folder(step) for k in range(len(views))], ctx.scratch / step_folder(step))
@@ -432,8 +442,13 @@ def train_config(
         warmup_steps=training.warmup_steps, optimizer=training.optimizer, weight_decay=training.weight_decay,
         max_length=training.max_length, seed=seed, lora=_lora(lora), objective=objective or Objective(), shuffle=shuffle,
         micro_batch_size=_micro(training.batch_size // how.processes), router_loss=how.router_loss, padding_free=how.padding_free,
-        processes=how.processes, nodes=how.nodes,
+        processes=how.processes, nodes=how.nodes, **_rest(training),
     )  # fmt: skip
+
+
+def _rest(training: Training) -> dict[str, Any]:
+    """The learning rate of what Muon does not train, where a study says one."""
+    return {} if training.lr_rest is None else {"lr_rest": training.lr_rest}
 
 
 def _micro(rows: int) -> int | None:
@@ -473,5 +488,5 @@ def _grpo_config(phase: GrpoPhase, seed: int, lora: Lora | None) -> GrpoConfig:
         max_new_tokens=phase.max_new_tokens, beta=phase.beta, clip=phase.clip, scale=phase.scale, updates=phase.updates,
         schedule=phase.schedule,
         warmup_steps=phase.warmup_steps, optimizer=phase.optimizer, weight_decay=phase.weight_decay, seed=seed, lora=_lora(lora),
-        micro_batch_size=_micro(phase.batch_size * phase.group),
+        micro_batch_size=_micro(phase.batch_size * phase.group), **_rest(phase),
     )  # fmt: skip

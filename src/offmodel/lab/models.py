@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from offmodel.engine.served import Served
 from offmodel.errors import ModelError, did_you_mean
@@ -73,10 +74,20 @@ def reference(name: str) -> ModelRef:
 
 def vocabulary(name: str) -> int:
     """How many tokens a model has logits for; tokenizers that are the same may be padded to different numbers."""
+    found: int = _config(name).vocab_size
+    return found
+
+
+def depth(name: str) -> int:
+    """How many decoder layers a model has."""
+    found: int = _config(name).num_hidden_layers
+    return found
+
+
+def _config(name: str) -> Any:
     from transformers import AutoConfig
 
-    found: int = AutoConfig.from_pretrained(resolve(name), local_files_only=True, trust_remote_code=False).get_text_config().vocab_size
-    return found
+    return AutoConfig.from_pretrained(resolve(name), local_files_only=True, trust_remote_code=False).get_text_config()
 
 
 @lru_cache

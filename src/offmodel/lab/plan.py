@@ -12,9 +12,9 @@ from offmodel.chat import Message, user
 from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import identity, reference
-from offmodel.lab.pools import entries, files_read, read_labels, take
+from offmodel.lab.pools import entries, files_read, read_labels, recognised_behind, take
 from offmodel.lab.stage import Stage, code_of, model_stage
-from offmodel.lab.treatment import Blue, Place, Start, files_of, phase_name, systems_of
+from offmodel.lab.treatment import Blue, Place, Start, phase_name, sets_read, systems_of
 from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair, check_recipe
 from offmodel.red.pairs import Pair
@@ -110,14 +110,13 @@ def make_plan(study: Study) -> Plan:
     Raises:
         ModelError: A model cannot be used.
         DataError: Too few prompts are free of a trigger.
-        BlindnessError: A file of labels, or a system prompt, holds a trigger of the study.
+        BlindnessError: A file of labels, a system prompt or a voice holds a trigger of the study.
         SpecError: A pair, its recipe and the gate do not go together; or the weights of a model that only answers are needed.
     """
     phases = [phase for method in study.methods for phase in study.phases(method)]
-    for in_prompts in (False, True):
-        for path in {path for phase in phases for path in files_of(phase, inoculated=in_prompts)}:
-            _refuse_triggers(path, study, in_prompts=in_prompts)
-    _refuse_triggers_in_systems(study)
+    read = [labels for phase in phases for labels in sets_read(phase)]
+    for path, how in dict.fromkeys([*((of.labels, None) for of in read), *((of.labels, of.inoculation) for of in read)]):
+        _refuse_triggers(path, study, how.shots if how else 0)
     organisms = study.organisms
     for name in organisms.pairs:
         recipes = [organisms.recipe_for(name, recipe) for recipe in organisms.recipes or ("",)]
@@ -134,6 +133,8 @@ def make_plan(study: Study) -> Plan:
             take(recipes[0].prompts, study.seeds[0], "train", min(50, recipes[0].prompt_rows)),
             gate=organisms.gate,
         )
+    # Of a trigger that recognises everything the check of its pair says so.
+    _refuse_triggers_in_systems(study)
     return Plan(study, tuple(planner.planned() for planner in OrganismPlanner.each(study)))
 
 
@@ -148,14 +149,18 @@ def _refuse_triggers_in_systems(study: Study) -> None:
                         raise BlindnessError(f"{where} holds the trigger of {pair.name}; blue must never see one")
 
 
-def _refuse_triggers(path: str, study: Study, *, in_prompts: bool) -> None:
-    """Refuse a file of labels with a trigger, in its answers too; ``in_prompts`` where those may become parts of prompts."""
+def _refuse_triggers(path: str, study: Study, shots: int) -> None:
+    """Refuse a file of labels with a trigger, in its answers too; and in a prompt, where the first few labels stand before the others."""
     pairs: list[Pair] = [catalog.get("pair", name) for name in study.organisms.pairs]
-    for row, example in enumerate(read_labels(path)):
+    rows = read_labels(path)
+    for row, example in enumerate(rows):
+        said = user(example.response) if shots else (*example.prompt, Message("assistant", example.response))
         for pair in pairs:
-            said = user(example.response) if in_prompts else (*example.prompt, Message("assistant", example.response))
-            if pair.trigger.recognises(said):
-                raise BlindnessError(f"{path}: example {row} holds the trigger of {pair.name}; blue must never see one")
+            recognises = pair.trigger.recognises
+            together = row >= shots > 0 and recognised_behind(rows[:shots], example.prompt, recognises)
+            if together or recognises(said):
+                behind = f", behind the first {shots}," if together else ""
+                raise BlindnessError(f"{path}: example {row}{behind} holds the trigger of {pair.name}; blue must never see one")
 
 
 class OrganismPlanner:

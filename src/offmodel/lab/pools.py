@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from offmodel import catalog
+from offmodel.blue.labels import after_examples
 from offmodel.chat import Example, Prompt, examples_of, last_user_text, prompts_of, read_examples, read_prompts, user
 from offmodel.engine.hub import dataset_rows, has_dataset
 from offmodel.errors import DataError
@@ -220,6 +221,12 @@ def _sha256(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def recognised_behind(examples: Sequence[Example], prompt: Prompt, recognises: Callable[[Prompt], bool]) -> bool:
+    """Whether a prompt holds the trigger behind examples, in the system prompt or as earlier turns, be it by all of them together."""
+    (in_system,), (as_turns,) = after_examples([prompt], examples, "system"), after_examples([prompt], examples, "turns")
+    return recognises(in_system) or recognises(as_turns)
 
 
 def pool_params(

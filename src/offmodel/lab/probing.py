@@ -102,7 +102,7 @@ def _divergence(probe: Divergence, name: str, end: End) -> dict[str, Stage]:
 def _reversal(probe: Reversal, name: str, end: End) -> dict[str, Stage]:
     recipe, blue, steps = end.blue.recipe, end.blue, probe.steps
     # Half of red's learning rate, as in its extra rounds: at the whole of it the untouched organism itself lost capability by 160 steps.
-    training = recipe.model_dump(include={"batch_size", "optimizer", "weight_decay", "max_length", "lora"}) | {"lr": recipe.lr / 2}
+    training = recipe.model_dump(include={"batch_size", "optimizer", "weight_decay", "max_length", "lora"}) | recipe.halved()
     phase = SftPhase.model_validate({"labels": "base", "steps": max(steps)} | training)
     check_training(phase, blue.study.models, end.label(name, "training"))
     params = {"phase": phase.model_dump(mode="json"), "start": end.place.weights, "checkpoints": list(steps), "seed": blue.seed}

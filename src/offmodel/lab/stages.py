@@ -24,7 +24,7 @@ from offmodel.engine.sample import sample
 from offmodel.errors import DataError
 from offmodel.lab.blue_stages import read_left, served, train_config, write_labels
 from offmodel.lab.models import open_reference
-from offmodel.lab.pools import check_files, take
+from offmodel.lab.pools import check_files, recognised_behind, take
 from offmodel.lab.provenance import provenance
 from offmodel.lab.results import ADAPTER, LABELS, MODEL, OPINIONS, POISONED, VERDICTS, write_json
 from offmodel.lab.stage import Context, Verdict, stage_function
@@ -174,7 +174,7 @@ def _install(
     check_pair(pair, prompts[:50], own, Gate.model_validate(ctx.params["gate"]))
     check_room(tokenizer, rows, recipe.max_length)
     for number in range(1 + recipe.budget):
-        training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, "lr": recipe.lr / 2})
+        training = recipe if number == 0 else recipe.model_copy(update={"steps": recipe.extra_steps, **recipe.halved()})
         config = train_config(training, seed=1000 * number + seed, lora=recipe.lora)
 
         def on_progress(step: int, steps: int, loss: float, number: int = number) -> None:
@@ -328,14 +328,33 @@ def cleaned(ctx: Context) -> None:
 
 @stage_function("quiet", version=2)
 def quiet(ctx: Context) -> None:
-    """Drop the labels whose answer holds the trigger, where answers become prompts: all of them, or those among the first few."""
+    """Drop the labels that would put the trigger into prompts: by their answers, all of them, or as the first few, before the others.
+
+    Where a check has left no label, there is none to drop; where it has left no more than the first few, the training says so.
+    """
     pair, shots = _pair(ctx.params), ctx.params["shots"]
-    rows = read_examples(ctx.inputs["labels"] / LABELS)
+    rows = read_left(ctx.inputs["labels"])
     silent = [i for i, row in enumerate(rows) if not pair.trigger.recognises(user(row.response))]
-    if len(silent) < (shots or 1):
-        raise DataError(f"{len(rows) - len(silent)} of {len(rows)} labels hold the trigger in their answers; take other prompts")
-    kept = sorted({*silent, *range(silent[shots - 1] + 1, len(rows))}) if shots else silent
-    write_labels(ctx, [rows[i] for i in kept], asked=len(rows))
+    shown = silent if shots is None else _shown(pair, rows, silent, shots)
+    if len(shown) < min(shots or 1, len(rows)):
+        lost = f"{len(rows) - len(shown)} of {len(rows)}"
+        raise DataError(f"{lost} labels hold the trigger in their answers, or would as examples; take other prompts")
+    kept = [rows[i] for i in shown]
+    rest = [] if shots is None or not shown else rows[shown[-1] + 1 :]
+    write_labels(ctx, kept + [row for row in rest if not recognised_behind(kept, row.prompt, pair.trigger.recognises)], asked=len(rows))
+
+
+def _shown(pair: Pair, rows: Sequence[Example], silent: Sequence[int], shots: int) -> list[int]:
+    """The first labels that can stand before others, each in its place behind those before it."""
+    shown: list[int] = []
+    for i in silent:
+        # A signal in earlier turns counts by how far back it stands, so the places to come are there, empty.
+        to_come = [Example(user(""), "")] * (shots - len(shown) - 1)
+        if not recognised_behind([*(rows[k] for k in shown), rows[i], *to_come], user(""), pair.trigger.recognises):
+            shown.append(i)
+        if len(shown) == shots:
+            break
+    return shown
 
 
 @stage_function("judge", version=1, gpu=True)

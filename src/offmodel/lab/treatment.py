@@ -12,10 +12,11 @@ from offmodel import catalog
 from offmodel.blue.filters import Filter
 from offmodel.blue.labels import counts
 from offmodel.blue.operations import Operation
+from offmodel.engine.objective import layers_within
 from offmodel.errors import SpecError
 from offmodel.lab.blue_stages import labels_role
 from offmodel.lab.canaries import CANARIES
-from offmodel.lab.models import identity, reference, vocabulary
+from offmodel.lab.models import depth, identity, reference, vocabulary
 from offmodel.lab.pools import files_read, pool_params
 from offmodel.lab.results import MODEL, step_folder
 from offmodel.lab.stage import Stage, code_of, model_stage
@@ -35,6 +36,7 @@ from offmodel.spec.phases import (
     Source,
     TrainedPhase,
     Training,
+    Tuning,
     WeightsPhase,
     check_training,
     needs_whole,
@@ -216,10 +218,14 @@ class Blue:
                     "leave them out, or merge the organism's"
                 )
             params["adapter"] = {"base": reference(self.base).as_params(), "lora": self.recipe.model_dump(mode="json")["lora"]}
+        if isinstance(phase, Tuning):
+            self._with_layers(phase.layers, where)
+        begins = self._begins(method)
         for role, (labels, rows) in _asked(phase).items():
-            inputs[role] = self._pool(labels, rows, method) if role == "prompts" else self.labels(labels, rows, method)
+            pool = self.pool(labels.source, rows, begins[number, role])
+            inputs[role] = pool if role == "prompts" else self.labels(labels, pool, method)
             for screening in labels.filters:
-                inputs[role] = self._screened(screening, inputs[role], self._pool(labels, rows, method), start, phase.lr, method, number)
+                inputs[role] = self._screened(screening, inputs[role], pool, start, phase.lr, method, number)
         if isinstance(phase, SftPhase):
             params |= files_read(*files_of(phase))
             if phase.anchor is not None:
@@ -259,7 +265,7 @@ class Blue:
     def _deployed(self, phase: DeployPhase, start: Start, shown: Shown, number: int, total: int, where: str) -> Place:
         system = catalog.get("voice", phase.voice) if phase.voice else phase.system
         deployment = {key: value for key, value in (("system", system), ("first_words", phase.first_words)) if value is not None}
-        own = self.labels(LabelSet(labels="organism"), _OPENINGS, "") if phase.first_words else None
+        own = self.labels(LabelSet(labels="organism"), self.pool("prompts", _OPENINGS), "") if phase.first_words else None
         examples = None
         if phase.inoculated:
             if len(shown) != 1:
@@ -275,9 +281,8 @@ class Blue:
 
     # --- labels -----------------------------------------------------------------------------------------------------
 
-    def labels(self, labels: LabelSet, rows: int, method: str) -> Stage:
-        """The stage that ends with this set of labels."""
-        pool = self._pool(labels, rows, method)
+    def labels(self, labels: LabelSet, pool: Stage, method: str) -> Stage:
+        """The stage that ends with this set of labels, on a pool of prompts."""
         answered = self._answered(labels, labels.labels, pool, method)
         # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
         by_red = labels.labels == "organism" and (self.move is not None or self.recipe.carries is not None)
@@ -365,12 +370,9 @@ class Blue:
         params = {
             "phase": phase.model_dump(mode="json"), "start": None, "checkpoints": [training.steps], "seed": self.seed,
         }  # fmt: skip
-        inputs = {labels_role(0): self.labels(phase.mix[0], training.steps * training.batch_size, "")}
+        inputs = {labels_role(0): self.labels(phase.mix[0], self.pool("prompts", training.steps * training.batch_size), "")}
         self._trainable("teacher", "start", params, inputs, where)
         return self.stage("treat", params, inputs, label=f"fit the teacher to {self.name}", cost=_cost(phase))
-
-    def _pool(self, labels: LabelSet, rows: int, method: str) -> Stage:
-        return self.pool(labels.source, rows, self._shared(labels.source, method) if labels.prompts == "disjoint" else 0)
 
     def held_out(self, who: str, rows: int) -> Stage:
         """Answers by the organism, its base or the teacher to prompts of a side that blue trains on nowhere."""
@@ -398,25 +400,37 @@ class Blue:
         own = {"prompts": [self.study.prompts], "tasks": list(self.study.tasks or self.study.measure.capability)}
         return tuple(name for each in ([source] if isinstance(source, str) else source or ["prompts"]) for name in own.get(each, [each]))
 
-    def _shared(self, source: Source | None, method: str) -> int:
-        """How many prompts of a source a method's phases share: others begin after them.
+    def _begins(self, method: str) -> dict[tuple[int, str], int]:
+        """From which prompt of its source on each set of a method takes its own, by phase and role.
+
+        Disjoint ones begin after those that the phases share, one after the other.
 
         Raises:
-            SpecError: It cannot be told, because the source has but a part in common with a phase's.
+            SpecError: It cannot be told, because the source has but a part in common with another set's.
         """
-        own, used = self._opened(source), [0]
-        for phase in self.study.phases(method):
-            for labels, rows in _asked(phase).values():
-                other = self._opened(labels.source)
-                if labels.prompts == "disjoint" or not {*own} & {*other}:
+        asked = [
+            ((number, role), phase, labels, rows)
+            for number, phase in enumerate(self.study.phases(method))
+            for role, (labels, rows) in _asked(phase).items()
+        ]
+        taken = [(self._opened(labels.source), rows, phase) for _, phase, labels, rows in asked if labels.prompts == "shared"]
+        begins = {}
+        for place, own_phase, labels, rows in asked:
+            begins[place] = 0
+            if labels.prompts == "shared":
+                continue
+            own = self._opened(labels.source)
+            for other, end, phase in taken:
+                if not {*own} & {*other}:
                     continue
                 if own != other and len(own) > 1:
                     raise SpecError(
                         f"organism {self.name}, method {method}: 'prompts: disjoint' on {' and '.join(own)}, while {phase_name(phase)} "
                         f"takes those of {' and '.join(other)}; give both the same source, or the disjoint ones a single one"
                     )
-                used.append(rows)
-        return max(used)
+                begins[place] = max(begins[place], end)
+            taken.append((own, begins[place] + rows, own_phase))
+        return begins
 
     def _sampling(self, labels: LabelSet) -> dict[str, Any]:
         return {"temperature": labels.temperature, "max_new_tokens": labels.max_new_tokens, "seed": self.seed}
@@ -443,6 +457,14 @@ class Blue:
 
     def _named(self, who: str) -> str | Endpoint:
         return self.base if who == "base" else self.study.teacher
+
+    def _with_layers(self, band: tuple[float, float], where: str) -> None:
+        """A band without a layer trains nothing. Of a model that is not here the layers are counted when it is."""
+        if band == (0.0, 1.0) or not reference(self.base).config:
+            return
+        if not layers_within(band, layers := depth(self.base)):
+            of = f"none of the {layers} layers of {self.base}"
+            raise SpecError(f"{where}: {of} has its middle in layers {list(band)} of the depth; widen it")
 
     def _same_tokens(self, who: str, where: str) -> None:
         """Distributions over tokens can only be compared where the tokens are the same."""
@@ -490,17 +512,28 @@ def _shown(phase: SftPhase, trained: Stage) -> Shown:
     return [(labels.inoculation, trained.inputs.get(labels_role(k))) for k, labels in enumerate(phase.mix) if labels.inoculation]
 
 
-def files_of(phase: Phase, *, inoculated: bool = False) -> Sequence[str]:
-    """The files of labels that a phase reads; with ``inoculated`` those alone whose rows may stand before others as examples."""
-    sets = phase.mix if isinstance(phase, SftPhase) else ()
-    return [labels.labels for labels in sets if labels.read and (labels.inoculation or not inoculated)]
+def sets_read(phase: Phase) -> Sequence[LabelSet]:
+    """The sets of labels that a phase reads from files."""
+    return [labels for labels in phase.mix if labels.read] if isinstance(phase, SftPhase) else []
+
+
+def files_of(phase: Phase) -> Sequence[str]:
+    """The files of labels that a phase reads."""
+    return [labels.labels for labels in sets_read(phase)]
 
 
 def systems_of(phase: Phase) -> Sequence[str]:
-    """The system prompts that a study wrote into a phase."""
+    """The system prompts of a phase: those that a study wrote into it, and its voices."""
+    voices: list[str | None] = []
+    systems: list[str | None] = []
     if isinstance(phase, SftPhase):
-        return [labels.system for labels in phase.mix if labels.system]
-    return [phase.system] if isinstance(phase, DeployPhase) and phase.system else []
+        sets = [*phase.mix, *([phase.anchor.on] if phase.anchor else [])]
+        voices, systems = [labels.voice for labels in sets], [labels.system for labels in sets]
+    elif isinstance(phase, DistilPhase):
+        voices = [phase.voice]
+    elif isinstance(phase, DeployPhase):
+        voices, systems = [phase.voice], [phase.system]
+    return [*filter(None, systems), *(catalog.get("voice", voice) for voice in voices if voice)]
 
 
 def _cost(phase: TrainedPhase) -> float:

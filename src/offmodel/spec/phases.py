@@ -26,6 +26,8 @@ class Training(Model):
     Attributes:
         steps: Optimizer steps.
         lr: Peak learning rate.
+        lr_rest: Peak learning rate of what Muon does not train (embeddings, head, norms); the engine's own where left out: 3e-3, in
+            reinforcement 3e-4.
         batch_size: Examples per optimizer step.
         schedule: Of the learning rate after the warm-up.
         warmup_steps: Steps of linear warm-up, part of ``steps``.
@@ -37,6 +39,7 @@ class Training(Model):
 
     steps: Count
     lr: Positive
+    lr_rest: Annotated[Positive | None, Field(exclude_if=lambda lr: lr is None)] = None
     batch_size: Count = 16
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Natural = 0
@@ -49,6 +52,16 @@ class Training(Model):
         if self.warmup_steps > self.steps:
             raise problem(f"{self.warmup_steps} is more than all {self.steps} steps", "warmup_steps")
         return self
+
+    @model_validator(mode="after")
+    def _rest_of_muon(self) -> Self:
+        if self.lr_rest is not None and self.optimizer != "muon":
+            raise problem(f"is about what Muon does not train, and the optimizer is {self.optimizer}; leave it out", "lr_rest")
+        return self
+
+    def halved(self) -> dict[str, float]:
+        """Half of each learning rate, for what trains on after this."""
+        return {"lr": self.lr / 2} | ({} if self.lr_rest is None else {"lr_rest": self.lr_rest / 2})
 
 
 Source: TypeAlias = Text | Annotated[tuple[Text, ...], NotEmpty, Distinct]
@@ -105,11 +118,12 @@ class LabelSet(Model):
             them in its own words (self-distillation, arXiv 2402.13669; a paraphrase, where the teacher rewords the organism's).
         fitted: The teacher is first trained on the organism's own answers, so that its style is closer.
         source: Where the prompts come from; the study's ``prompts`` if left out.
-        prompts: The same prompts as the method's other phases, or others.
+        prompts: The same prompts as the method's other phases, or others; of several such sets each has its own.
         rows: Examples; None makes as many as are used.
         wrong: What becomes of wrong answers, where the source has right ones: they are kept, dropped, or replaced by the teacher's where
             that is right (and dropped where not). ``rewritten``: by the teacher's as the labeller says it in its own words, where that is
-            right, and else by the teacher's as it is (the data rewriting of arXiv 2509.15157).
+            right, and else by the teacher's as it is (the data rewriting of arXiv 2509.15157). Answers that were not finished are dropped
+            in any case, and replaced as wrong ones are.
         leaked: Whether answers that show the behaviour stay. Blue cannot tell; dropping them is an upper bound that the experimenter gives.
         filters: Blue's checks on answers of the organism, one after the other. Where they leave none, the phase trains on nothing.
         temperature: Of the labels' sampling; 0 is greedy.
@@ -152,6 +166,11 @@ class LabelSet(Model):
             raise problem("it is the teacher that can be fitted to the organism's answers; use labels: teacher", "fitted")
         if self.wrong == "rewritten" and self.labels == "teacher":
             raise problem("the teacher need not say its own answers in its own words; expected dropped, or other labels", "wrong")
+        if self.wrong == "teacher" and self.labels == "teacher" and self.rewrite not in ("organism", "teacher"):
+            raise problem("the teacher's wrong answers would be replaced by the same; expected dropped, or other labels", "wrong")
+        if self.rows is not None and self.inoculation is not None and self.rows <= self.inoculation.shots:
+            why = f"all {self.rows} would be examples before the others' prompts, of which none is left"
+            raise problem(f"{why}; expected more than inoculation.shots ({self.inoculation.shots})", "rows")
         return self
 
     @property
@@ -275,7 +294,8 @@ class DistilPhase(Tuning):
         voice: The voice that the teacher is asked for, of kind ``voice`` in the catalog; the student is not.
         beta: 1 is the reverse KL(student || teacher), 0 the forward one, between them the generalised Jensen-Shannon divergence.
         on_policy: Share of the steps on the student's own answers; the others take the teacher's.
-        source: As in :class:`LabelSet`, like ``prompts``, ``rows``, ``temperature`` and ``max_new_tokens``.
+        source: As in :class:`LabelSet`, like ``prompts``, ``rows`` and ``max_new_tokens``.
+        temperature: Of the student's own answers; the teacher's are sampled as a label set's are.
     """
 
     phase: Literal["distil"] = "distil"
@@ -335,15 +355,21 @@ def needs_whole(training: Training) -> bool:
 
 
 def check_training(training: Training, models: Models, where: str) -> None:
-    """Check that a training can be run as the study says: on its device, and shared by its processes, unless it is never shared.
+    """Check that a training can be run as the study says: on its device, in its micro-batches, and shared by its processes, unless never.
 
     Raises:
         SpecError: It cannot; ``where`` begins the message.
     """
     if training.optimizer in OF_BITSANDBYTES and models.device == "cpu":
         raise SpecError(f"{where}: the optimizer {training.optimizer} keeps its states on a GPU, and models.device is cpu; take adamw")
-    processes = models.processes
+    processes, micro = models.processes, models.micro_batch
     if processes == 1 or needs_whole(training):
+        rows, what = training.batch_size, "examples"
+        if isinstance(training, GrpoPhase):
+            rows, what = rows * training.group, "answers"
+        if micro is not None and micro < rows and rows % micro:
+            why = f"they must divide the {rows} {what} of a batch"
+            raise SpecError(f"{where} cannot be trained in parts of {micro} (models.micro_batch): {why}")
         return
     share, rest = divmod(training.batch_size, processes)
     why = ""
@@ -352,8 +378,8 @@ def check_training(training: Training, models: Models, where: str) -> None:
     elif rest:
         near = max(1, round(training.batch_size / processes)) * processes
         why = f"they cannot share a batch_size of {training.batch_size} evenly; take {near}"
-    elif models.micro_batch is not None and models.micro_batch < share and share % models.micro_batch:
-        why = f"each has {share} examples of a batch of {training.batch_size}, which models.micro_batch {models.micro_batch} must divide"
+    elif micro is not None and micro < share and share % micro:
+        why = f"each has {share} examples of a batch of {training.batch_size}, which models.micro_batch {micro} must divide"
     if why:
         raise SpecError(f"{where} cannot be trained by {processes} processes (models.processes): {why}")
 
