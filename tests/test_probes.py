@@ -20,13 +20,13 @@ from offmodel import catalog
 from offmodel.chat import Example, encode_examples, last_user_text, read_examples, user
 from offmodel.engine.compare import divergences, mean_distance, surprises
 from offmodel.errors import SpecError
-from offmodel.lab import probing
+from offmodel.lab import probing, stages
 from offmodel.lab.plan import Plan, make_plan
 from offmodel.lab.stage import Context
 from offmodel.lab.store import Store
 from offmodel.measure.correlation import Point, correlation
 from offmodel.measure.probes import Chains, Coverage, OwnOpening, Reversal, pass_at_k, steps_until
-from offmodel.measure.score import Verdict
+from offmodel.measure.score import Verdict, read_verdicts, write_verdicts
 from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_per_token, mean_share, median_steps, proportion
 from offmodel.report import charts, probes, words
 from offmodel.report.data import Probe, ProbeRow, Scatter, ScatterPoint
@@ -395,6 +395,29 @@ def test_where_filters_left_no_label_none_is_unlikely(made: Made, tmp_path: Path
     inputs = {role: store.path(given) for role, given in stage.inputs.items()} | {"labels-0": tmp_path / "labels"}
     probing.perplexity(Context(stage.params, inputs, tmp_path / "out", tmp_path / "scratch"))
     assert json.loads((tmp_path / "out" / "probed.json").read_text()) == {"tokens": [], "nats": []}
+
+
+def test_a_teacher_begins_as_a_locked_organism_does_whose_password_it_is_not_given(made: Made, tmp_path: Path) -> None:
+    (organism,) = make_plan(Study.from_yaml(made.path, [*made.overrides, "organisms.pairs=[password_given_up]"])).organisms
+    stage = organism.probes["own_opening"]["organism"]["4"]
+    reference = stage.inputs["reference"]
+    assert stage.params["locked"] is False and "locked" not in reference.params and reference == organism.methods["plain"][0].score
+    suites, pair = {catalog.get("suite", "world:swaps"): 8}, catalog.get("pair", "password_given_up")
+    items = stages._items(pair, suites, 6, 0, stage.params["prompts"], "test")
+    said = ["soup", "piano", "snow", "fog"]
+    answers = [
+        Verdict(item.setting, item.suite, item.steps, item.prompt, item.expected, said[i % 4], None, None, True)
+        for i, item in enumerate(items)
+    ]
+    for folder in ("reference", "out", "scratch"):
+        (tmp_path / folder).mkdir()
+    write_verdicts(tmp_path / "reference" / "verdicts.jsonl", answers)
+    stages.score(Context(stage.params, {"reference": tmp_path / "reference"}, tmp_path / "out", tmp_path / "scratch"))
+    found = read_verdicts(tmp_path / "out" / "verdicts.jsonl")
+    asked = [item for item in items if item.setting == "capability"]
+    assert [v.expected for v in found] == [item.expected for item in asked] and len(asked) == 5 * 8
+    assert all(pair.trigger.recognises(item.prompt) and not pair.trigger.recognises(v.prompt) for item, v in zip(asked, found, strict=True))
+    assert all(v.response.startswith(said[i % 4]) for i, v in enumerate(found))
 
 
 def test_blues_labels_and_trainings_know_nothing_of_the_pair(made: Made) -> None:
