@@ -226,6 +226,13 @@ def test_fewer_than_six_pairs_decide_nothing(minus: Any) -> None:
     assert (nothing.estimate.value, nothing.estimate.pairs, nothing.verdict) == (None, 0, CANNOT_TELL)
 
 
+@pytest.mark.parametrize(("trainings", "verdict"), [(None, HOLDS), (5, CANNOT_TELL), (6, HOLDS)])
+def test_a_correlation_over_few_trainings_decides_nothing(trainings: int | None, verdict: str) -> None:
+    condition = ProbeCondition(probe="labels", row="x", above=0.5)
+    estimate = Estimate(0.8, 0.7, 0.9, 16, "", HIGHER, "correlation", "organisms", pairs=8, trainings=trainings)
+    assert judge(condition, estimate) == verdict
+
+
 def test_a_row_of_a_probe_decides_as_a_number_does() -> None:
     claim = Claim(**WORDS, holds_if=(ProbeCondition(probe="labels", row="pirate, back within 160 steps", above=0.5),))
     of = {UNTOUCHED: {f"{pair}-0": result(pair, 0) for pair in "abcdefgh"}}

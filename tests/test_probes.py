@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,7 +106,7 @@ def test_a_correlation_has_an_interval_over_pairs() -> None:
     organisms = [[Point(x, x**3 + rng.normal(0, 0.05)) for x in rng.uniform(0, 2, 4)] for _ in range(6)]
     pairs = [f"p{i // 2}" for i in range(6)]
     rank, linear = (correlation(organisms, pairs, "what", method) for method in ("spearman", "pearson"))
-    flat = np.array([point for those in organisms for point in those])
+    flat = np.array([point[:2] for those in organisms for point in those])
     assert linear.value == pytest.approx(np.corrcoef(flat.T)[0, 1])
     ranks = flat.argsort(axis=0).argsort(axis=0)
     assert rank.value == pytest.approx(np.corrcoef(ranks.T)[0, 1])
@@ -114,6 +114,33 @@ def test_a_correlation_has_an_interval_over_pairs() -> None:
         assert found.low is not None and found.high is not None and found.value is not None
         assert found.low <= found.value <= found.high and found.n == 6 and found.unit == "correlation"
     assert correlation([[Point(0, 1), Point(1, 0)], [Point(2, -1)]], ["a", "b"], "what").value == -1
+
+
+def test_a_correlation_over_few_trainings_speaks_of_other_trainings() -> None:
+    rng, found = np.random.default_rng(0), []
+    for _ in range(20):
+        # Nothing goes with anything, but sixteen organisms say nearly the same of seven trainings.
+        made = rng.normal(size=(7, 2))
+        organisms = [[(x, y, str(i)) for i, (x, y) in enumerate(made + rng.normal(0, 0.02, (7, 2)))] for _ in range(16)]
+        pairs = [f"p{i // 2}" for i in range(16)]
+        crossed = correlation([[Point(*point) for point in those] for those in organisms], pairs, "what")
+        fixed = correlation([[Point(x, y) for x, y, _ in those] for those in organisms], pairs, "what")
+        assert crossed.value == fixed.value and (crossed.trainings, fixed.trainings) == (7, None)
+        found.append([None not in (each.low, each.high) and each.low <= 0 <= each.high for each in (crossed, fixed)])  # type: ignore[operator]
+    covered = np.sum(found, axis=0)
+    assert covered[0] >= 17 and covered[1] <= 6
+
+
+def test_a_correlation_over_trainings_has_the_interval_of_crossed_clusters() -> None:
+    # Two organisms of two trainings each: of the 16 draws the corners that were drawn, each as often as both of its sides.
+    grid = {("a", "s"): (0, 0), ("a", "t"): (1, 2), ("b", "s"): (2, 1), ("b", "t"): (3, 3)}
+    drawn = []
+    for organisms, trainings in product(product("ab", repeat=2), product("st", repeat=2)):
+        corners = np.array([grid[cell] for cell in product(organisms, trainings)])
+        if np.ptp(corners, axis=0).all():
+            drawn.append(np.corrcoef(corners.T)[0, 1])
+    found = correlation([[Point(*grid[o, t], t) for t in "st"] for o in "ab"], ["a", "b"], "what", "pearson")
+    assert (found.low, found.high) == pytest.approx((min(drawn), max(drawn)))
 
 
 def test_where_a_number_never_changes_there_is_no_correlation() -> None:

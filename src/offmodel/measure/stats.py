@@ -32,6 +32,7 @@ class Estimate:
         of: What ``n`` counts.
         items: How many items stand behind it where ``n`` counts organisms.
         pairs: How many pairs stand behind it where it speaks of several organisms.
+        trainings: How many trainings stand behind it where it speaks of several of them.
     """
 
     value: float | None
@@ -44,6 +45,7 @@ class Estimate:
     of: Literal["items", "organisms", "pairs", "seeds"] = "items"
     items: int | None = None
     pairs: int | None = None
+    trainings: int | None = None
 
 
 def proportion(successes: int, n: int, definition: str, direction: Direction) -> Estimate:

@@ -211,7 +211,7 @@ def _tried(untouched: Checkpoint, rows: Sequence[Checkpoint]) -> list[Point]:
     None where one of them was dead before anything was done, which tells nothing.
     """
     first = _pair_of_rates(untouched)
-    if first is None or min(first) <= DEAD:
+    if first is None or min(first.x, first.y) <= DEAD:
         return []
     return [tried for row in rows if row.organism == untouched.organism and (tried := _pair_of_rates(row))]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from offmodel.report import words
-from offmodel.report.claims import FEWEST_PAIRS, describe, threshold
+from offmodel.report.claims import FEWEST_PAIRS, FEWEST_TRAININGS, describe, threshold
 from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ReportData
 from offmodel.report.summary import Table, markdown
 from offmodel.spec.claim import Claim
@@ -16,11 +16,11 @@ _HEAD = f"""\
 
 Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published
 statement, not from our figures: the 95 % interval decides. *Holds*: for every condition it lies wholly where the statement puts it. *Does
-not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs, of which not
-even a sign test reaches 5 %. Intervals of differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims
-are tested one by one, without an adjustment for their number. Much of what they are about had been measured before the tests were
-written ([results.md](results.md), [red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was
-blind; no threshold comes from those figures.
+not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs (of a
+correlation, fewer than {FEWEST_TRAININGS} trainings), of which not even a sign test reaches 5 %. Intervals of differences are
+bootstraps over pairs, and too narrow where these are few. The {{count}} claims are tested one by one, without an adjustment for their
+number. Much of what they are about had been measured before the tests were written ([results.md](results.md),
+[red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was blind; no threshold comes from those figures.
 
 The offline world models the claimed mechanism ([world.md](world.md)): a claim that holds in it is no independent evidence about real
 models, and one that does not is a finding about what the claim needs. Published figures are *verified* where they were read in the source

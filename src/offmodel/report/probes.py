@@ -114,12 +114,13 @@ class Seen:
         """By ranks and of the numbers themselves, with the capability lost."""
         by_organism: dict[str, list[correlation.Point]] = {}
         for point in points:
-            by_organism.setdefault(point.organism, []).append(correlation.Point(point.x, point.y))
+            by_organism.setdefault(point.organism, []).append(correlation.Point(point.x, point.y, point.method))
         clusters, pairs = list(by_organism.values()), [self.pairs[organism] for organism in by_organism]
+        trainings = len({point.method for point in points})
         for method, called in _CORRELATIONS.items():
             definition = (
-                f"{called} of {what} with the capability lost (1 - capability / that of the untouched organism), over {len(points)} "
-                f"{over}; interval: percentile bootstrap over pairs and organisms, each with all of its own"
+                f"{called} of {what} with the capability lost (1 - capability / that of the untouched organism), over {len(points)} points "
+                f"of {trainings} {over}; interval: percentile bootstrap over pairs, organisms and, across them, {over}"
             )
             estimate = correlation.correlation(clusters, pairs, definition, method)
             yield ProbeRow(label=f"{what} and capability lost, {called}", estimate=estimate)
@@ -229,7 +230,7 @@ def _divergence(probe: Divergence, name: str, seen: Seen) -> Found:
             if parts:
                 rows.append(ProbeRow(label=f"{method}, {way} KL", estimate=seen.mean(parts), state=method))
     for way, those in points.items():
-        rows += seen.correlations(f"{way} KL", those, "methods on organisms") if those else ()
+        rows += seen.correlations(f"{way} KL", those, "methods") if those else ()
     return Found(tuple(rows), _scatter("forward KL, nats per token", points["forward"]))
 
 
@@ -323,7 +324,7 @@ def _label_fit(probe: LabelFit, name: str, seen: Seen) -> Found:
         fits += _with_loss(method, {o: each.value for o, each in fit.items() if o in new}, ended)
         gaps += _with_loss(method, {o: each for o, each in gap.items() if o in new}, ended)
     for what, points in (("log-perplexity of the labels", fits), ("organism less labeller", gaps)):
-        rows += seen.correlations(what, points, "first trainings on organisms") if points else ()
+        rows += seen.correlations(what, points, "first trainings") if points else ()
     return Found(tuple(rows), _scatter("log-perplexity, nats per token", fits) + _scatter("organism less labeller", gaps))
 
 
