@@ -306,7 +306,8 @@ def test_long_chains_are_held_against_short_ones() -> None:
     assert told["off, world:arithmetic, kept at 3 steps"] == near((0.4 + 0.25) / 2)
     assert told["off, world:arithmetic, lost at 3 steps more than at 1"] == near(((0.6 - 0.1) + (0.6 - 0)) / 2)
     (row,) = [row for row in found.rows if "more than" in row.label]
-    assert (row.estimate.unit, row.estimate.n, row.estimate.of) == ("points", 2, "pairs") and row.estimate.low == near(0.5)
+    assert (row.estimate.unit, row.estimate.n, row.estimate.of) == ("points", 2, "pairs")
+    assert row.estimate.low is not None and 0 < row.estimate.low < 0.5  # the two agree, and ten items each say little
 
 
 def test_an_unknown_kind_of_probe_says_what_to_register() -> None:

@@ -23,6 +23,7 @@ from offmodel.measure.stats import (
     Direction,
     Estimate,
     average,
+    less,
     mean_over_organisms,
     mean_per_token,
     mean_share,
@@ -103,9 +104,9 @@ class Seen:
 
     def share(self, parts: Mapping[str, float | None], definition: str, direction: Direction) -> Estimate:
         """Share of organisms."""
-        return mean_over_organisms(parts, definition, direction, seed=0, pairs=self.pairs)
+        return mean_over_organisms(parts, definition, direction, seed=0, pairs=self.pairs, yes_or_no=True)
 
-    def difference(self, numbers: Mapping[str, float], definition: str, direction: Direction = HIGHER) -> Estimate:
+    def difference(self, numbers: Mapping[str, Estimate | float], definition: str, direction: Direction = HIGHER) -> Estimate:
         """Mean of differences that were taken on each organism."""
         gaps = [Gap(self.pairs[o], self.untouched[o].organism.seed, number) for o, number in numbers.items()]
         return mean_difference(gaps, f"{definition}; mean over organisms", direction, "points")
@@ -185,8 +186,7 @@ def _coverage(probe: Coverage, name: str, seen: Seen) -> Found:
         if state == "organism":
             continue
         for k in (probe.ks[0], probe.ks[-1]):
-            less = {o: _less(row[k], before[o][k]) for o, row in by_organism.items() if o in before}
-            numbers = {o: number for o, number in less.items() if number is not None}
+            numbers = _defined({o: less(row[k], before[o][k]) for o, row in by_organism.items() if o in before})
             if numbers:
                 estimate = seen.difference(numbers, f"pass@{k} less that of the untouched organism on the same items")
                 rows.append(ProbeRow(label=f"{state}, pass@{k} less the organism's", estimate=estimate, state=state))
@@ -210,8 +210,8 @@ def _pass(verdicts: Sequence[Verdict], suites: Sequence[Suite], k: int, probe: C
     return average(parts, definition, HIGHER)
 
 
-def _less(one: Estimate, other: Estimate) -> float | None:
-    return None if one.value is None or other.value is None else one.value - other.value
+def _defined(numbers: Mapping[str, Estimate]) -> dict[str, Estimate | float]:
+    return {organism: number for organism, number in numbers.items() if number.value is not None}
 
 
 @found.register
@@ -368,8 +368,8 @@ def _chains(probe: Chains, name: str, seen: Seen) -> Found:
                 rows.append(
                     ProbeRow(label=f"{method}, {suite.name}, kept at {k} step{'s' if k > 1 else ''}", estimate=estimate, state=method)
                 )
-            lost = {o: {k: _less(before, after) for k, (after, before) in row.items()} for o, row in accuracies.items()}
-            more = {o: row[lengths[-1]] - row[lengths[0]] for o, row in lost.items() if None not in row.values()}  # type: ignore[operator]
+            lost = {o: {k: less(before, after) for k, (after, before) in row.items()} for o, row in accuracies.items()}
+            more = _defined({o: less(row[lengths[-1]], row[lengths[0]]) for o, row in lost.items()})
             if more:
                 definition = f"accuracy lost at {lengths[-1]} steps less accuracy lost at {lengths[0]}, on the same items as the organism's"
                 estimate = seen.difference(more, definition, LOWER)

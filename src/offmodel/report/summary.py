@@ -44,8 +44,8 @@
     settings      as the study had them
 
 An estimate is {value, low, high, n, definition, direction, unit, of, items, pairs, trainings}; see
-:class:`offmodel.measure.stats.Estimate`. What is undefined is null, never NaN. A later version may add keys; it does not remove or rename any
-without a new schema name.
+:class:`offmodel.measure.stats.Estimate`. What is undefined is null, never NaN. A later version may add keys; it does not remove or rename
+any without a new schema name.
 
 ``results.parquet`` is tidy: a row per organism, method, seed, phase, checkpoint and measure; :data:`COLUMNS` are its columns.
 """

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from offmodel.measure.correlation import Point, rank_correlation
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, less, mean_over_organisms
 from offmodel.report.blind import Course, chosen_by
 from offmodel.report.data import Checkpoint, Region, Swept, SweptPoint
 from offmodel.spec.sweep import Sweep
@@ -46,7 +46,7 @@ def swept(
         return None if (point := row.point) is None else float(point.retention >= sweep.kept and point.removal >= sweep.removed)
 
     def share(parts: Mapping[str, float | None], what: str) -> Estimate:
-        return mean_over_organisms(parts, what, HIGHER, seed=0, pairs=pairs)
+        return mean_over_organisms(parts, what, HIGHER, seed=0, pairs=pairs, yes_or_no=True)
 
     def held(methods: Sequence[str], what: str) -> Estimate:
         """Mean over a few methods' checkpoints of each organism that has all of these methods."""
@@ -80,8 +80,11 @@ def _points(
     both: str,
     pairs: Mapping[str, str] | None,
 ) -> Iterator[SweptPoint]:
-    def mean(parts: Mapping[str, Estimate | float | None], what: str, direction: Direction, unit: str = "share") -> Estimate:
-        return mean_over_organisms(parts, f"{what}; mean over organisms", direction, seed=0, pairs=pairs, unit=unit)
+    def mean(
+        parts: Mapping[str, Estimate | float | None], what: str, direction: Direction, unit: str = "share", *, yes_or_no: bool = False
+    ) -> Estimate:
+        what = f"{what}; mean over organisms"
+        return mean_over_organisms(parts, what, direction, seed=0, pairs=pairs, unit=unit, yes_or_no=yes_or_no)
 
     starts = {organism: track.start for organism, track in tracks.items()}
     steps = sorted({row.step for track in tracks.values() for row in track.course.rows})
@@ -97,18 +100,14 @@ def _points(
             removal=removal,
             bad_rate=mean({o: row.bad_rate for o, row in rows.items()}, "bad answers under the trigger", LOWER),
             returned=mean(
-                {o: _less(row.bad_rate, starts[o].bad_rate) for o, row in rows.items()},
+                {o: less(row.bad_rate, starts[o].bad_rate) for o, row in rows.items()},
                 "bad rate less that at the beginning of the phase, of the same organism on the same items",
                 LOWER,
                 "points",
             ),
-            both=mean({o: has_both(row) for o, row in rows.items()}, f"organisms on which {both}", HIGHER),
+            both=mean({o: has_both(row) for o, row in rows.items()}, f"organisms on which {both}", HIGHER, yes_or_no=True),
             region=_region((retention, sweep.kept), (removal, sweep.removed)),
         )
-
-
-def _less(one: Estimate, other: Estimate) -> float | None:
-    return None if one.value is None or other.value is None else one.value - other.value
 
 
 def _region(*limits: tuple[Estimate, float]) -> Region:
