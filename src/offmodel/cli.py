@@ -184,6 +184,8 @@ def plan(
         _show_game(planned.study)
     if foresight is not None:
         _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
+    else:
+        out.print("\nWhat a study could see is foreseen of differences between methods, and this one has a single method.")
 
 
 def _show_tokens(costs: list[Tally], lengths: Lengths) -> None:
