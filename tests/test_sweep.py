@@ -96,6 +96,15 @@ def test_the_place_of_a_slip_is_named(tmp_path: Path) -> None:
         Study.from_yaml(path)
 
 
+def test_where_a_sweeps_last_phase_begins_must_be_measured(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"measure": STUDY["measure"] | {"checkpoints": [0, 30, 40]}}, sort_keys=False))
+    with pytest.raises(SpecError, match=r"study.yaml:\d+: measure.checkpoints: add end: a sweep is told from where its last phase begins"):
+        Study.from_yaml(path)
+    without = {key: value for key, value in STUDY.items() if key != "sweeps"}
+    assert Study.model_validate(without | {"measure": STUDY["measure"] | {"checkpoints": [0, 30, 40]}}).measure.checkpoints == (0, 30, 40)
+
+
 def test_a_name_that_is_taken_is_refused() -> None:
     taken = {"pirate": [SFT | {"steps": 3}], "dose-30-5e-4-shared": [SFT | {"steps": 3}]}
     with pytest.raises(ValidationError, match="'dose' makes a method of this name, too"):

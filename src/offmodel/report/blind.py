@@ -84,7 +84,10 @@ def choose(method: str, rules: Sequence[str], courses: Mapping[str, Course], pai
     chosen, best = chosen_by(rules, courses)
     return Blind(
         method=method,
-        rules={rule: _choice(rows, f"the checkpoint that the rule {rule} chooses", pairs, best) for rule, rows in chosen.items()},
+        rules={
+            rule: _choice(rows, f"the checkpoint that the rule {rule} chooses of those measured", pairs, best)
+            for rule, rows in chosen.items()
+        },
         oracle=_choice(best, "the checkpoint with the greatest retention less bad rate, by the very scores that are shown", pairs),
     )
 
