@@ -476,6 +476,12 @@ def test_the_figure_shown_first_is_the_one_that_decides() -> None:
     assert overview([entry(checked, unfinished=3)])[1][1] == "cannot tell (unfinished)"
 
 
+def test_an_unfinished_study_decides_nothing() -> None:
+    entries = [entry(claim_with(HOLDS), unfinished=1), entry(claim_with(FAILS), unfinished=2), entry(claim_with(HOLDS))]
+    assert [row[1] for row in overview(entries)[1:]] == ["cannot tell (unfinished)", "cannot tell (unfinished)", "holds"]
+    assert "1 hold, 0 do not, and of 2 one cannot tell" in ledger(entries, command="", date="")
+
+
 def test_what_is_compared_and_where_it_must_lie_in_words() -> None:
     pairs = Condition(measure="frontier_area", method="pirate", minus={"pairs": {"a": "b", "c": "d"}}, between=(-0.08, 0.08))
     steps = Condition(measure="bad_rate", method="pirate", recipe="full", minus={"measure": "retention", "recipe": "lora"}, below=0.5)
