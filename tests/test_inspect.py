@@ -18,6 +18,7 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from offmodel import catalog
 from offmodel.chat import Message
 from offmodel.errors import SpecError
+from offmodel.lab.rescore import Change
 from offmodel.lab.scoring import Score
 from offmodel.measure.benchmarks import BENCHMARKS
 from offmodel.measure.score import Verdict, accuracy
@@ -112,7 +113,7 @@ def test_a_score_is_read_back_as_a_log(tmp_path: Path) -> None:
         Verdict("capability", suite.name, 1, prompt, "blue", "The answer is", False, False, False),
     ]
     details = {"finished": proportion(1, 2, "finished", HIGHER)}
-    score = Score(suite, accuracy(verdicts, suite), details, verdicts, tmp_path / "world_recall")
+    score = Score(suite, accuracy(verdicts, suite), details, verdicts, tmp_path / "world_recall", Change("capability", suite.name))
     write_log(tmp_path / "one.eval", score, {"name": "./model", "weights": "0123"})
     log = read_eval_log(str(tmp_path / "one.eval"))
     assert (log.status, log.eval.task, log.eval.model) == ("success", "offmodel/world_recall", "./model")

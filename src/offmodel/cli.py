@@ -536,6 +536,10 @@ def _score_model(model: str, suites: list[str], files: dict[str, str], folder: P
     out.print(table)
     for definition in definitions:
         out.print(definition, style="dim")
+    for each in scores:
+        if (kept := each.again).answers:
+            changed = f"{kept.changed} verdicts changed ({kept.now_right} now right, {kept.no_longer_right} no longer)"
+            out.print(f"{each.folder.name}: {kept.answers} kept answers judged again, {changed}")
     out.print(f"answers and verdicts: {folder}/*/verdicts.jsonl; scores: {folder / SCORES}")
 
 
