@@ -12,7 +12,7 @@ from inspect_ai.log import read_eval_log
 
 from offmodel import catalog
 from offmodel.engine import generate as engine
-from offmodel.errors import SpecError, StoreError
+from offmodel.errors import DataError, SpecError, StoreError
 from offmodel.lab.plan import make_plan
 from offmodel.lab.pools import pool_params, read_pool
 from offmodel.lab.scoring import score_model
@@ -107,6 +107,12 @@ def test_kept_answers_are_judged_by_the_grader_of_today(student: Path, rows: Pat
     assert file.read_bytes() == made and json.loads(settings.read_text())["definition"] == suite.definition
     assert "mmlu: 10 kept answers judged again, 0 verdicts changed" in offmodel(*arguments).out
     assert not [*out.rglob(".*")]
+
+
+def test_who_thinks_may_say_more(student: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="context"):  # the tiny model's is too short for that
+        score_model(str(student), [catalog.get("suite", "world:recall")], tmp_path / "a", limit=2, thinking=True)
+    assert json.loads((tmp_path / "a" / "world_recall" / "settings.json").read_text())["max_new_tokens"] == 96 + 8192
 
 
 def test_another_suite_joins_the_scores(student: Path, rows: Path, tmp_path: Path) -> None:

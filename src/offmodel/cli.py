@@ -461,9 +461,13 @@ def score(
     runs: Runs = Path("runs"),
     seed: Annotated[int, typer.Option(help="Of the order of the items.")] = 0,
     batch: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; what the suite says if left out.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer; what the suite says if left out, and 8192 more with --thinking.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    thinking: Annotated[bool, typer.Option("--thinking", help="A model with a thinking mode thinks before it answers.")] = False,
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="A model with a thinking mode thinks before it answers; what follows is judged.")
+    ] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="Write Inspect logs too, for inspect view.")] = False,
     extensions: Extensions = None,
 ) -> None:

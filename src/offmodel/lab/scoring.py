@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from offmodel.chat import to_dicts
+from offmodel.chat import answer_of, to_dicts
 from offmodel.errors import SpecError, StoreError
 from offmodel.lab.models import ModelRef, reference, resolve
 from offmodel.lab.provenance import provenance
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 SCHEMA = "offmodel-score/1"
 _DEFAULT_TOKENS = 96
+_THOUGHT_TOKENS = 8192
+"""A thought that is cut off leaves no answer, and is many times as long as one."""
 _PER_LENGTH = 200
 _BATCHES_KEPT_AT_ONCE = 4
 """More make better batches, as prompts of similar length go together; fewer lose less to a stop."""
@@ -87,7 +89,7 @@ def score_model(
         limit: Items per suite; None for all of a benchmark, and 200 per number of reasoning steps of other suites.
         seed: Of the order of the items.
         batch_size: Prompts at a time.
-        max_new_tokens: Longest answer; None for what the suite says.
+        max_new_tokens: Longest answer, thoughts included; None for what the suite says, and 8,192 more where it thinks.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on a GPU and float32 on a CPU.
         thinking: Whether a model with a thinking mode thinks before it answers.
         command: What ``scores.json`` says it was made by.
@@ -128,7 +130,7 @@ def score_model(
 
     scores = []
     for suite, (items, of, usual) in asked.items():
-        tokens = max_new_tokens or usual
+        tokens = max_new_tokens or usual + thinking * _THOUGHT_TOKENS
         name = suite.rows.benchmark.name if isinstance(suite, Published) else suite.name
         where = out / re.sub(r"[^\w.-]+", "_", name)
         settings = {
@@ -241,7 +243,7 @@ def _score(suite: Suite, verdicts: Sequence[Verdict], how: str, folder: Path, ag
     finished = sum(verdict.finished for verdict in verdicts)
     details = {"finished": proportion(finished, len(verdicts), "share of answers that ended within the limit", HIGHER)}
     if isinstance(suite, Published) and (more := suite.rows.benchmark.details) is not None:
-        details |= more([(verdict.response, verdict.expected) for verdict in verdicts])
+        details |= more([(answer_of(verdict.response), verdict.expected) for verdict in verdicts])
     return Score(suite, replace(plain, definition=f"{plain.definition}; {how}"), details, verdicts, folder, again)
 
 
