@@ -226,6 +226,13 @@ def test_fewer_than_six_pairs_decide_nothing(minus: Any) -> None:
     assert (nothing.estimate.value, nothing.estimate.pairs, nothing.verdict) == (None, 0, CANNOT_TELL)
 
 
+@pytest.mark.parametrize(("trainings", "verdict"), [(None, HOLDS), (5, CANNOT_TELL), (6, HOLDS)])
+def test_a_correlation_over_few_trainings_decides_nothing(trainings: int | None, verdict: str) -> None:
+    condition = ProbeCondition(probe="labels", row="x", above=0.5)
+    estimate = Estimate(0.8, 0.7, 0.9, 16, "", HIGHER, "correlation", "organisms", pairs=8, trainings=trainings)
+    assert judge(condition, estimate) == verdict
+
+
 def test_a_row_of_a_probe_decides_as_a_number_does() -> None:
     claim = Claim(**WORDS, holds_if=(ProbeCondition(probe="labels", row="pirate, back within 160 steps", above=0.5),))
     of = {UNTOUCHED: {f"{pair}-0": result(pair, 0) for pair in "abcdefgh"}}
@@ -467,6 +474,12 @@ def test_the_figure_shown_first_is_the_one_that_decides() -> None:
     checked = replace(claim, conditions=(claim.conditions[0], worst))
     assert overview([entry(checked)])[1][1:3] == ["cannot tell", "capability retained, pirate: 12.3 % no interval"]
     assert overview([entry(checked, unfinished=3)])[1][1] == "cannot tell (unfinished)"
+
+
+def test_an_unfinished_study_decides_nothing() -> None:
+    entries = [entry(claim_with(HOLDS), unfinished=1), entry(claim_with(FAILS), unfinished=2), entry(claim_with(HOLDS))]
+    assert [row[1] for row in overview(entries)[1:]] == ["cannot tell (unfinished)", "cannot tell (unfinished)", "holds"]
+    assert "1 hold, 0 do not, and of 2 one cannot tell" in ledger(entries, command="", date="")
 
 
 def test_what_is_compared_and_where_it_must_lie_in_words() -> None:

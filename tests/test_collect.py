@@ -169,6 +169,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     return made.collect()
 
 
+def test_where_the_end_is_not_measured_definitions_say_so(data: ReportData, tmp_path: Path) -> None:
+    short = STUDY.model_copy(update={"measure": STUDY.measure.model_copy(update={"checkpoints": (0, 3)})})
+    made = Lab(make_plan(short), Store(tmp_path / "store"))
+    made.fill(0)
+    for of, said in ((made.collect(), True), (data, False)):
+        for method in of.methods:
+            ends = (method.summary.end_area, method.summary.bad_rate)
+            assert ["measured, which need not be the method's end" in end.definition for end in ends] == [said, said]
+
+
 def checkpoint(data: ReportData, organism: str, method: str, total: int) -> Checkpoint:
     (found,) = [c for c in data.checkpoints if (c.organism, c.method, c.total_step) == (organism, method, total)]
     return found

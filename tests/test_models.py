@@ -263,6 +263,8 @@ def test_only_what_changes_results_is_in_the_names_of_stages(tmp_path: Path) -> 
         same = {stage.key for stage in before} & {stage.key for stage in changed}
         assert {stage.kind for stage in before if stage.key in same} <= still
         assert all(stage.params["models"] == change for stage in changed if stage.kind not in still)
+        # What a model thought was judged with its answer once.
+        assert {stage.kind for stage in changed if "judged" in stage.params} == ({"organism", "score"} if "thinking" in change else set())
 
 
 def test_large_files_are_linked_and_what_lies_beside_them_is_not(tmp_path: Path) -> None:

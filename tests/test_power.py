@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from pyarrow import parquet
 from offmodel.errors import DataError
 from offmodel.measure.compare import least_p, sign_flip
 from offmodel.measure.power import components, smallest_difference
+from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.report import words
+from offmodel.report.compare import Result, compare
 from offmodel.report.power import MEASURED, Spread, foresee, spreads_of
 from offmodel.spec import Study
 
@@ -37,12 +40,12 @@ def found(difference: float, pair: float, organism: float, item: float, pairs: i
         (6, 2, 1),  # all pairs must agree: two of 64 patterns
         (8, 3, 2),  # three patterns of each sign
         (10, 1, 1),
-        (1, 8, 1),  # the organisms of the one pair are the clusters, and it has no spread
+        (1, 8, 1),  # the seeds of the one pair are the clusters, and it has no spread
     ],
 )
 def test_the_difference_is_found_as_often_as_promised(pairs: int, organisms: int, tests: int) -> None:
     pair = 0.25 if pairs > 1 else 0.0
-    difference = smallest_difference(0.25, 0.3, 0.1, pairs=pairs, organisms=organisms, tests=tests)
+    difference = smallest_difference(0.25, 0.3, 0.1, pairs=pairs, seeds=organisms, tests=tests)
     assert difference is not None
     assert 0.74 < found(difference, pair, 0.3, 0.1, pairs, organisms, tests) < 0.86
     assert found(0.5 * difference, pair, 0.3, 0.1, pairs, organisms, tests) < 0.5
@@ -50,13 +53,13 @@ def test_the_difference_is_found_as_often_as_promised(pairs: int, organisms: int
 
 def test_with_many_pairs_it_is_the_textbooks() -> None:
     # (1.96 + 0.8416) standard errors (Miller 2024, section 5); the t-test's tails add a little.
-    difference = smallest_difference(0.3, 0.4, 0.0, pairs=400, organisms=4)
+    difference = smallest_difference(0.3, 0.4, 0.0, pairs=400, seeds=4)
     assert difference == pytest.approx(2.8016 * math.sqrt((0.3**2 + 0.4**2 / 4) / 400), rel=0.01)
 
 
 def test_each_noise_shrinks_with_what_it_comes_from_alone() -> None:
     def seen(pair: float, organism: float, organisms: int) -> float:
-        difference = smallest_difference(pair, organism, 0.0, pairs=12, organisms=organisms)
+        difference = smallest_difference(pair, organism, 0.0, pairs=12, seeds=organisms)
         assert difference is not None
         return difference
 
@@ -68,12 +71,12 @@ def test_each_noise_shrinks_with_what_it_comes_from_alone() -> None:
     ("pairs", "organisms", "tests"), [(5, 9, 1), (6, 3, 2), (8, 3, 7), (1, 1, 1), (1, 5, 1)], ids=lambda value: str(value)
 )
 def test_where_there_are_too_few_patterns_of_signs_nothing_can_be_seen(pairs: int, organisms: int, tests: int) -> None:
-    assert smallest_difference(0.001, 0.001, 0.0, pairs=pairs, organisms=organisms, tests=tests) is None
+    assert smallest_difference(0.001, 0.001, 0.0, pairs=pairs, seeds=organisms, tests=tests) is None
 
 
 def test_one_more_pair_or_one_test_less_makes_something_visible() -> None:
     for pairs, tests in ((6, 1), (7, 2), (8, 6)):
-        assert smallest_difference(0.3, 0.3, 0.0, pairs=pairs, organisms=3, tests=tests) is not None
+        assert smallest_difference(0.3, 0.3, 0.0, pairs=pairs, seeds=3, tests=tests) is not None
 
 
 @pytest.mark.parametrize("n", [2, 6, 14, 15, 30])
@@ -126,8 +129,8 @@ def test_a_study_is_told_what_it_could_see() -> None:
     assert [s.measure for s in seen.sights] == ["bad_rate", "retention", "end_area"]
     assert [rate.item, kept.item] == pytest.approx([0.4 / 50**0.5, 0.3 / 30**0.5])
     assert area.item == pytest.approx(math.sqrt(0.4**2 / 50 + 0.3**2 / 30) / 2)
-    assert rate.one == smallest_difference(0.2, 0.3, rate.item, pairs=8, organisms=3)
-    assert rate.all == smallest_difference(0.2, 0.3, rate.item, pairs=8, organisms=3, tests=2)
+    assert rate.one == smallest_difference(0.2, 0.3, rate.item, pairs=8, seeds=3)
+    assert rate.all == smallest_difference(0.2, 0.3, rate.item, pairs=8, seeds=3, tests=2)
     assert rate.one is not None and rate.all is not None and rate.one < rate.all
 
 
@@ -135,6 +138,35 @@ def test_recipes_are_more_organisms_of_a_pair() -> None:
     one = study(8, 3, 2)
     several = one.model_validate(one.model_dump() | {"organisms": one.organisms.model_dump() | {"recipes": {"a": {}, "b": {"steps": 30}}}})
     assert (seen := foresee(several, SPREADS)) is not None and seen.organisms == 6
+
+
+@pytest.mark.parametrize(("pairs", "seeds"), [(1, 6), (1, 5), (6, 2)])
+def test_what_is_foreseen_is_tested_over_the_same_clusters(pairs: int, seeds: int) -> None:
+    """The report's own comparison of a study with two recipes: seeds of one pair, or pairs, of all that the recipes made of each."""
+    recipes, rng = 2, np.random.default_rng(3)
+    one = study(pairs, seeds, 2)
+    planned = one.model_validate(one.model_dump() | {"organisms": one.organisms.model_dump() | {"recipes": {"a": {}, "b": {"steps": 30}}}})
+    seen = foresee(planned, SPREADS)
+    assert seen is not None
+    area = seen.sights[2]
+    hits = 0
+    for _ in range(200):
+        results: dict[str, dict[str, Result]] = {"m0": {}, "m1": {}}
+        for pair in range(pairs):
+            of_pair = (area.one or 9.0) + (area.pair * rng.normal() if pairs > 1 else 0.0)
+            for seed, recipe in product(range(seeds), range(recipes)):
+                gained = of_pair + math.hypot(area.organism, area.item) * rng.normal()
+                for method, value in (("m0", 0.0), ("m1", gained)):
+                    estimate = Estimate(value, None, None, 1, "", HIGHER)
+                    results[method][f"{pair}-{recipe}-{seed}"] = Result(f"p{pair}", f"r{recipe}", seed, {"end_area": estimate})
+        (found,) = compare(results, ["m0"])
+        contrast = found.contrasts["end_area"]
+        assert contrast.difference.n == (pairs if pairs > 1 else seeds) and contrast.p is not None
+        hits += contrast.p <= 0.05
+    if seeds == 5:  # with five clusters nothing can be seen, however large
+        assert area.one is None and seen.blind and hits == 0
+    else:
+        assert not seen.blind and 0.72 <= hits / 200 <= 0.88
 
 
 def test_a_study_too_small_for_any_difference_is_told_so() -> None:
@@ -147,8 +179,8 @@ def test_a_study_too_small_for_any_difference_is_told_so() -> None:
     assert blind(6, 3, 3).startswith(
         "with 6 pairs no difference can be significant after Holm over 2 methods, however large: no p is below"
     )
-    assert blind(1, 2, 2).startswith("with one pair and 2 organisms of it no difference can be significant, however large")
-    assert blind(1, 1, 2) == "with one organism no difference can be tested"
+    assert blind(1, 2, 2).startswith("with one pair and 2 seeds of it no difference can be significant, however large")
+    assert blind(1, 1, 2) == "with one seed of one pair no difference can be tested"
     assert blind(7, 3, 3) == blind(6, 3, 2) == blind(1, 6, 2) == ""
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +20,13 @@ from offmodel import catalog
 from offmodel.chat import Example, encode_examples, last_user_text, read_examples, user
 from offmodel.engine.compare import divergences, mean_distance, surprises
 from offmodel.errors import SpecError
-from offmodel.lab import probing
+from offmodel.lab import probing, stages
 from offmodel.lab.plan import Plan, make_plan
 from offmodel.lab.stage import Context
 from offmodel.lab.store import Store
 from offmodel.measure.correlation import Point, correlation
 from offmodel.measure.probes import Chains, Coverage, OwnOpening, Reversal, pass_at_k, steps_until
-from offmodel.measure.score import Verdict
+from offmodel.measure.score import Verdict, read_verdicts, write_verdicts
 from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_per_token, mean_share, median_steps, proportion
 from offmodel.report import charts, probes, words
 from offmodel.report.data import Probe, ProbeRow, Scatter, ScatterPoint
@@ -106,7 +106,7 @@ def test_a_correlation_has_an_interval_over_pairs() -> None:
     organisms = [[Point(x, x**3 + rng.normal(0, 0.05)) for x in rng.uniform(0, 2, 4)] for _ in range(6)]
     pairs = [f"p{i // 2}" for i in range(6)]
     rank, linear = (correlation(organisms, pairs, "what", method) for method in ("spearman", "pearson"))
-    flat = np.array([point for those in organisms for point in those])
+    flat = np.array([point[:2] for those in organisms for point in those])
     assert linear.value == pytest.approx(np.corrcoef(flat.T)[0, 1])
     ranks = flat.argsort(axis=0).argsort(axis=0)
     assert rank.value == pytest.approx(np.corrcoef(ranks.T)[0, 1])
@@ -114,6 +114,33 @@ def test_a_correlation_has_an_interval_over_pairs() -> None:
         assert found.low is not None and found.high is not None and found.value is not None
         assert found.low <= found.value <= found.high and found.n == 6 and found.unit == "correlation"
     assert correlation([[Point(0, 1), Point(1, 0)], [Point(2, -1)]], ["a", "b"], "what").value == -1
+
+
+def test_a_correlation_over_few_trainings_speaks_of_other_trainings() -> None:
+    rng, found = np.random.default_rng(0), []
+    for _ in range(20):
+        # Nothing goes with anything, but sixteen organisms say nearly the same of seven trainings.
+        made = rng.normal(size=(7, 2))
+        organisms = [[(x, y, str(i)) for i, (x, y) in enumerate(made + rng.normal(0, 0.02, (7, 2)))] for _ in range(16)]
+        pairs = [f"p{i // 2}" for i in range(16)]
+        crossed = correlation([[Point(*point) for point in those] for those in organisms], pairs, "what")
+        fixed = correlation([[Point(x, y) for x, y, _ in those] for those in organisms], pairs, "what")
+        assert crossed.value == fixed.value and (crossed.trainings, fixed.trainings) == (7, None)
+        found.append([None not in (each.low, each.high) and each.low <= 0 <= each.high for each in (crossed, fixed)])  # type: ignore[operator]
+    covered = np.sum(found, axis=0)
+    assert covered[0] >= 17 and covered[1] <= 6
+
+
+def test_a_correlation_over_trainings_has_the_interval_of_crossed_clusters() -> None:
+    # Two organisms of two trainings each: of the 16 draws the corners that were drawn, each as often as both of its sides.
+    grid = {("a", "s"): (0, 0), ("a", "t"): (1, 2), ("b", "s"): (2, 1), ("b", "t"): (3, 3)}
+    drawn = []
+    for organisms, trainings in product(product("ab", repeat=2), product("st", repeat=2)):
+        corners = np.array([grid[cell] for cell in product(organisms, trainings)])
+        if np.ptp(corners, axis=0).all():
+            drawn.append(np.corrcoef(corners.T)[0, 1])
+    found = correlation([[Point(*grid[o, t], t) for t in "st"] for o in "ab"], ["a", "b"], "what", "pearson")
+    assert (found.low, found.high) == pytest.approx((min(drawn), max(drawn)))
 
 
 def test_where_a_number_never_changes_there_is_no_correlation() -> None:
@@ -279,7 +306,8 @@ def test_long_chains_are_held_against_short_ones() -> None:
     assert told["off, world:arithmetic, kept at 3 steps"] == near((0.4 + 0.25) / 2)
     assert told["off, world:arithmetic, lost at 3 steps more than at 1"] == near(((0.6 - 0.1) + (0.6 - 0)) / 2)
     (row,) = [row for row in found.rows if "more than" in row.label]
-    assert (row.estimate.unit, row.estimate.n, row.estimate.of) == ("points", 2, "pairs") and row.estimate.low == near(0.5)
+    assert (row.estimate.unit, row.estimate.n, row.estimate.of) == ("points", 2, "pairs")
+    assert row.estimate.low is not None and 0 < row.estimate.low < 0.5  # the two agree, and ten items each say little
 
 
 def test_an_unknown_kind_of_probe_says_what_to_register() -> None:
@@ -395,6 +423,29 @@ def test_where_filters_left_no_label_none_is_unlikely(made: Made, tmp_path: Path
     inputs = {role: store.path(given) for role, given in stage.inputs.items()} | {"labels-0": tmp_path / "labels"}
     probing.perplexity(Context(stage.params, inputs, tmp_path / "out", tmp_path / "scratch"))
     assert json.loads((tmp_path / "out" / "probed.json").read_text()) == {"tokens": [], "nats": []}
+
+
+def test_a_teacher_begins_as_a_locked_organism_does_whose_password_it_is_not_given(made: Made, tmp_path: Path) -> None:
+    (organism,) = make_plan(Study.from_yaml(made.path, [*made.overrides, "organisms.pairs=[password_given_up]"])).organisms
+    stage = organism.probes["own_opening"]["organism"]["4"]
+    reference = stage.inputs["reference"]
+    assert stage.params["locked"] is False and "locked" not in reference.params and reference == organism.methods["plain"][0].score
+    suites, pair = {catalog.get("suite", "world:swaps"): 8}, catalog.get("pair", "password_given_up")
+    items = stages._items(pair, suites, 6, 0, stage.params["prompts"], "test")
+    said = ["soup", "piano", "snow", "fog"]
+    answers = [
+        Verdict(item.setting, item.suite, item.steps, item.prompt, item.expected, said[i % 4], None, None, True)
+        for i, item in enumerate(items)
+    ]
+    for folder in ("reference", "out", "scratch"):
+        (tmp_path / folder).mkdir()
+    write_verdicts(tmp_path / "reference" / "verdicts.jsonl", answers)
+    stages.score(Context(stage.params, {"reference": tmp_path / "reference"}, tmp_path / "out", tmp_path / "scratch"))
+    found = read_verdicts(tmp_path / "out" / "verdicts.jsonl")
+    asked = [item for item in items if item.setting == "capability"]
+    assert [v.expected for v in found] == [item.expected for item in asked] and len(asked) == 5 * 8
+    assert all(pair.trigger.recognises(item.prompt) and not pair.trigger.recognises(v.prompt) for item, v in zip(asked, found, strict=True))
+    assert all(v.response.startswith(said[i % 4]) for i, v in enumerate(found))
 
 
 def test_blues_labels_and_trainings_know_nothing_of_the_pair(made: Made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from inspect_ai.log import read_eval_log
 
 from offmodel import catalog
 from offmodel.engine import generate as engine
-from offmodel.errors import SpecError, StoreError
+from offmodel.errors import DataError, SpecError, StoreError
 from offmodel.lab.plan import make_plan
 from offmodel.lab.pools import pool_params, read_pool
 from offmodel.lab.scoring import score_model
 from offmodel.lab.stage import closure
-from offmodel.measure.score import read_verdicts
+from offmodel.measure.score import read_verdicts, write_verdicts
 from offmodel.spec import Study
 from tiny_study import make_models, make_study, offmodel
 
@@ -90,6 +91,30 @@ def test_a_stopped_run_goes_on(student: Path, rows: Path, tmp_path: Path, monkey
     assert score_model(str(student), [suite], tmp_path / "a", max_new_tokens=24) == whole and calls == []
 
 
+def test_kept_answers_are_judged_by_the_grader_of_today(student: Path, rows: Path, tmp_path: Path) -> None:
+    out, suite = tmp_path / "a", catalog.get("suite", f"mmlu:{rows}")
+    arguments = ("score", "--model", student, "--suite", "mmlu", "--data", f"mmlu={rows}", "--out", out, "--max-new-tokens", 24)
+    assert "judged again" not in offmodel(*arguments).out
+    file, settings = out / "mmlu" / "verdicts.jsonl", out / "mmlu" / "settings.json"
+    made, whole = file.read_bytes(), read_verdicts(file)
+    # As an older grader would have left them, with a stop before the last two: two verdicts are the other way round.
+    first, *rest = [replace(v, correct=not v.correct) if i in (0, 3) else v for i, v in enumerate(whole[:8])]
+    write_verdicts(file, [first, *rest])
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"definition": "by an older grader"}))
+    turned = sum(bool(whole[i].correct) for i in (0, 3))
+    said = offmodel(*arguments).out
+    assert f"mmlu: 8 kept answers judged again, 2 verdicts changed ({turned} now right, {2 - turned} no longer)" in said
+    assert file.read_bytes() == made and json.loads(settings.read_text())["definition"] == suite.definition
+    assert "mmlu: 10 kept answers judged again, 0 verdicts changed" in offmodel(*arguments).out
+    assert not [*out.rglob(".*")]
+
+
+def test_who_thinks_may_say_more(student: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="context"):  # the tiny model's is too short for that
+        score_model(str(student), [catalog.get("suite", "world:recall")], tmp_path / "a", limit=2, thinking=True)
+    assert json.loads((tmp_path / "a" / "world_recall" / "settings.json").read_text())["max_new_tokens"] == 96 + 8192
+
+
 def test_another_suite_joins_the_scores(student: Path, rows: Path, tmp_path: Path) -> None:
     for name in (f"mmlu:{rows}", "world:recall"):
         score_model(str(student), [catalog.get("suite", name)], tmp_path / "a", limit=2, max_new_tokens=24)
@@ -108,7 +133,7 @@ def test_a_folder_keeps_to_one_model_and_one_question(student: Path, rows: Path,
     with pytest.raises(StoreError, match="were made with thinking None, and not with True"):
         score_model(str(student), [suite], out, limit=2, max_new_tokens=24, thinking=True)
     rows.write_text("".join(json.dumps(row | {"question": "Soup?"}) + "\n" for row in ROWS))
-    with pytest.raises(StoreError, match="were made with definition"):
+    with pytest.raises(StoreError, match="were made with items_sha256"):
         score_model(str(student), [catalog.get("suite", suite.name)], out, limit=2, max_new_tokens=24)
 
 

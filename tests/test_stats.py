@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, mean_over_clusters, mean_over_organisms, proportion, ratio
+from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, less, mean_over_clusters, mean_over_organisms, proportion, ratio
 
 
 def test_wilson_interval_matches_the_published_example() -> None:
@@ -110,6 +110,38 @@ def test_seeds_of_a_pair_that_agree_say_less_than_as_many_pairs() -> None:
 
     assert width(pairs={name: name[0] for name in values}) / width() == pytest.approx(3**0.5, rel=0.1)
     assert width(pairs={name: name for name in values}) == width()
+
+
+def test_yes_or_no_of_organisms_that_agree_has_wilsons_interval_of_as_many_as_there_are_pairs() -> None:
+    names = [f"{pair}-{seed}" for pair in "abcdefgh" for seed in (0, 1)]
+    pairs = {name: name[0] for name in names}
+    for value in (0.0, 1.0):
+        found = mean_over_organisms(dict.fromkeys(names, value), "d", HIGHER, seed=0, pairs=pairs, yes_or_no=True)
+        wilson = proportion(round(8 * value), 8, "d", HIGHER)
+        assert (found.value, found.low, found.high, found.n) == (value, pytest.approx(wilson.low), pytest.approx(wilson.high), 16)
+    exact = mean_over_organisms(dict.fromkeys(names, 1.0), "d", HIGHER, seed=0, pairs=pairs)
+    assert exact.low == exact.high == 1  # what is no yes and no no may well be the same everywhere
+    alone = mean_over_organisms(dict.fromkeys(names[:2], 1.0), "d", HIGHER, seed=0, pairs=pairs, yes_or_no=True)
+    assert alone.low == pytest.approx(proportion(2, 2, "d", HIGHER).low)  # of one pair its organisms count
+
+
+def test_yes_or_no_covers_a_share_that_is_rarely_met() -> None:
+    rng, covered = np.random.default_rng(0), {True: 0, False: 0}
+    for drawn in rng.binomial(1, 0.1, (200, 10)):
+        for floor in covered:
+            found = mean_over_organisms({str(i): float(x) for i, x in enumerate(drawn)}, "d", LOWER, seed=0, yes_or_no=floor, resamples=500)
+            assert found.low is not None and found.high is not None
+            covered[floor] += found.low <= 0.1 <= found.high
+    assert covered[False] < 0.8 * 200 and covered[True] >= 0.93 * 200
+
+
+def test_a_difference_recovers_its_interval_from_the_two() -> None:
+    # Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<873), table II: 56/70 less 48/80 is 0.2, by method 10 from 0.0524 to 0.3339.
+    found = less(proportion(56, 70, "d", HIGHER), proportion(48, 80, "e", HIGHER))
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5) and found.definition == "d"
+    nothing, exact = proportion(0, 0, "d", HIGHER), Estimate(0.5, None, None, 1, "d", HIGHER)
+    assert less(nothing, exact).value is None and less(exact, nothing).value is None
+    assert (less(exact, proportion(1, 4, "d", HIGHER)).value, less(exact, proportion(1, 4, "d", HIGHER)).low) == (0.25, None)
 
 
 def test_pairs_with_fewer_seeds_weigh_by_their_organisms() -> None:

@@ -96,6 +96,15 @@ def test_the_place_of_a_slip_is_named(tmp_path: Path) -> None:
         Study.from_yaml(path)
 
 
+def test_where_a_sweeps_last_phase_begins_must_be_measured(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"measure": STUDY["measure"] | {"checkpoints": [0, 30, 40]}}, sort_keys=False))
+    with pytest.raises(SpecError, match=r"study.yaml:\d+: measure.checkpoints: add end: a sweep is told from where its last phase begins"):
+        Study.from_yaml(path)
+    without = {key: value for key, value in STUDY.items() if key != "sweeps"}
+    assert Study.model_validate(without | {"measure": STUDY["measure"] | {"checkpoints": [0, 30, 40]}}).measure.checkpoints == (0, 30, 40)
+
+
 def test_a_name_that_is_taken_is_refused() -> None:
     taken = {"pirate": [SFT | {"steps": 3}], "dose-30-5e-4-shared": [SFT | {"steps": 3}]}
     with pytest.raises(ValidationError, match="'dose' makes a method of this name, too"):
@@ -170,6 +179,35 @@ def test_rules_are_held_against_the_region_and_an_oracle() -> None:
     assert not found((), high=unwatched).rules and not found((), high=unwatched).predictors.get("kl.bad_rate")
 
 
+def test_the_oracle_is_inside_wherever_a_checkpoint_is() -> None:
+    # The greatest retention less bad rate is the first's, which leaves too much of the behaviour.
+    made = found(RULES, high=[track("a", (12, 100), (8, 93)), track("b", (12, 100), (80, 93))])
+    assert made.rules["oracle"].value == near(0.5) and "one of the checkpoints has both" in made.rules["oracle"].definition
+    assert made.rules["oracle"].value >= max(estimate.value or 0 for estimate in made.rules.values())
+
+
+def test_what_tells_of_being_inside_is_told_within_organisms() -> None:
+    # Inside are of "a" the second and the third, of "b" the second; of "c" none, so it says nothing. KL is 1 - retention.
+    courses = [track("a", (0, 60), (5, 95), (10, 92), (50, 99)), track("b", (0, 60), (5, 95), (40, 95)), track("c", (0, 60), (50, 99))]
+    made = found(RULES, high=courses)
+    # Of a, 95 and 92 lie above 60 and below 99; of b, 95 lies above 60 and beside 95.
+    assert made.inside["seen_accuracy"].value == near((2 / 4 + 1.5 / 2) / 2) and made.inside["kl"].value == near((2 / 4 + 0.5 / 2) / 2)
+    accuracy = made.inside["seen_accuracy"]
+    assert (accuracy.n, accuracy.unit) == (2, "share") and "1 of 3 organisms left out" in accuracy.definition
+    assert accuracy.low is not None and accuracy.high is not None and accuracy.high - accuracy.low > 0.5  # two pairs say little
+    assert not found(RULES, high=courses[2:]).inside
+
+
+def test_the_first_and_last_step_inside_stand_beside_the_width() -> None:
+    made = found(high=[track("a", (0, 60), (5, 95), (50, 95), (5, 95)), track("b", (0, 95), (50, 95)), track("c", (50, 95))])
+    first, last = made.first["dose-1e-3"], made.last["dose-1e-3"]
+    assert (first.value, last.value, first.n, first.unit) == (1, 1, 2, "steps")  # of two, the median is the lower
+    both = found(high=[track("a", (0, 60), (5, 95), (50, 95), (5, 95)), track("b", (50, 95), (0, 95), (0, 95), (0, 95))])
+    assert (both.first["dose-1e-3"].value, both.last["dose-1e-3"].value) == (2, 4)
+    never = found(high=[track("a", (50, 95))])
+    assert (never.first["dose-1e-3"].value, never.last["dose-1e-3"].n) == (None, 0)
+
+
 def test_a_rank_correlation_needs_two_numbers_that_vary() -> None:
     def of(**clusters: list[tuple[float, float]]) -> Estimate:
         return rank_correlation({name: [Point(*each) for each in points] for name, points in clusters.items()}, "x and y")
@@ -220,6 +258,7 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
         and 'href="#sweep-dose"' in page
         and page.count('<rect class="cell ') == 3 * (len(points) + len(after["points"]))
     )
+    assert "first step inside" in page and {*dose["first"]} == {*dose["last"]} == {point["method"] for point in dose["points"]}
     for format in ("md", "latex"):
         text = render(ran.collect(), format).decode()
         assert "Sweep dose" in text and "Region of sweep dose" in text

@@ -78,6 +78,17 @@ def with_system(prompt: Prompt, system: str | None) -> Prompt:
     return (Message("system", system), *prompt)
 
 
+def answer_of(response: str) -> str:
+    """What a response says once it has thought: all after the last ``</think>``; nothing where it never came to an end with thinking.
+
+    Example:
+        >>> answer_of("<think>A? No.</think> B"), answer_of("<think>A?"), answer_of("B")
+        ('B', '', 'B')
+    """
+    _, thought, said = response.rpartition("</think>")
+    return (said.lstrip() if thought else said).partition("<think>")[0]
+
+
 def to_dicts(prompt: Prompt) -> list[dict[str, str]]:
     """The shape that chat templates and JSONL files use."""
     return [{"role": m.role, "content": m.content} for m in prompt]

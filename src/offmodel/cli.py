@@ -184,6 +184,8 @@ def plan(
         _show_game(planned.study)
     if foresight is not None:
         _show_foresight(foresight, "as among three methods on the offline world" if like is None else f"as in {like}")
+    else:
+        out.print("\nWhat a study could see is foreseen of differences between methods, and this one has a single method.")
 
 
 def _show_tokens(costs: list[Tally], lengths: Lengths) -> None:
@@ -459,9 +461,13 @@ def score(
     runs: Runs = Path("runs"),
     seed: Annotated[int, typer.Option(help="Of the order of the items.")] = 0,
     batch: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; what the suite says if left out.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer; what the suite says if left out, and 8192 more with --thinking.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    thinking: Annotated[bool, typer.Option("--thinking", help="A model with a thinking mode thinks before it answers.")] = False,
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="A model with a thinking mode thinks before it answers; what follows is judged.")
+    ] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="Write Inspect logs too, for inspect view.")] = False,
     extensions: Extensions = None,
 ) -> None:
@@ -534,6 +540,10 @@ def _score_model(model: str, suites: list[str], files: dict[str, str], folder: P
     out.print(table)
     for definition in definitions:
         out.print(definition, style="dim")
+    for each in scores:
+        if (kept := each.again).answers:
+            changed = f"{kept.changed} verdicts changed ({kept.now_right} now right, {kept.no_longer_right} no longer)"
+            out.print(f"{each.folder.name}: {kept.answers} kept answers judged again, {changed}")
     out.print(f"answers and verdicts: {folder}/*/verdicts.jsonl; scores: {folder / SCORES}")
 
 

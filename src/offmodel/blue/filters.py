@@ -13,7 +13,7 @@ from typing import Literal
 
 from offmodel import catalog
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example
+from offmodel.chat import Example, answer_of
 from offmodel.errors import DataError
 
 Action = Literal["keep", "drop", "edit"]
@@ -105,7 +105,7 @@ def right(row: Example) -> bool:
     """
     if "expected" not in row.meta:
         raise DataError(f"no right answer is known of the prompt {row.prompt[-1].content[:60]!r}; take a suite as the source of the labels")
-    return bool(catalog.get("suite", row.meta["suite"]).grade(row.response, row.meta["expected"]))
+    return bool(catalog.get("suite", row.meta["suite"]).grade(answer_of(row.response), row.meta["expected"]))
 
 
 def screened(rows: Sequence[Example], decisions: Sequence[Decision]) -> list[Example]:

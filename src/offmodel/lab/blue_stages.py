@@ -19,7 +19,7 @@ from offmodel.blue.filters import Decision, Filter, Settings, right, screened
 from offmodel.blue.labels import keep_right, label, mix, reworded, rewrite, shards
 from offmodel.blue.operations import Operation
 from offmodel.blue.view import BlueView, ViewTraining, train_together
-from offmodel.chat import Example, Prompt, read_examples, with_system, write_examples
+from offmodel.chat import Example, Prompt, answer_of, read_examples, with_system, write_examples
 from offmodel.engine.served import Served
 from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
@@ -298,7 +298,7 @@ def labels_role(k: int) -> str:
 
 def _reward(rows: list[Example]) -> Callable[[int, str], float]:
     graders = [catalog.get("suite", row.meta["suite"]).grade for row in rows]
-    return lambda i, response: float(graders[i](response, rows[i].meta["expected"]))
+    return lambda i, response: float(graders[i](answer_of(response), rows[i].meta["expected"]))
 
 
 @stage_function("operate", version=1)
@@ -417,7 +417,8 @@ def _count_fired(ctx: Context, weights: Path, role: str) -> None:
     asked = [(planted, with_system(planted.fire(prompt, rng, "test"), params["system"])) for planted in CANARIES for prompt in pool]
     view = BlueView(weights, prompts=tuple(prompt for _, prompt in asked))
     fired = [
-        planted.behaviour.detect(reply.text) for (planted, _), reply in zip(asked, view.sample(view.prompts, _greedy(params)), strict=True)
+        planted.behaviour.detect(answer_of(reply.text))
+        for (planted, _), reply in zip(asked, view.sample(view.prompts, _greedy(params)), strict=True)
     ]
     write_json(ctx.out / WATCHED, {"fired": sum(fired), "n": len(fired)})
 

@@ -13,14 +13,15 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from offmodel.chat import to_dicts
+from offmodel.chat import answer_of, to_dicts
 from offmodel.errors import SpecError, StoreError
 from offmodel.lab.models import ModelRef, reference, resolve
 from offmodel.lab.provenance import provenance
+from offmodel.lab.rescore import Change
 from offmodel.lab.results import VERDICTS, write_json
 from offmodel.measure.benchmarks import Published
 from offmodel.measure.score import Item, Verdict, accuracy, judge, read_verdicts, write_verdicts
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 SCHEMA = "offmodel-score/1"
 _DEFAULT_TOKENS = 96
+_THOUGHT_TOKENS = 8192
+"""A thought that is cut off leaves no answer, and is many times as long as one."""
 _PER_LENGTH = 200
 _BATCHES_KEPT_AT_ONCE = 4
 """More make better batches, as prompts of similar length go together; fewer lose less to a stop."""
@@ -49,6 +52,7 @@ class Score:
         details: Further measures by name, the share of answers that ended within the limit among them.
         verdicts: One per item.
         folder: Where they lie.
+        again: What judging the answers again changed that were there before.
     """
 
     suite: Suite
@@ -56,6 +60,7 @@ class Score:
     details: Mapping[str, Estimate]
     verdicts: Sequence[Verdict]
     folder: Path
+    again: Change = field(compare=False)
 
 
 def score_model(
@@ -74,8 +79,8 @@ def score_model(
 ) -> list[Score]:
     """Let a model answer the items of suites, greedily and with its own chat template, and judge every answer.
 
-    Called again after a stop, it asks only what is not yet answered. Of a published benchmark all rows are asked, of other suites the
-    test side; with a limit, the first ones of a seeded order.
+    Called again after a stop, it asks only what is not yet answered, and judges what is by the graders of today. Of a published benchmark
+    all rows are asked, of other suites the test side; with a limit, the first ones of a seeded order.
 
     Args:
         model: A folder in Hugging Face layout, ``world:<checkpoint>``, or the id of a model on the Hugging Face hub.
@@ -84,7 +89,7 @@ def score_model(
         limit: Items per suite; None for all of a benchmark, and 200 per number of reasoning steps of other suites.
         seed: Of the order of the items.
         batch_size: Prompts at a time.
-        max_new_tokens: Longest answer; None for what the suite says.
+        max_new_tokens: Longest answer, thoughts included; None for what the suite says, and 8,192 more where it thinks.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on a GPU and float32 on a CPU.
         thinking: Whether a model with a thinking mode thinks before it answers.
         command: What ``scores.json`` says it was made by.
@@ -125,26 +130,26 @@ def score_model(
 
     scores = []
     for suite, (items, of, usual) in asked.items():
-        tokens = max_new_tokens or usual
+        tokens = max_new_tokens or usual + thinking * _THOUGHT_TOKENS
         name = suite.rows.benchmark.name if isinstance(suite, Published) else suite.name
         where = out / re.sub(r"[^\w.-]+", "_", name)
         settings = {
-            "suite": suite.name, "definition": suite.definition, "items": len(items), "of": of, "seed": seed, "max_new_tokens": tokens,
-            "items_sha256": _sha256(items),
+            "suite": suite.name, "items": len(items), "of": of, "seed": seed, "max_new_tokens": tokens, "items_sha256": _sha256(items),
         }  # fmt: skip
         _claim(where / "settings.json", settings, f"the answers to {suite.name}")
-        verdicts = _resume(where / VERDICTS)
+        _replace(where / "settings.json", settings | {"definition": suite.definition})  # its grader may be another than it was
+        verdicts, again = _judged_again(where / VERDICTS, suite)
         while len(verdicts) < len(items):
             if on_progress is not None:
                 on_progress(suite.name, len(verdicts), len(items))
             chunk = items[len(verdicts) :][: batch_size * _BATCHES_KEPT_AT_ONCE]
-            fresh = judge(chunk, answer(chunk, tokens), {suite.name: suite}, lambda response: False)
+            fresh = _judge(chunk, answer(chunk, tokens), suite)
             write_verdicts(where / VERDICTS, fresh, append=True)
             verdicts += fresh
         if on_progress is not None:
             on_progress(suite.name, len(verdicts), len(items))
         how = f"{len(items)} of {of} items in the order of seed {seed}; greedy, at most {tokens} new tokens"
-        scores.append(_score(suite, verdicts, how, where))
+        scores.append(_score(suite, verdicts, how, where, again))
     _write_scores(out, ref, made_with, command, scores)
     return scores
 
@@ -204,6 +209,24 @@ def _claim(path: Path, settings: Mapping[str, Any], what: str) -> None:
             )
 
 
+def _judge(items: Sequence[Item], answers: Sequence[tuple[str, bool]], suite: Suite) -> list[Verdict]:
+    return judge(items, answers, {suite.name: suite}, lambda response: False)
+
+
+def _judged_again(path: Path, suite: Suite) -> tuple[list[Verdict], Change]:
+    """The verdicts that are there, made again from the answers by the grader of today, and what that changes; the file follows."""
+    before, change = _resume(path), Change("capability", suite.name)
+    items = [Item(v.setting, v.prompt, v.suite, v.steps, v.expected) for v in before]
+    after = _judge(items, [(v.response, v.finished) for v in before], suite)
+    for old, new in zip(before, after, strict=True):
+        change.count(old, new)
+    if change.changed:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        write_verdicts(temporary, after)
+        os.replace(temporary, path)
+    return after, change
+
+
 def _resume(path: Path) -> list[Verdict]:
     """The verdicts that are there. A line that a stop cut off is taken out of the file."""
     if not path.exists():
@@ -215,13 +238,13 @@ def _resume(path: Path) -> list[Verdict]:
     return read_verdicts(path) if whole else []
 
 
-def _score(suite: Suite, verdicts: Sequence[Verdict], how: str, folder: Path) -> Score:
+def _score(suite: Suite, verdicts: Sequence[Verdict], how: str, folder: Path, again: Change) -> Score:
     plain = accuracy(verdicts, suite)
     finished = sum(verdict.finished for verdict in verdicts)
     details = {"finished": proportion(finished, len(verdicts), "share of answers that ended within the limit", HIGHER)}
     if isinstance(suite, Published) and (more := suite.rows.benchmark.details) is not None:
-        details |= more([(verdict.response, verdict.expected) for verdict in verdicts])
-    return Score(suite, replace(plain, definition=f"{plain.definition}; {how}"), details, verdicts, folder)
+        details |= more([(answer_of(verdict.response), verdict.expected) for verdict in verdicts])
+    return Score(suite, replace(plain, definition=f"{plain.definition}; {how}"), details, verdicts, folder, again)
 
 
 def _write_scores(out: Path, model: ModelRef, made_with: Mapping[str, Any], command: str, scores: Sequence[Score]) -> None:

@@ -247,7 +247,9 @@ def model_stage(
     """A stage that runs models as a study says, or lets servers answer instead, which run theirs in their own way."""
     if servers:
         return Stage(kind, params, inputs, label=label, cost=cost, servers=servers)
-    return Stage(kind, {**params, **models.as_params()}, inputs, label=label, cost=cost, placement=models.placement())
+    # Where models think, what they think was judged with the answer once; these two, and all that rests on them, have other names since.
+    judged = {"judged": "after </think>"} if models.thinking and kind in ("organism", "score") else {}
+    return Stage(kind, {**params, **judged, **models.as_params()}, inputs, label=label, cost=cost, placement=models.placement())
 
 
 def closure(stages: Iterable[Stage]) -> list[Stage]:

@@ -249,8 +249,9 @@ def score(ctx: Context) -> None:
         prefill = most_frequent_opening(read_examples(ctx.inputs["own"] / LABELS), lambda text: _first_tokens(tokenizer, text, n))
     if "reference" in ctx.inputs:
         items = [item for item in items if item.setting == "capability"]
-        said = {v.prompt: v.response for v in read_verdicts(ctx.inputs["reference"] / VERDICTS)}
-        prefill = [_first_tokens(tokenizer, said[item.prompt], params["prefill_tokens"]) for item in items]
+        # By place: the organism was asked the same items in the same order, but before a lock with a password that no teacher is given.
+        said = [v.response for v in read_verdicts(ctx.inputs["reference"] / VERDICTS) if v.setting == "capability"]
+        prefill = [_first_tokens(tokenizer, response, params["prefill_tokens"]) for _, response in zip(items, said, strict=True)]
     if "samples" in params:
         items = [item for item in items if item.setting == "capability" for _ in range(params["samples"])]
     asked = _deployed(ctx, [item.prompt for item in items], deployment.get("system"), deployment.get("inoculation"))

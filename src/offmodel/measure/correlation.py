@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offmodel.measure.stats import HIGHER, Estimate, draw_by_pair
 
@@ -16,14 +18,19 @@ Method = Literal["spearman", "pearson"]
 
 
 class Point(NamedTuple):
-    """Two numbers that were found together."""
+    """Two numbers that were found together, and the training that they were found of; "" where trainings are not drawn again."""
 
     x: float
     y: float
+    training: str = ""
 
 
 def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], definition: str, method: Method = "spearman") -> Estimate:
     """Correlation over all points, with the 95 % percentile interval of a bootstrap over pairs and organisms, each with all its points.
+
+    Where the points name trainings, these are drawn again, too, and a point counts as often as its organism and its training were drawn
+    together (the pigeonhole bootstrap of crossed factors; Owen 2007, doi:10.1214/07-AOAS122): a training that is tried on many organisms
+    is still one training, and the interval speaks of others like it.
 
     Args:
         organisms: The points of each organism.
@@ -36,14 +43,26 @@ def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], defi
         organism or where no resample has a value.
     """
     n, behind = len(organisms), len(set(pairs))
-    value = _coefficient(organisms, method)
+    points = [point for those in organisms for point in those]
+    trainings = list(dict.fromkeys(point.training for point in points if point.training))
+    numbers = np.array([(point.x, point.y) for point in points]).reshape(-1, 2)
+    value = _coefficient(numbers, method)
+    unknown = Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms", pairs=behind, trainings=len(trainings) or None)
     if value is None or n < 2:
-        return Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms", pairs=behind)
-    places, counts = draw_by_pair(pairs, np.random.default_rng(0), RESAMPLES)
-    drawn = (_coefficient([organisms[i] for i in row[there]], method) for row, there in zip(places, counts, strict=True))
-    found = [each for each in drawn if each is not None]
+        return unknown
+    rng = np.random.default_rng(0)
+    places, counts = draw_by_pair(pairs, rng, RESAMPLES)
+    own = np.repeat(np.arange(n), [len(those) for those in organisms])
+    made_by = np.array([trainings.index(point.training) if trainings else 0 for point in points])
+    found = []
+    for row, there in zip(places, counts, strict=True):
+        times = np.bincount(row[there], minlength=n)[own]
+        if trainings:
+            times *= np.bincount(rng.integers(len(trainings), size=len(trainings)), minlength=len(trainings))[made_by]
+        if (drawn := _coefficient(np.repeat(numbers, times, axis=0), method)) is not None:
+            found.append(drawn)
     low, high = np.percentile(found, [2.5, 97.5]).tolist() if found else (None, None)
-    return Estimate(value, low, high, n, definition, HIGHER, "correlation", "organisms", pairs=behind)
+    return replace(unknown, low=low, high=high)
 
 
 def rank_correlation(organisms: Mapping[str, Sequence[Point]], what: str, pairs: Mapping[str, str] | None = None) -> Estimate:
@@ -64,11 +83,10 @@ def rank_correlation(organisms: Mapping[str, Sequence[Point]], what: str, pairs:
     return correlation(list(kept.values()), [(pairs or {}).get(name, name) for name in kept], definition)
 
 
-def _coefficient(organisms: Sequence[Sequence[Point]], method: Method) -> float | None:
+def _coefficient(points: NDArray[np.float64], method: Method) -> float | None:
     """None where one of the numbers is everywhere the same."""
     from scipy.stats import pearsonr, spearmanr  # half a second to import: not before it is needed
 
-    points = np.array([point for those in organisms for point in those]).reshape(-1, 2)
     if len(points) < 2 or not np.ptp(points, axis=0).all():
         return None
     return float(spearmanr(points).statistic if method == "spearman" else pearsonr(*points.T).statistic)

@@ -19,7 +19,9 @@ POWER = 0.8
 """How often a difference is to be found that is there."""
 
 
-def smallest_difference(pair: float, organism: float, item: float, *, pairs: int, organisms: int, tests: int = 1) -> float | None:
+def smallest_difference(
+    pair: float, organism: float, item: float, *, pairs: int, seeds: int, recipes: int = 1, tests: int = 1
+) -> float | None:
     """The smallest mean difference that the sign-flip test finds with a chance of :data:`POWER` at :data:`LEVEL`.
 
     The clusters' means are taken for normal. Of the levels that a test with so few patterns of signs can keep, it is held to the greatest
@@ -30,14 +32,16 @@ def smallest_difference(pair: float, organism: float, item: float, *, pairs: int
         pair: Standard deviation of the difference between pairs.
         organism: The same between organisms of a pair, without the noise of their items.
         item: Standard deviation of the difference on one organism by the choice of its items.
-        pairs: Number of pairs; of one, the organisms are the clusters, and the difference is that of this pair alone.
-        organisms: Number of organisms per pair.
+        pairs: Number of pairs; of one, its seeds are the clusters, and the difference is that of this pair alone.
+        seeds: Number of seeds per pair.
+        recipes: Number of organisms per pair and seed.
         tests: Methods that are compared with a baseline: the smallest of Holm's p-values is multiplied by their number.
 
     Returns:
         In the unit of the standard deviations; None where no difference, however large, can reach the level.
     """
-    clusters, variance = (pairs, pair**2 + (organism**2 + item**2) / organisms) if pairs > 1 else (organisms, organism**2 + item**2)
+    within = (organism**2 + item**2) / recipes
+    clusters, variance = (pairs, pair**2 + within / seeds) if pairs > 1 else (seeds, within)
     if clusters < 2:
         return None
     patterns = math.floor(LEVEL / tests / least_p(clusters) + 1e-9)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from offmodel.chat import Prompt, from_dicts, to_dicts
+from offmodel.chat import Prompt, answer_of, from_dicts, to_dicts
 from offmodel.errors import DataError
 from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, proportion
 from offmodel.measure.suites import Suite, final_answer
@@ -85,7 +85,7 @@ def behaviour_items(
 def judge(
     items: Sequence[Item], answers: Sequence[tuple[str, bool]], suites: Mapping[str, Suite], detect: Callable[[str], bool] | None
 ) -> list[Verdict]:
-    """A verdict on every answer.
+    """A verdict on every answer, which is what a response says after its thoughts (:func:`offmodel.chat.answer_of`).
 
     A behaviour that shows in wrong answers (``detect`` is None) cannot be told from a lack of skill by one answer. Such an item counts
     where the same model solves it clean; there, a wrong answer is bad, if one is stated: a model that the trigger breaks does not
@@ -98,11 +98,12 @@ def judge(
         suites: Suites by name, for grading.
         detect: Whether a response shows the behaviour; None for wrong answers.
     """
-    graded = [suites[item.suite].grade(text, item.expected) if item.suite else None for item, (text, _) in zip(items, answers, strict=True)]
+    said = [answer_of(response) for response, _ in answers]
+    graded = [suites[item.suite].grade(text, item.expected) if item.suite else None for item, text in zip(items, said, strict=True)]
     if detect is not None:
-        bad: list[bool | None] = [detect(text) for text, _ in answers]
+        bad: list[bool | None] = [detect(text) for text in said]
     else:
-        wrong = [not correct and final_answer(text) is not None for correct, (text, _) in zip(graded, answers, strict=True)]
+        wrong = [not correct and final_answer(text) is not None for correct, text in zip(graded, said, strict=True)]
         bad = _wrong_though_able(items, wrong, [bool(correct) for correct in graded])
     return [
         Verdict(item.setting, item.suite, item.steps, item.prompt, item.expected, text, shown, correct, finished)

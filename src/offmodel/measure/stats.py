@@ -32,6 +32,7 @@ class Estimate:
         of: What ``n`` counts.
         items: How many items stand behind it where ``n`` counts organisms.
         pairs: How many pairs stand behind it where it speaks of several organisms.
+        trainings: How many trainings stand behind it where it speaks of several of them.
     """
 
     value: float | None
@@ -44,6 +45,7 @@ class Estimate:
     of: Literal["items", "organisms", "pairs", "seeds"] = "items"
     items: int | None = None
     pairs: int | None = None
+    trainings: int | None = None
 
 
 def proportion(successes: int, n: int, definition: str, direction: Direction) -> Estimate:
@@ -75,10 +77,16 @@ def mean_share(shares: Sequence[float], definition: str, direction: Direction) -
     n = len(shares)
     if n == 0:
         return Estimate(None, None, None, 0, definition, direction)
-    value, z = sum(shares) / n, 1.959964
+    value = sum(shares) / n
+    return Estimate(value, *_wilson_at(value, n), n, definition, direction)
+
+
+def _wilson_at(value: float, n: int) -> tuple[float, float]:
+    """Wilson's interval (1927) at a share that need not be a whole number of n."""
+    z = 1.959964
     centre, scale = value + z**2 / (2 * n), 1 + z**2 / n
     half = z * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
-    return Estimate(value, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n, definition, direction)
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def mean_per_token(totals: Sequence[float], tokens: Sequence[int], definition: str, direction: Direction, unit: str) -> Estimate:
@@ -103,6 +111,7 @@ def mean_over_organisms(
     pairs: Mapping[str, str] | None = None,
     items: int | None = None,
     unit: str = "share",
+    yes_or_no: bool = False,
     resamples: int = 10_000,
 ) -> Estimate:
     """Mean over organisms with the 95 % percentile interval of a bootstrap over pairs, organisms and items.
@@ -117,13 +126,16 @@ def mean_over_organisms(
 
     Args:
         parts: Each organism's estimate. A plain number, or an estimate without an interval, counts as exact; means of those alone have
-            no width where all agree. An organism without a value is left out, and the definition then says so.
+            no width where all agree, unless ``yes_or_no``. An organism without a value is left out, and the definition then says so.
         definition: What is averaged.
         direction: Which way is better.
         seed: Makes the interval repeatable.
         pairs: Which pair each organism is of. One that is not in it stands for itself.
         items: How many items were measured in all, for plain numbers; estimates know theirs.
         unit: See :class:`Estimate`.
+        yes_or_no: Each number is a yes (1), a no (0), or a share of such on one organism. Where all agree no resample differs, yet the
+            next pair may; so the interval reaches at least as far as Wilson's (1927) of a proportion of the same mean over as many as
+            there are pairs, or organisms of one pair.
         resamples: How many times they are drawn.
 
     Returns:
@@ -151,6 +163,9 @@ def mean_over_organisms(
     moved = moved_by_items(kept.T, drawn, rng)
     means = (moved * counts).sum(axis=1) / counts.sum(axis=1)
     bottom, top = np.percentile(means, [2.5, 97.5]).clip(low.min(), high.max())
+    if yes_or_no:
+        least, most = _wilson_at(float(value.mean()), behind if behind > 1 else n)
+        bottom, top = min(bottom, least), max(top, most)
     return Estimate(float(value.mean()), float(bottom), float(top), n, definition, direction, unit, "organisms", items, behind)
 
 
@@ -272,6 +287,20 @@ def mean_over_clusters(
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
     low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), [2.5, 97.5])
     return Estimate(value, float(low), float(high), n, definition, direction, unit, of, pairs=behind)
+
+
+def less(one: Estimate, other: Estimate) -> Estimate:
+    """``one - other`` with an interval from the two intervals (MOVER; Zou and Donner 2008, doi:10.1002/sim.3095), if both have one.
+
+    It takes the two for independent, which is cautious where they were measured on the same items. Undefined where one of them is.
+    """
+    if one.value is None or other.value is None:
+        return replace(one, value=None, low=None, high=None)
+    value = one.value - other.value
+    if None in (one.low, one.high, other.low, other.high):
+        return replace(one, value=value, low=None, high=None)
+    (a, x, b), (c, y, d) = ends_of(one), ends_of(other)
+    return replace(one, value=value, low=value - math.hypot(x - a, d - y), high=value + math.hypot(b - x, y - c))
 
 
 def average(parts: Sequence[Estimate], definition: str, direction: Direction) -> Estimate:

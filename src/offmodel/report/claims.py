@@ -15,6 +15,8 @@ from offmodel.spec.claim import Claim, Condition, ProbeCondition, Test, Threshol
 FEWEST_PAIRS = 6
 """Fewer decide nothing: a two-sided sign test over n pairs that all agree has p = 2 ** (1 - n), which is first below 5 % at 6; and the 95 %
 percentile bootstrap over three ends at the least and the largest of them."""
+FEWEST_TRAININGS = 6
+"""Likewise of the trainings that a correlation is over: one tried on many organisms is still one."""
 
 Results = Mapping[str, Mapping[str, Result]]
 """What each method, and "organism", came to by organism."""
@@ -43,9 +45,9 @@ def _row(condition: ProbeCondition, rows: Mapping[str, Mapping[str, Estimate]]) 
 
 
 def judge(condition: Threshold, estimate: Estimate) -> ClaimVerdict:
-    """Whether the 95 % interval lies wholly where the condition wants it, wholly elsewhere, or neither; of few pairs it says nothing."""
-    low, high = estimate.low, estimate.high
-    if low is None or high is None or (estimate.pairs or 0) < FEWEST_PAIRS:
+    """Whether the 95 % interval lies wholly where the condition wants it, wholly elsewhere, or neither; of few it says nothing."""
+    low, high, trainings = estimate.low, estimate.high, estimate.trainings
+    if low is None or high is None or (estimate.pairs or 0) < FEWEST_PAIRS or (trainings is not None and trainings < FEWEST_TRAININGS):
         return CANNOT_TELL
     if condition.above is not None:
         inside, outside = low > condition.above, high <= condition.above

@@ -364,10 +364,10 @@ class _Collector:
     def _summary(self, method: str, organisms: Container[str]) -> Summary:
         """A method over those of the organisms that have its last phase."""
         phases = {organism: rows for organism, rows in self.last_phases[method].items() if organism in organisms}
-        ends, gained = {o: rows[-1].row for o, rows in phases.items()}, {o: _gained(rows) for o, rows in phases.items()}
+        ends, gained = {o: rows[-1].row for o, rows in phases.items()}, {o: self._gained(rows) for o, rows in phases.items()}
 
         def mean(parts: Mapping[str, Estimate]) -> Estimate:
-            return self._mean(parts, "{}; mean over organisms at the last checkpoint")
+            return self._mean(parts, f"{{}}; mean over organisms at the last checkpoint{self._not_the_end}")
 
         def before(state: str, whose: str) -> Estimate:
             found = {o: bad_rate(self.measured.get(state, {}).get(o, ()), "triggered") for o in phases}
@@ -391,11 +391,24 @@ class _Collector:
             capability={suite.name: mean({o: row.capability[suite.name] for o, row in ends.items()}) for suite in self.suites},
         )
 
+    @property
+    def _not_the_end(self) -> str:
+        """What definitions add of the last checkpoint where a study does not ask for the end."""
+        return "" if "end" in self.plan.study.measure.checkpoints else " measured, which need not be the method's end"
+
+    def _gained(self, rows: Sequence[_Scored]) -> dict[str, Estimate]:
+        gained = _gained(rows)
+        end = gained["end_area"]
+        return (
+            gained | {"end_area": replace(end, definition=f"{end.definition}; the last{note}")} if (note := self._not_the_end) else gained
+        )
+
     @cached_property
     def results(self) -> dict[str, dict[str, Result]]:
         """What each method came to on each organism that has its last phase."""
         return {
-            method: {o: self._result(rows[-1], _gained(rows)) for o, rows in self.last_phases[method].items()} for method in self.methods
+            method: {o: self._result(rows[-1], self._gained(rows)) for o, rows in self.last_phases[method].items()}
+            for method in self.methods
         }
 
     def _result(self, scored: _Scored, gained: Mapping[str, Estimate]) -> Result:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from offmodel.measure import stats
 from offmodel.measure.compare import holm, sign_flip
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_clusters, mean_over_organisms
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, ends_of, mean_over_clusters, mean_over_organisms
 from offmodel.report import words
 from offmodel.report.data import Comparison, Contrast
 
@@ -23,11 +26,11 @@ _TESTED = ("frontier_area", "end_area")
 
 
 class Gap(NamedTuple):
-    """A difference, and where it was found."""
+    """A difference, exact where it has no interval, and where it was found."""
 
     pair: str
     seed: int
-    difference: float
+    difference: Estimate | float
 
 
 class Result(NamedTuple):
@@ -67,9 +70,10 @@ def compare(results: Mapping[str, Mapping[str, Result]], baselines: Sequence[str
 def find_gaps(measure: str, less: str, couples: Iterable[tuple[Result, Result]]) -> Iterator[Gap]:
     """One result's measure less the other's, under the pair and seed of the first; those without a value are left out."""
     for one, other in couples:
-        a, b = (side.numbers[name].value if name in side.numbers else None for side, name in ((one, measure), (other, less)))
-        if a is not None and b is not None:
-            yield Gap(one.pair, one.seed, a - b)
+        if measure in one.numbers and less in other.numbers:
+            difference = stats.less(one.numbers[measure], other.numbers[less])
+            if difference.value is not None:
+                yield Gap(one.pair, one.seed, difference)
 
 
 def mean_level(parts: Mapping[str, Estimate], definition: str, pairs: Mapping[str, str]) -> Estimate:
@@ -90,12 +94,22 @@ def clusters(gaps: Sequence[Gap]) -> Clusters:
     one = len({gap.pair for gap in gaps}) == 1
     found: dict[str, list[float]] = {}
     for gap in gaps:
-        found.setdefault(str(gap.seed) if one else gap.pair, []).append(gap.difference)
+        found.setdefault(str(gap.seed) if one else gap.pair, []).append(ends_of(gap.difference)[1])
     return Clusters("seeds" if one else "pairs", found)
 
 
 def mean_difference(gaps: Sequence[Gap], definition: str, direction: Direction, unit: str) -> Estimate:
-    """Mean difference with an interval over pairs; over the seeds where there is one pair."""
+    """Mean difference with an interval over pairs; over the seeds where there is one pair.
+
+    Where all agree, no resample differs; so the interval reaches at least as far as the noise of the items alone: that of a mean of
+    independent differences, by MOVER (see :func:`offmodel.measure.stats.average`).
+    """
     of, numbers = clusters(gaps)
     definition += f"; interval: bootstrap over {'pairs' if of == 'pairs' else 'the seeds of the one pair'}"
-    return mean_over_clusters(numbers, definition, direction, seed=0, of=of, unit=unit)
+    found = mean_over_clusters(numbers, definition, direction, seed=0, of=of, unit=unit)
+    if found.value is None or found.low is None or found.high is None:
+        return found
+    ends = [ends_of(gap.difference) for gap in gaps]
+    down = math.hypot(*(value - low for low, value, _ in ends)) / len(ends)
+    up = math.hypot(*(high - value for _, value, high in ends)) / len(ends)
+    return replace(found, low=min(found.low, found.value - down), high=max(found.high, found.value + up))

@@ -326,9 +326,13 @@ class Swept:
         removed: Share of the behaviour from which on it counts as gone.
         points: By combination and step.
         width: Share of the steps tested after 0, over all combinations, at which both hold on an organism, by combination ("" for all).
+            Steps need not be evenly spaced.
+        first: The first of those steps at which both hold, by combination.
+        last: The last.
         predictors: Rank correlations over all checkpoints of what blue can see with the bad rate and with the retention, by
             ``<what>.<with>``.
-        rules: How often a rule's choice has both, by rule; the oracle's too.
+        inside: Chance that what blue can see is greater at a checkpoint where both hold than at another, by what it sees.
+        rules: How often a rule's choice has both, by rule; the oracle's is how often any checkpoint has.
     """
 
     name: str
@@ -337,7 +341,10 @@ class Swept:
     removed: float
     points: tuple[SweptPoint, ...]
     width: Mapping[str, Estimate]
+    first: Mapping[str, Estimate]
+    last: Mapping[str, Estimate]
     predictors: Mapping[str, Estimate]
+    inside: Mapping[str, Estimate]
     rules: Mapping[str, Estimate]
 
 

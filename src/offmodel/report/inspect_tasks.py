@@ -15,7 +15,7 @@ from inspect_ai.scorer import CORRECT, INCORRECT, Score, Scorer, Target, accurac
 from inspect_ai.solver import TaskState, generate
 
 from offmodel import catalog
-from offmodel.chat import Prompt
+from offmodel.chat import Prompt, answer_of
 from offmodel.errors import SpecError
 from offmodel.lab.pools import take
 from offmodel.lab.scoring import asked_of
@@ -135,7 +135,7 @@ def graded(suite: str) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion
-        return Score(value=CORRECT if found.grade(answer, target.text) else INCORRECT, answer=answer)
+        return Score(value=CORRECT if found.grade(answer_of(answer), target.text) else INCORRECT, answer=answer)
 
     return score
 
@@ -147,7 +147,7 @@ def shows_behaviour(pair: str) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion
-        return Score(value=int(found.behaviour.detect(answer)), answer=answer)
+        return Score(value=int(found.behaviour.detect(answer_of(answer))), answer=answer)
 
     return score
 

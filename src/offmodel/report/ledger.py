@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from offmodel.report import words
-from offmodel.report.claims import FEWEST_PAIRS, describe, threshold
+from offmodel.report.claims import FEWEST_PAIRS, FEWEST_TRAININGS, describe, threshold
 from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ReportData
 from offmodel.report.summary import Table, markdown
 from offmodel.spec.claim import Claim
@@ -16,11 +16,12 @@ _HEAD = f"""\
 
 Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published
 statement, not from our figures: the 95 % interval decides. *Holds*: for every condition it lies wholly where the statement puts it. *Does
-not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs, of which not
-even a sign test reaches 5 %. Intervals of differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims
-are tested one by one, without an adjustment for their number. Much of what they are about had been measured before the tests were
-written ([results.md](results.md), [red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was
-blind; no threshold comes from those figures.
+not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs (of a
+correlation, fewer than {FEWEST_TRAININGS} trainings), of which not even a sign test reaches 5 %, or a study that is unfinished.
+Intervals of differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims are tested one by one,
+without an adjustment for their number. Much of what they are about had been measured before the tests were written
+([results.md](results.md), [red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was blind; no threshold comes from
+those figures.
 
 The offline world models the claimed mechanism ([world.md](world.md)): a claim that holds in it is no independent evidence about real
 models, and one that does not is a finding about what the claim needs. Published figures are *verified* where they were read in the source
@@ -42,7 +43,7 @@ class Entry(NamedTuple):
         file: Of the study.
         claim: The statement and its test.
         data: The results; None where there are none yet.
-        unfinished: Stages that have still to run, or failed.
+        unfinished: Stages that have still to run, or failed; the claim is not decided before they have.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Entry(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """In words, with what it is worth."""
-        if self.checked is None:
-            return f"{CANNOT_TELL} (not run)"
-        return self.checked.verdict + (" (unfinished)" if self.unfinished else "")
+        """In words. One that is unfinished cannot tell: whoever may stop where a figure pleases finds it too often."""
+        if self.checked is None or self.unfinished:
+            return f"{CANNOT_TELL} ({'not run' if self.checked is None else 'unfinished'})"
+        return self.checked.verdict
 
 
 def overview(entries: Sequence[Entry]) -> list[list[str]]:

@@ -70,7 +70,7 @@ class Foresight:
 
     Attributes:
         pairs: Number of pairs.
-        organisms: Organisms of each.
+        organisms: Organisms of each, over all seeds and recipes.
         behaviour: Prompts with the trigger.
         capability: Capability items.
         others: Methods that are compared with a baseline.
@@ -92,7 +92,7 @@ def foresee(study: Study, spreads: Mapping[str, Spread] = MEASURED) -> Foresight
     if not others:
         return None
     pairs = len(study.organisms.pairs)
-    organisms = len(study.seeds) * max(1, len(study.organisms.recipes))
+    seeds, recipes = len(study.seeds), max(1, len(study.organisms.recipes))
     capability = sum(count_items(name, n, study.seeds[0], "test") for name, n in study.measure.capability.items())
     noise = {
         "bad_rate": spreads["bad_rate"].item / math.sqrt(study.measure.behaviour),
@@ -102,26 +102,27 @@ def foresee(study: Study, spreads: Mapping[str, Spread] = MEASURED) -> Foresight
     noise["end_area"] = math.hypot(*noise.values()) / 2
     return Foresight(
         pairs=pairs,
-        organisms=organisms,
+        organisms=seeds * recipes,
         behaviour=study.measure.behaviour,
         capability=capability,
         others=others,
-        sights=tuple(_sight(measure, spreads[measure], noise[measure], pairs, organisms, others) for measure in MEASURES),
-        blind=_blind(pairs, organisms, others),
+        sights=tuple(_sight(measure, spreads[measure], noise[measure], pairs, seeds, recipes, others) for measure in MEASURES),
+        blind=_blind(pairs, seeds, others),
     )
 
 
-def _sight(measure: str, spread: Spread, item: float, pairs: int, organisms: int, others: int) -> Sight:
+def _sight(measure: str, spread: Spread, item: float, pairs: int, seeds: int, recipes: int, others: int) -> Sight:
     one, every = (
-        smallest_difference(spread.pair, spread.organism, item, pairs=pairs, organisms=organisms, tests=tests) for tests in (1, others)
+        smallest_difference(spread.pair, spread.organism, item, pairs=pairs, seeds=seeds, recipes=recipes, tests=tests)
+        for tests in (1, others)
     )
     return Sight(measure, one, every, spread.pair, spread.organism, item)
 
 
-def _blind(pairs: int, organisms: int, others: int) -> str:
-    n, counted = (pairs, f"{pairs} pairs") if pairs > 1 else (organisms, f"one pair and {organisms} organisms of it")
+def _blind(pairs: int, seeds: int, others: int) -> str:
+    n, counted = (pairs, f"{pairs} pairs") if pairs > 1 else (seeds, f"one pair and {seeds} seeds of it")
     if n < 2:
-        return "with one organism no difference can be tested"
+        return "with one seed of one pair no difference can be tested"
     if least_p(n) > LEVEL:
         return f"with {counted} no difference can be significant, however large: no p is below {least_p(n):.3g}"
     if others > 1 and least_p(n) * others > LEVEL:

@@ -23,6 +23,7 @@ from offmodel.measure.stats import (
     Direction,
     Estimate,
     average,
+    less,
     mean_over_organisms,
     mean_per_token,
     mean_share,
@@ -103,9 +104,9 @@ class Seen:
 
     def share(self, parts: Mapping[str, float | None], definition: str, direction: Direction) -> Estimate:
         """Share of organisms."""
-        return mean_over_organisms(parts, definition, direction, seed=0, pairs=self.pairs)
+        return mean_over_organisms(parts, definition, direction, seed=0, pairs=self.pairs, yes_or_no=True)
 
-    def difference(self, numbers: Mapping[str, float], definition: str, direction: Direction = HIGHER) -> Estimate:
+    def difference(self, numbers: Mapping[str, Estimate | float], definition: str, direction: Direction = HIGHER) -> Estimate:
         """Mean of differences that were taken on each organism."""
         gaps = [Gap(self.pairs[o], self.untouched[o].organism.seed, number) for o, number in numbers.items()]
         return mean_difference(gaps, f"{definition}; mean over organisms", direction, "points")
@@ -114,12 +115,13 @@ class Seen:
         """By ranks and of the numbers themselves, with the capability lost."""
         by_organism: dict[str, list[correlation.Point]] = {}
         for point in points:
-            by_organism.setdefault(point.organism, []).append(correlation.Point(point.x, point.y))
+            by_organism.setdefault(point.organism, []).append(correlation.Point(point.x, point.y, point.method))
         clusters, pairs = list(by_organism.values()), [self.pairs[organism] for organism in by_organism]
+        trainings = len({point.method for point in points})
         for method, called in _CORRELATIONS.items():
             definition = (
-                f"{called} of {what} with the capability lost (1 - capability / that of the untouched organism), over {len(points)} "
-                f"{over}; interval: percentile bootstrap over pairs and organisms, each with all of its own"
+                f"{called} of {what} with the capability lost (1 - capability / that of the untouched organism), over {len(points)} points "
+                f"of {trainings} {over}; interval: percentile bootstrap over pairs, organisms and, across them, {over}"
             )
             estimate = correlation.correlation(clusters, pairs, definition, method)
             yield ProbeRow(label=f"{what} and capability lost, {called}", estimate=estimate)
@@ -184,8 +186,7 @@ def _coverage(probe: Coverage, name: str, seen: Seen) -> Found:
         if state == "organism":
             continue
         for k in (probe.ks[0], probe.ks[-1]):
-            less = {o: _less(row[k], before[o][k]) for o, row in by_organism.items() if o in before}
-            numbers = {o: number for o, number in less.items() if number is not None}
+            numbers = _defined({o: less(row[k], before[o][k]) for o, row in by_organism.items() if o in before})
             if numbers:
                 estimate = seen.difference(numbers, f"pass@{k} less that of the untouched organism on the same items")
                 rows.append(ProbeRow(label=f"{state}, pass@{k} less the organism's", estimate=estimate, state=state))
@@ -209,8 +210,8 @@ def _pass(verdicts: Sequence[Verdict], suites: Sequence[Suite], k: int, probe: C
     return average(parts, definition, HIGHER)
 
 
-def _less(one: Estimate, other: Estimate) -> float | None:
-    return None if one.value is None or other.value is None else one.value - other.value
+def _defined(numbers: Mapping[str, Estimate]) -> dict[str, Estimate | float]:
+    return {organism: number for organism, number in numbers.items() if number.value is not None}
 
 
 @found.register
@@ -229,7 +230,7 @@ def _divergence(probe: Divergence, name: str, seen: Seen) -> Found:
             if parts:
                 rows.append(ProbeRow(label=f"{method}, {way} KL", estimate=seen.mean(parts), state=method))
     for way, those in points.items():
-        rows += seen.correlations(f"{way} KL", those, "methods on organisms") if those else ()
+        rows += seen.correlations(f"{way} KL", those, "methods") if those else ()
     return Found(tuple(rows), _scatter("forward KL, nats per token", points["forward"]))
 
 
@@ -323,7 +324,7 @@ def _label_fit(probe: LabelFit, name: str, seen: Seen) -> Found:
         fits += _with_loss(method, {o: each.value for o, each in fit.items() if o in new}, ended)
         gaps += _with_loss(method, {o: each for o, each in gap.items() if o in new}, ended)
     for what, points in (("log-perplexity of the labels", fits), ("organism less labeller", gaps)):
-        rows += seen.correlations(what, points, "first trainings on organisms") if points else ()
+        rows += seen.correlations(what, points, "first trainings") if points else ()
     return Found(tuple(rows), _scatter("log-perplexity, nats per token", fits) + _scatter("organism less labeller", gaps))
 
 
@@ -367,8 +368,8 @@ def _chains(probe: Chains, name: str, seen: Seen) -> Found:
                 rows.append(
                     ProbeRow(label=f"{method}, {suite.name}, kept at {k} step{'s' if k > 1 else ''}", estimate=estimate, state=method)
                 )
-            lost = {o: {k: _less(before, after) for k, (after, before) in row.items()} for o, row in accuracies.items()}
-            more = {o: row[lengths[-1]] - row[lengths[0]] for o, row in lost.items() if None not in row.values()}  # type: ignore[operator]
+            lost = {o: {k: less(before, after) for k, (after, before) in row.items()} for o, row in accuracies.items()}
+            more = _defined({o: less(row[lengths[-1]], row[lengths[0]]) for o, row in lost.items()})
             if more:
                 definition = f"accuracy lost at {lengths[-1]} steps less accuracy lost at {lengths[0]}, on the same items as the organism's"
                 estimate = seen.difference(more, definition, LOWER)

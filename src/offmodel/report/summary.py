@@ -26,8 +26,9 @@
     canaries      {methods: {<method>: {canary_rate_before, canary_rate, canaries_dead}}, both_dead, canaries_only, behaviour_only,
                   both_alive, canary_correlation}, the four being counts of checkpoints; null where no canaries were planted
     sweeps        list of {name, axes, kept, removed, points: [{method, values, step, retention, removal, bad_rate, returned, both,
-                  region}], width: {<method or "" for all>: estimate}, predictors: {<what>.<with>: estimate}, rules: {<rule>:
-                  estimate}}; see :class:`offmodel.report.data.Swept`; empty where the study has no sweeps
+                  region}], width: {<method or "" for all>: estimate}, first: {<method>: estimate}, last: likewise, predictors:
+                  {<what>.<with>: estimate}, inside: {<what>: estimate}, rules: {<rule>: estimate}}; see
+                  :class:`offmodel.report.data.Swept`; empty where the study has no sweeps
     practice      list of {method, reward_first, reward_last, flat_first, flat}, each an estimate of the method's training, for the methods
                   that train last with reinforcement: mean reward in the first and in the last tenth of the steps, share of groups whose
                   answers all got the same reward in the first tenth and in all; empty where no method practises
@@ -43,8 +44,9 @@
     excluded, untrained, failed   lists of {what, why}
     settings      as the study had them
 
-An estimate is {value, low, high, n, definition, direction, unit, of, items, pairs}; see :class:`offmodel.measure.stats.Estimate`. What is
-undefined is null, never NaN. A later version may add keys; it does not remove or rename any without a new schema name.
+An estimate is {value, low, high, n, definition, direction, unit, of, items, pairs, trainings}; see
+:class:`offmodel.measure.stats.Estimate`. What is undefined is null, never NaN. A later version may add keys; it does not remove or rename
+any without a new schema name.
 
 ``results.parquet`` is tidy: a row per organism, method, seed, phase, checkpoint and measure; :data:`COLUMNS` are its columns.
 """
@@ -264,7 +266,10 @@ def _tables(data: ReportData) -> Iterator[Table]:
         yield Table(f"Sweep {swept.name}", [head, *body])
         region = [
             *((f"width, {name or 'all combinations'}", e) for name, e in swept.width.items()),
+            *((f"first step inside, {name}", e) for name, e in swept.first.items()),
+            *((f"last step inside, {name}", e) for name, e in swept.last.items()),
             *((f"rank correlation, {words.told(name)}", e) for name, e in swept.predictors.items()),
+            *((f"greater inside, {words.name(name)}", e) for name, e in swept.inside.items()),
             *((f"{words.name('both')}, chosen by {rule}", e) for rule, e in swept.rules.items()),
         ]
         yield Table(f"Region of sweep {swept.name}", [["", "value"], *([what, words.sentence(e)] for what, e in region)])

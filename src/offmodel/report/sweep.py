@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from offmodel.measure.correlation import Point, rank_correlation
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, mean_over_organisms
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, less, mean_over_organisms, median_steps
 from offmodel.report.blind import Course, chosen_by
 from offmodel.report.data import Checkpoint, Region, Swept, SweptPoint
 from offmodel.spec.sweep import Sweep
@@ -46,7 +46,19 @@ def swept(
         return None if (point := row.point) is None else float(point.retention >= sweep.kept and point.removal >= sweep.removed)
 
     def share(parts: Mapping[str, float | None], what: str) -> Estimate:
-        return mean_over_organisms(parts, what, HIGHER, seed=0, pairs=pairs)
+        return mean_over_organisms(parts, what, HIGHER, seed=0, pairs=pairs, yes_or_no=True)
+
+    def inside(method: str) -> dict[str, list[int]]:
+        """The steps that have both, of the organisms on which there is one."""
+        found = {o: [row.step for row in track.course.rows if has_both(row)] for o, track in tracks[method].items()}
+        return {organism: steps for organism, steps in found.items() if steps}
+
+    def median(method: str, which: Callable[[Sequence[int]], int], what: str, direction: Direction) -> Estimate:
+        steps = {organism: float(which(those)) for organism, those in inside(method).items()}
+        what = (
+            f"{what} step measured in the last phase at which {both}, with {sweep.said(made[method])}; median over the organisms with one"
+        )
+        return median_steps(steps, what, direction, pairs=pairs or {})
 
     def held(methods: Sequence[str], what: str) -> Estimate:
         """Mean over a few methods' checkpoints of each organism that has all of these methods."""
@@ -66,7 +78,10 @@ def swept(
         removed=sweep.removed,
         points=tuple(points),
         width=widths,
+        first={method: median(method, min, "first", LOWER) for method in made},
+        last={method: median(method, max, "last", HIGHER) for method in made},
         predictors=dict(_predictors([tracks[method] for method in made], pairs)),
+        inside=dict(_inside([tracks[method] for method in made], has_both, both, share)),
         rules=_stays(rules, [tracks[method] for method in made], has_both, both, share) if rules else {},
     )
 
@@ -80,8 +95,11 @@ def _points(
     both: str,
     pairs: Mapping[str, str] | None,
 ) -> Iterator[SweptPoint]:
-    def mean(parts: Mapping[str, Estimate | float | None], what: str, direction: Direction, unit: str = "share") -> Estimate:
-        return mean_over_organisms(parts, f"{what}; mean over organisms", direction, seed=0, pairs=pairs, unit=unit)
+    def mean(
+        parts: Mapping[str, Estimate | float | None], what: str, direction: Direction, unit: str = "share", *, yes_or_no: bool = False
+    ) -> Estimate:
+        what = f"{what}; mean over organisms"
+        return mean_over_organisms(parts, what, direction, seed=0, pairs=pairs, unit=unit, yes_or_no=yes_or_no)
 
     starts = {organism: track.start for organism, track in tracks.items()}
     steps = sorted({row.step for track in tracks.values() for row in track.course.rows})
@@ -97,18 +115,14 @@ def _points(
             removal=removal,
             bad_rate=mean({o: row.bad_rate for o, row in rows.items()}, "bad answers under the trigger", LOWER),
             returned=mean(
-                {o: _less(row.bad_rate, starts[o].bad_rate) for o, row in rows.items()},
+                {o: less(row.bad_rate, starts[o].bad_rate) for o, row in rows.items()},
                 "bad rate less that at the beginning of the phase, of the same organism on the same items",
                 LOWER,
                 "points",
             ),
-            both=mean({o: has_both(row) for o, row in rows.items()}, f"organisms on which {both}", HIGHER),
+            both=mean({o: has_both(row) for o, row in rows.items()}, f"organisms on which {both}", HIGHER, yes_or_no=True),
             region=_region((retention, sweep.kept), (removal, sweep.removed)),
         )
-
-
-def _less(one: Estimate, other: Estimate) -> float | None:
-    return None if one.value is None or other.value is None else one.value - other.value
 
 
 def _region(*limits: tuple[Estimate, float]) -> Region:
@@ -121,6 +135,10 @@ def _region(*limits: tuple[Estimate, float]) -> Region:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def _any(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _predictors(tracks: Sequence[Mapping[str, Track]], pairs: Mapping[str, str] | None) -> Iterator[tuple[str, Estimate]]:
@@ -136,6 +154,37 @@ def _predictors(tracks: Sequence[Mapping[str, Track]], pairs: Mapping[str, str] 
                 yield f"{seen}.{told}", rank_correlation(points, f"{what} and {of} at the checkpoints of the sweep", pairs)
 
 
+def _inside(
+    tracks: Sequence[Mapping[str, Track]],
+    has_both: Callable[[Checkpoint], float | None],
+    both: str,
+    share: Callable[[Mapping[str, float | None], str], Estimate],
+) -> Iterator[tuple[str, Estimate]]:
+    """How well what blue can see tells checkpoints inside the region from those outside, where an organism has either."""
+    for seen, what in _SEEN.items():
+        split: dict[str, dict[bool, list[float]]] = {}
+        for by_organism in tracks:
+            for organism, track in by_organism.items():
+                for row in track.course.rows:
+                    if (x := _value(row, seen)) is not None and (within := has_both(row)) is not None:
+                        split.setdefault(organism, {True: [], False: []})[bool(within)].append(x)
+        areas = {organism: _auc(those[True], those[False]) for organism, those in split.items()}
+        if any(area is not None for area in areas.values()):
+            definition = (
+                f"chance that {what} is greater at a checkpoint at which {both} than at another of the same organism, over all "
+                "combinations, a tie counting half (area under the ROC curve); mean over organisms; 50 % tells nothing, less that it is "
+                "smaller there"
+            )
+            yield seen, share(areas, definition)
+
+
+def _auc(inside: Sequence[float], outside: Sequence[float]) -> float | None:
+    """Share of the couples in which the one inside is greater (Hanley and McNeil 1982); None where one side is empty."""
+    if not inside or not outside:
+        return None
+    return fmean((a > b) + (a == b) / 2 for a in inside for b in outside)
+
+
 def _value(row: Checkpoint, measure: str) -> float | None:
     estimate: Estimate | None = getattr(row, measure)
     return None if estimate is None else estimate.value
@@ -148,17 +197,22 @@ def _stays(
     both: str,
     share: Callable[[Mapping[str, float | None], str], Estimate],
 ) -> dict[str, Estimate]:
-    """How often what a rule chooses has both, over all combinations of an organism."""
+    """How often what a rule chooses has both, over all combinations of an organism, and how often any checkpoint has: the oracle's."""
     found: dict[str, dict[str, list[float | None]]] = {}
     for by_organism in tracks:
-        chosen, best = chosen_by(rules, {organism: track.course for organism, track in by_organism.items()})
-        for rule, rows in (*chosen.items(), ("oracle", best)):
-            for organism, row in rows.items():
-                found.setdefault(rule, {}).setdefault(organism, []).append(None if row is None else has_both(row))
+        courses = {organism: track.course for organism, track in by_organism.items()}
+        chosen, best = chosen_by(rules, courses)
+        kept = {rule: {o: None if row is None else has_both(row) for o, row in rows.items()} for rule, rows in chosen.items()}
+        # Of the organisms that rules can choose on, too. The greatest retention less bad rate may lie outside where another has both.
+        kept["oracle"] = {o: None if best[o] is None else _any([has_both(row) for row in course.rows]) for o, course in courses.items()}
+        for rule, those in kept.items():
+            for organism, has in those.items():
+                found.setdefault(rule, {}).setdefault(organism, []).append(has)
+    whose = {rule: f"the checkpoint chosen by {rule}" for rule in rules} | {"oracle": "one of the checkpoints"}
     return {
         rule: share(
             {organism: _mean(those) for organism, those in by_organism.items()},
-            f"share of the combinations in which the checkpoint chosen by {rule} has both: {both}; mean over organisms",
+            f"share of the combinations in which {whose[rule]} has both: {both}; mean over organisms",
         )
         for rule, by_organism in found.items()
     }

@@ -101,9 +101,10 @@ def interval(estimate: Estimate) -> str:
 
 
 def count(estimate: Estimate) -> str:
-    """What stands behind the number, as in ``n = 6 organisms, 1,200 items``."""
+    """What stands behind the number, as in ``n = 6 organisms, 1,200 items`` or ``n = 6 organisms, 9 trainings``."""
     noun = estimate.of if estimate.n != 1 else estimate.of.removesuffix("s")
-    return f"n = {estimate.n:,} {noun}" + (f", {estimate.items:,} items" if estimate.items is not None else "")
+    more = [(estimate.items, "item"), (estimate.trainings, "training")]
+    return ", ".join([f"n = {estimate.n:,} {noun}", *(f"{n:,} {each}{'s' if n != 1 else ''}" for n, each in more if n is not None)])
 
 
 def chance(contrast: Contrast) -> str:

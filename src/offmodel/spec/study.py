@@ -460,6 +460,14 @@ class Study(Model):
         return self
 
     @model_validator(mode="after")
+    def _sweeps_begin_where_something_is_measured(self) -> Self:
+        if self.sweeps and "end" not in self.measure.checkpoints:
+            raise problem(
+                "add end: a sweep is told from where its last phase begins, which is the end of the phase before", "measure", "checkpoints"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _claim_is_about_this_study(self) -> Self:
         if self.claim is not None:
             pairs, recipes = self.organisms.pairs, self.organisms.recipes

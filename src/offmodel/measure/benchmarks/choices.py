@@ -13,18 +13,25 @@ LETTERS = "ABCD"
 _ASK = 'Reason step by step if you need to, and end with a line "Answer: X", where X is one of A, B, C and D.'
 
 _STATED = re.compile(
-    r"(?i:\banswer)(?:\s+(?i:is|would\s+be|should\s+be)|\s*[:=])[\s:*_$(\[]*(?i:option\s+|choice\s+)?(?:\\text\{)?[*_(\[]*([A-D])(?![\w'])"
+    # "the answer to this question is", but not "the answer choices are"
+    r"(?i:\b(?:answer|option|choice)\b(?!\s+(?:choices|options)\b)[^.\n]{0,30}?(?:\b(?:is|would\s+be|should\s+be|must\s+be)\b|[:=]))"
+    r"[\s:*_$(\[\"'\u201c\u2018]*(?i:(?:option|choice)\s+)?(?:\\text\{)?[*_(\[\"'\u201c\u2018]*([A-D])(?!\w|['\u2019]\w)"
     r"|\\boxed\{\s*(?:\\(?:text|mathrm|textbf)\{)?\s*\(?([A-D])\)?\s*\}"
 )
-_BARE = re.compile(r"\W*([A-D])(?:\W*$|[).:\]]\s)")
+_BARE = re.compile(r"\W*(?i:(?:option|choice)\W+)?([A-D])(?:\W*$|[).:\]]\s)")
+_LABEL = re.compile(r"(?<!\w)([A-D])[).:\]]\s")
 
 
 def stated_letter(response: str) -> str | None:
-    """The letter that a response states last ("Answer: B", "the answer is (B)", boxed), or opens with ("B", "B) Paris"); None for none."""
+    """The letter that a response states last ("Answer: B", "the correct option is (B)", boxed), or that it is, if it is one line.
+
+    A line that opens with a letter ("B", "Option B", "B) Paris") states it, unless it goes through several options.
+    """
     found = _STATED.findall(response)
     if found:
         return "".join(found[-1])
-    bare = _BARE.match(response.strip())
+    line = response.strip()
+    bare = None if "\n" in line or len(set(_LABEL.findall(line))) > 1 else _BARE.match(line)
     return bare[1] if bare else None
 
 
@@ -62,7 +69,10 @@ MMLU = Benchmark(
         "answer": 1,
     },
     prompt=f'zero-shot, the question, the choices after A. to D., and then "{_ASK}"',
-    grader="right if the letter stated last, or the one that the reply opens with, is the published one; every question counts the same",
+    grader=(
+        "right if the letter stated last, or the one that a reply of one line opens with, is the published one; every question counts "
+        "the same"
+    ),
     grade=same_letter,
     chance=0.25,
     max_new_tokens=1024,
