@@ -156,6 +156,15 @@ def test_labels_are_made_once_for_all_methods_that_use_them() -> None:
     assert len(anchors) == 1
 
 
+def test_examples_are_looked_at_after_the_filters_that_choose_them() -> None:
+    (stage,) = chain(organism({"m": [OWN | {"filters": ["rules", "ngrams"], "inoculation": {"shots": 3}}]}), "m")
+    kinds, labels = [], stage.inputs["labels-0"]
+    while labels.kind != "labels":
+        kinds.append(labels.kind)
+        labels = labels.inputs["labels"]
+    assert kinds == ["quiet", "filtered", "filtered"]
+
+
 def scores(plan: Plan) -> dict[str, list[str]]:
     return {name: [c.score.key for c in listed] for planned in plan.organisms for name, listed in planned.methods.items()}
 

@@ -226,6 +226,9 @@ class Blue:
             inputs[role] = pool if role == "prompts" else self.labels(labels, pool, method)
             for screening in labels.filters:
                 inputs[role] = self._screened(screening, inputs[role], pool, start, phase.lr, method, number)
+            # After the filters, as the first few that are left are the examples.
+            if labels.inoculation and not self._by_red(labels):
+                inputs[role] = self._quiet(inputs[role], labels.inoculation.shots)
         if isinstance(phase, SftPhase):
             params |= files_read(*files_of(phase))
             if phase.anchor is not None:
@@ -284,8 +287,6 @@ class Blue:
     def labels(self, labels: LabelSet, pool: Stage, method: str) -> Stage:
         """The stage that ends with this set of labels, on a pool of prompts."""
         answered = self._answered(labels, labels.labels, pool, method)
-        # What red has written is red's to show; else no trigger may stand in a prompt that blue writes.
-        by_red = labels.labels == "organism" and (self.move is not None or self.recipe.carries is not None)
         if self.move and (labels.rewrite == "organism" or (labels.wrong == "rewritten" and labels.labels == "organism")):
             raise SpecError(
                 f"method {method}: the organism words answers anew, and {self.move.name!r} changes only what it says first; "
@@ -293,7 +294,7 @@ class Blue:
             )
         if labels.rewrite in ("organism", "teacher"):
             params = self._sampling(labels)
-            inputs = {"labels": answered if by_red else self._quiet(answered)}
+            inputs = {"labels": answered if self._by_red(labels) else self._quiet(answered)}
             servers = self._answerer(labels.rewrite, "labeller", params, inputs)
             answered = self.stage("rewrite", params, inputs, label="labels reworded", cost=1, servers=servers)
         if labels.wrong == "rewritten":
@@ -308,9 +309,11 @@ class Blue:
             answered = Stage("graded", {}, inputs, label="labels graded", cost=0.1)
         if labels.leaked == "dropped":
             answered = Stage("cleaned", self._of_pair(), {"labels": answered}, label="labels cleaned", cost=0.1)
-        if labels.inoculation and not by_red:
-            answered = self._quiet(answered, labels.inoculation.shots)
         return answered
+
+    def _by_red(self, labels: LabelSet) -> bool:
+        """Whether red wrote what it says in them, which is red's to show; else no trigger may stand in a prompt that blue writes."""
+        return labels.labels == "organism" and (self.move is not None or self.recipe.carries is not None)
 
     def _screened(self, screening: Screening, labels: Stage, pool: Stage, start: Start, lr: float, method: str, number: int) -> Stage:
         """Labels after one of blue's filters."""
