@@ -10,7 +10,6 @@ from offmodel import catalog
 from offmodel.lab.plan import OrganismPlanner
 from offmodel.lab.stage import Stage
 from offmodel.red.policies import check_policy
-from offmodel.spec.game import Move
 from offmodel.spec.study import Study
 
 
@@ -73,8 +72,14 @@ class Cells:
         """Which pair each organism is of."""
         return {_organism(planner): planner.pair.name for planners in self._planners.values() for planner in planners}
 
-    def _recipe(self, move: Move) -> str:
-        return move.recipe or next(iter(self.study.organisms.recipes), "")
+    def recipe(self, move: str) -> str:
+        """Of the organisms that answer by a move of red's."""
+        return self.game.moves[move].recipe or self.usual
+
+    @property
+    def usual(self) -> str:
+        """The recipe of all moves that name none: the study's first; "" where it has one alone."""
+        return next(iter(self.study.organisms.recipes), "")
 
     def first(self) -> list[Stage]:
         """The stages of the cells that are measured first."""
@@ -88,7 +93,7 @@ class Cells:
     def _of(self, pipeline: str, move: str, seed: int) -> tuple[Cell, ...]:
         key = (pipeline, move, seed)
         if key not in self._known:
-            recipe = self._recipe(self.game.moves[move])
+            recipe = self.recipe(move)
             chosen = [planner for planner in self._planners[seed] if planner.recipe_name == recipe]
             self._known[key] = tuple(self._cell(planner, pipeline, move) for planner in chosen)
         return self._known[key]

@@ -221,9 +221,7 @@ def _judged_again(path: Path, suite: Suite) -> tuple[list[Verdict], Change]:
     for old, new in zip(before, after, strict=True):
         change.count(old, new)
     if change.changed:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        write_verdicts(temporary, after)
-        os.replace(temporary, path)
+        _replace(path, after, write_verdicts)
     return after, change
 
 
@@ -264,8 +262,8 @@ def _write_scores(out: Path, model: ModelRef, made_with: Mapping[str, Any], comm
     _replace(path, head | {"suites": others | suites})
 
 
-def _replace(path: Path, value: Any) -> None:
+def _replace(path: Path, value: Any, write: Callable[[Path, Any], None] = write_json) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_json(temporary, value)
+    write(temporary, value)
     os.replace(temporary, path)

@@ -221,8 +221,7 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
     solution = solve_measured(outcomes, game.price, seed=_SEED)
     alarms = {column: payoffs.alarmed(column, seeds) for column in columns} if game.audit else {}
 
-    usual = (None, next(iter(study.organisms.recipes), None))
-    scripted = [column for column in columns if game.moves[column].recipe in usual] or columns
+    scripted = [column for column in columns if cells.recipe(column) == cells.usual] or columns
 
     def gained(step: Step[str, str], reply: Reply[str] | None) -> Estimate | None:
         return gain_of(outcomes, game.price, step.mixtures, reply.move, seed=_SEED) if reply and reply.added else None
