@@ -836,6 +836,11 @@ def test_the_frontier_alone_is_well_formed_and_says_what_it_shows(data: ReportDa
     assert max(float(each.attrib["y"]) for each in root.iter(f"{svg}text")) < top + height
 
 
+def test_a_study_without_sweeps_has_no_maps_of_them(data: ReportData) -> None:
+    with pytest.raises(SpecError, match=rf"--format sweeps: study {data.study} has no sweeps"):
+        render(data, "sweeps")
+
+
 def test_an_unknown_format_names_the_nearest(data: ReportData) -> None:
     with pytest.raises(SpecError, match="did you mean 'html'"):
         render(data, "htm")

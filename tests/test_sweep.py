@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -262,6 +263,13 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
     for format in ("md", "latex"):
         text = render(ran.collect(), format).decode()
         assert "Sweep dose" in text and "Region of sweep dose" in text
+    figure = ElementTree.fromstring(render(ran.collect(), "sweeps"))
+    svg = "{http://www.w3.org/2000/svg}"
+    titles = [each.text or "" for each in figure.iter(f"{svg}title")]
+    assert len(titles) == 3 * (len(points) + len(after["points"])) and "dose-2-1e-2, step 2: capability retained" in " ".join(titles)
+    left, top, width, height = map(float, figure.attrib["viewBox"].split())
+    assert all(left < float(each.attrib.get("x", 0)) < left + width for each in figure.iter(f"{svg}text"))
+    assert max(float(each.attrib["y"]) for each in figure.iter(f"{svg}text") if "y" in each.attrib) < top + height
 
 
 def test_beside_a_combination_are_those_a_step_away_on_one_axis() -> None:

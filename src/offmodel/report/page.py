@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from offmodel.errors import SpecError
 from offmodel.measure.stats import Estimate
 from offmodel.report import charts, words
 from offmodel.report.data import CHOSEN, GROUPED, Checkpoint, ReportData, Summary, Transcript
@@ -103,6 +104,19 @@ def render_frontier(data: ReportData) -> str:
         frontier = replace(frontier, hulls=(), checkpoints=())
     accepted = [organism for organism in data.organisms if organism.gate.passed]
     return template.render(frontier=frontier, css=css, methods=methods, of=len(data.methods), styles=styles, organisms=accepted)
+
+
+def render_sweeps(data: ReportData) -> str:
+    """The maps of all sweeps alone as an SVG file.
+
+    Raises:
+        SpecError: The study has none.
+    """
+    if not data.sweeps:
+        raise SpecError(f"--format sweeps: study {data.study} has no sweeps")
+    maps = [(swept, [charts.sweep_map(swept, measure) for measure in ("retention", "removal", "both")]) for swept in data.sweeps]
+    accepted = [organism for organism in data.organisms if organism.gate.passed]
+    return templates().get_template("sweeps.svg").render(maps=maps, css=source("chart.css"), organisms=accepted)
 
 
 def _card(point: Checkpoint) -> dict[str, Any]:

@@ -68,7 +68,7 @@ from offmodel.lab.rescore import Change
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
 from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData, Rescored
-from offmodel.report.page import render_frontier, render_page
+from offmodel.report.page import render_frontier, render_page, render_sweeps
 
 COLUMNS = {
     "study": "string",
@@ -378,21 +378,22 @@ def _parquet(data: ReportData) -> bytes:
 FORMATS: dict[str, Callable[[ReportData], str | bytes]] = {
     "html": render_page,
     "svg": render_frontier,
+    "sweeps": render_sweeps,
     "json": _json,
     "parquet": _parquet,
     "csv": _csv,
     "md": _markdown,
     "latex": _latex,
 }
-"""What each format shows: html the page, svg the frontier, json the summary, parquet every row; csv, md and latex the tables of methods,
-comparisons, pairs, recipes, blind choices and practice."""
+"""What each format shows: html the page, svg the frontier, sweeps an SVG of their maps, json the summary, parquet every row; csv, md and
+latex the tables of methods, comparisons, pairs, recipes, blind choices, sweeps and practice."""
 
 
 def render(data: ReportData, format: str) -> bytes:
     """The report in one of :data:`FORMATS`; text is UTF-8.
 
     Raises:
-        SpecError: There is no such format.
+        SpecError: There is no such format, or the study has nothing for it.
     """
     if format not in FORMATS:
         raise SpecError(f"unknown format {format!r}: {did_you_mean(format, FORMATS)}")
