@@ -27,7 +27,7 @@ from offmodel.game.matrix import (
     tradeoff,
     weights_of,
 )
-from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, draw_by_pair, ends_of, moved_by_items
+from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, cluster_count, draw_by_pair, ends_of, moved_by_items, tails
 
 Cells = Mapping[tuple[str, str], Mapping[str, Estimate | float | None]]
 """What each organism gave, by blue's move and red's."""
@@ -436,7 +436,7 @@ def _estimate(outcomes: Outcomes, value: float, draws: Floats, definition: str, 
         return Estimate(value, None, None, n, definition, direction, unit, "organisms")
     if len(set(outcomes.of)) == 1:
         definition += " (interval over the organisms of one pair)"
-    low, high = np.percentile(draws, [2.5, 97.5]).tolist()
+    low, high = np.percentile(draws, tails(cluster_count(outcomes.of))).tolist()
     return Estimate(value, low, high, n, definition, direction, unit, "organisms")
 
 

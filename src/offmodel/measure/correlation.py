@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from offmodel.measure.stats import HIGHER, Estimate, draw_by_pair
+from offmodel.measure.stats import HIGHER, Estimate, cluster_count, draw_by_pair, tails
 
 RESAMPLES = 1000
 """All points are ranked anew in each."""
@@ -26,9 +26,9 @@ class Point(NamedTuple):
 
 
 def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], definition: str, method: Method = "spearman") -> Estimate:
-    """Correlation over all points, with the 95 % percentile interval of a bootstrap over pairs and organisms, each with all its points.
+    """Correlation over all points, with the 95 % interval of a bootstrap over pairs and organisms, each with all its points.
 
-    Where the points name trainings, these are drawn again, too, and a point counts as often as its organism and its training were drawn
+    Percentiles are those of :func:`offmodel.measure.stats.tails` for the pairs, or the trainings if these are fewer. Where the points name trainings, these are drawn again, too, and a point counts as often as its organism and its training were drawn
     together (the pigeonhole bootstrap of crossed factors; Owen 2007, doi:10.1214/07-AOAS122): a training that is tried on many organisms
     is still one training, and the interval speaks of others like it.
 
@@ -61,7 +61,8 @@ def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], defi
             times *= np.bincount(rng.integers(len(trainings), size=len(trainings)), minlength=len(trainings))[made_by]
         if (drawn := _coefficient(np.repeat(numbers, times, axis=0), method)) is not None:
             found.append(drawn)
-    low, high = np.percentile(found, [2.5, 97.5]).tolist() if found else (None, None)
+    fewest = max(2, min(cluster_count(pairs), len(trainings) or n))
+    low, high = np.percentile(found, tails(fewest)).tolist() if found else (None, None)
     return replace(unknown, low=low, high=high)
 
 
@@ -76,7 +77,7 @@ def rank_correlation(organisms: Mapping[str, Sequence[Point]], what: str, pairs:
     kept = {name: points for name, points in organisms.items() if points}
     definition = (
         f"{what}; Spearman's rank correlation over {sum(map(len, kept.values()))} points. Those of one organism are not independent; "
-        "interval: percentile bootstrap over pairs and organisms, each with all of its own"
+        "interval: bootstrap over pairs and organisms, each with all of its own"
     )
     if left_out := len(organisms) - len(kept):
         definition += f" ({left_out} of {len(organisms)} organisms left out: not measured)"

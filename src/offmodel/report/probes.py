@@ -121,7 +121,7 @@ class Seen:
         for method, called in _CORRELATIONS.items():
             definition = (
                 f"{called} of {what} with the capability lost (1 - capability / that of the untouched organism), over {len(points)} points "
-                f"of {trainings} {over}; interval: percentile bootstrap over pairs, organisms and, across them, {over}"
+                f"of {trainings} {over}; interval: bootstrap over pairs, organisms and, across them, {over}"
             )
             estimate = correlation.correlation(clusters, pairs, definition, method)
             yield ProbeRow(label=f"{what} and capability lost, {called}", estimate=estimate)

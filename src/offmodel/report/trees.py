@@ -13,7 +13,7 @@ from offmodel.errors import GameError
 from offmodel.game import tree_solvers
 from offmodel.game.tree import Chance, Choice, End, Node, Size, Strategy, Tree, TreeSolution
 from offmodel.game.uncertainty import Outcomes
-from offmodel.measure.stats import HIGHER, Estimate
+from offmodel.measure.stats import HIGHER, Estimate, cluster_count, tails
 from offmodel.spec.study import Study
 
 Payoff = Callable[[str, str, str, str], float]
@@ -78,7 +78,7 @@ def trees(
                     drawn[name].append(tree_solvers.solve(Tree(root)).value)
     for name, meaning, tree in found:
         solution = tree_solvers.solve(tree) if exact[name] else tree_solvers.cfr(tree, iterations or 1)
-        low, high = np.percentile(drawn[name], [2.5, 97.5]).tolist() if drawn[name] else (None, None)
+        low, high = np.percentile(drawn[name], tails(cluster_count(outcomes.of))).tolist() if drawn[name] else (None, None)
         definition = f"payoff to blue when both sides play optimally: {meaning}"
         value = Estimate(solution.value, low, high, len(outcomes.organisms), definition, HIGHER, "payoff", "organisms")
         yield Extensive(name, meaning, tree, solution, value)
