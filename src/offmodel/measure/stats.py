@@ -223,8 +223,8 @@ def median_steps(
     """Median over organisms of the steps until something happened, infinite where it had not when watching ended (censored).
 
     It is the first step by which it has happened on half of them or more (Kaplan and Meier's median, as all are watched equally long), with
-    the 95 % interval of a bootstrap over pairs and organisms (percentiles: :func:`tails`). No value where the median is censored, no interval where its upper
-    end is.
+    the 95 % interval of a bootstrap over pairs and organisms (percentiles: :func:`tails`). No value where the median is censored, and no
+    interval where its upper end is.
 
     Args:
         steps: By organism.

@@ -27,7 +27,7 @@ from offmodel.measure.suites import Suite
 from offmodel.report import behind, blind, probes, sweep, words
 from offmodel.report.agreement import Asked, judged_pairs, judged_rate
 from offmodel.report.claims import check_claim
-from offmodel.report.compare import Gap, Result, compare, mean_difference, mean_level
+from offmodel.report.compare import Result, compare, find_gaps, mean_difference, mean_level
 from offmodel.report.data import (
     Blind,
     Canaries,
@@ -446,15 +446,13 @@ class _Collector:
     def _differences(self) -> Iterator[Difference]:
         """Every other recipe against the first, where both made an organism of the same pair and seed."""
         for method in self.methods:
-            areas: dict[str, dict[tuple[str, int], float]] = {}
-            for rows in self.last_phases[method].values():
-                if points := _points(rows):
-                    organism = rows[-1].organism
-                    areas.setdefault(organism.recipe, {})[organism.pair.name, organism.seed] = frontier.area(points)
+            found: dict[str, dict[tuple[str, int], Result]] = {}
+            for result in self.results[method].values():
+                found.setdefault(result.recipe, {})[result.pair, result.seed] = result
             reference, *others = self.plan.study.organisms.recipes or ("",)
             for recipe in others:
-                one, other = areas.get(recipe, {}), areas.get(reference, {})
-                gaps = [Gap(*cell, one[cell] - other[cell]) for cell in one if cell in other]
+                one, other = found.get(recipe, {}), found.get(reference, {})
+                gaps = list(find_gaps("frontier_area", "frontier_area", [(one[cell], other[cell]) for cell in one if cell in other]))
                 definition = "frontier area less that of the same pair and seed under the reference recipe, mean over those that have both"
                 area = mean_difference(gaps, definition, HIGHER, "area")
                 yield Difference(recipe=recipe, reference=reference, method=method, cells=len(gaps), frontier_area=area)
@@ -694,38 +692,47 @@ def _reply(state: str, verdict: Verdict) -> Reply:
 
 def _gained(rows: Sequence[_Scored]) -> dict[str, Estimate]:
     """What the checkpoints of a method's last phase on an organism come to, in hindsight and by the last alone."""
-    points, end = _points(rows), rows[-1].row.point
-    items = sum(scored.row.items for scored in rows)
-    best = frontier.area(points) if points else None
-    last = None if end is None else frontier.area([end])
-
-    def exact(value: float | None, definition: str, direction: Direction = HIGHER, unit: str = "area", n: int = items) -> Estimate:
-        return Estimate(value, None, None, n, definition, direction, unit)
-
+    placed, end = [scored.row for scored in rows if scored.row.point is not None], rows[-1].row
+    items = sum(row.items for row in placed)
+    best, last = _area(placed), _area([end] if end.point is not None else [])
+    removed = frontier.removal_at(_points(rows)) if placed else None
+    exact = Estimate(removed, None, None, 0, "", HIGHER)
     return {
-        "frontier_area": exact(
+        "frontier_area": replace(
             best,
-            "area under the upper concave hull of (removal, retention) over the checkpoints of the method's last phase and the anchors "
-            "(0, 1) and (1, 0), so of the best of them in hindsight; 0.5: removal costs capability in proportion, 1: removal is free",
+            n=items,
+            definition="area under the upper concave hull of (removal, retention) over the checkpoints of the method's last phase and the "
+            "anchors (0, 1) and (1, 0), so of the best of them in hindsight; 0.5: removal costs capability in proportion, 1: removal is "
+            "free",
         ),
-        "end_area": exact(
+        "end_area": replace(
             last,
-            "the same area with the method's last checkpoint alone: what a blue team gets that runs the method to its end and cannot "
-            "see the rate",
-            n=rows[-1].row.items,
+            n=end.items,
+            definition="the same area with the method's last checkpoint alone: what a blue team gets that runs the method to its end and "
+            "cannot see the rate",
         ),
-        "hindsight": exact(
-            None if best is None or last is None else best - last,
+        "hindsight": Estimate(
+            None if last.value is None else _less(best.value, last.value),
+            None,
+            None,
+            items,
             "frontier area less the area at the end: what it adds to pick the best checkpoints by a rate that blue cannot see",
             LOWER,
+            "area",
         ),
-        "removal_at_90": exact(
-            frontier.removal_at(points) if points else None,
-            "largest removal among the checkpoints of the method's last phase that keep at least 90 % of the capability, chosen in "
-            "hindsight",
-            unit="share",
+        "removal_at_90": replace(
+            next((row.removal for row in placed if row.removal.value == removed), exact),
+            n=items,
+            definition="largest removal among the checkpoints of the method's last phase that keep at least 90 % of the capability, chosen "
+            "in hindsight; 0 where none does",
         ),
     }
+
+
+def _area(rows: Sequence[Checkpoint]) -> Estimate:
+    """Area over checkpoints that have a place, with the noise of their items; none of none."""
+    low, value, high = frontier.measured_area([(row.removal, row.retention) for row in rows]) if rows else (None, None, None)
+    return Estimate(value, low, high, 0, "", HIGHER, "area")
 
 
 def _crossed(rows: Sequence[_Scored]) -> dict[str, float | None]:
