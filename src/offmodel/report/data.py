@@ -393,11 +393,18 @@ CANNOT_TELL: ClaimVerdict = "cannot tell"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedCondition:
-    """A condition of a claim against its number."""
+    """A condition of a claim against its number.
+
+    Attributes:
+        by_seed: The number of each seed alone; empty where it is a probe's.
+        missing: How many accepted organisms have no number, such as those on which the training diverged.
+    """
 
     condition: Test
     estimate: Estimate
     verdict: ClaimVerdict
+    by_seed: Mapping[int, float] = field(default_factory=dict)
+    missing: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from offmodel.report import words
-from offmodel.report.claims import FEWEST_PAIRS, FEWEST_TRAININGS, describe, threshold
+from offmodel.report.claims import FEWEST_PAIRS, FEWEST_SEEDS, FEWEST_TRAININGS, describe, threshold
 from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ReportData
 from offmodel.report.summary import Table, markdown
 from offmodel.spec.claim import Claim
@@ -15,13 +16,14 @@ _HEAD = f"""\
 # Published claims, tested
 
 Each statement has a study of its own in `studies/claims`, with the test in it. Statistic and threshold come from the published
-statement, not from our figures: the 95 % interval decides. *Holds*: for every condition it lies wholly where the statement puts it. *Does
-not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything else, or fewer than {FEWEST_PAIRS} pairs (of a
-correlation, fewer than {FEWEST_TRAININGS} trainings), of which not even a sign test reaches 5 %, or a study that is unfinished.
-Intervals of differences are bootstraps over pairs, and too narrow where these are few. The {{count}} claims are tested one by one,
-without an adjustment for their number. Much of what they are about had been measured before the tests were written
-([results.md](results.md), [red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was blind; no threshold comes from
-those figures.
+statement; where a test was changed after its results had been seen, the claim says so. The 95 % interval decides. *Holds*: for every
+condition it lies wholly where the statement puts it. *Does not hold*: for one condition it lies wholly elsewhere. *Cannot tell*: anything
+else, or fewer than {FEWEST_PAIRS} pairs (of a correlation, fewer than {FEWEST_TRAININGS} trainings) or {FEWEST_SEEDS} seeds, seeds that
+disagree, an interval without width, organisms on which a training came to nothing, or a study that is unfinished. Intervals of differences
+are bootstraps over pairs (expanded percentiles; Hesterberg 2015), given the seeds, which fix base model, prompts, capability items and
+blue's training for all pairs alike. Items are answers, and organisms of a seed answer the same problems. The {{count}} claims are tested
+one by one, without an adjustment for their number. Much of what they are about had been measured before the tests were written
+([results.md](results.md), [red-team.md](red-team.md), [blue-team.md](blue-team.md)), so nobody was blind.
 
 The offline world models the claimed mechanism ([world.md](world.md)): a claim that holds in it is no independent evidence about real
 models, and one that does not is a finding about what the claim needs. Published figures are *verified* where they were read in the source
@@ -106,19 +108,28 @@ def _section(entry: Entry) -> Iterator[str]:
     yield f"- Published ({claim.sure}): {claim.published}."
     yield f"- Why this test: {claim.why}"
     yield f"- What it needs, or what the world lacks: {claim.needs}"
+    yield from (f"- Changed: {change}" for change in claim.changed)
     if (data := entry.data) is None or (checked := entry.checked) is None:
         yield f"- Not run yet: `{entry.file}`.\n"
         return
     passed = sum(organism.gate.passed for organism in data.organisms)
     unfinished = f" {entry.unfinished} stages are still to run, or failed." if entry.unfinished else ""
-    yield f"- `{entry.file}`: {passed} of {len(data.organisms)} organisms passed the gate.{unfinished} Code: {data.commit}.\n"
+    yield f"- `{entry.file}`: {passed} of {len(data.organisms)} organisms passed the gate.{unfinished} Code: {data.commit}."
+    yield from (f"- {note.what}: {note.why}." for note in data.failed)
+    yield ""
     rows = [[describe(t.condition), threshold(t), _figure(t), _behind(t), _meaning(t), t.verdict] for t in checked.conditions]
     yield markdown([Table("", [["holds if", "lies", "ours", "behind it", "what it is", "verdict"], *rows])])
 
 
 def _behind(checked: CheckedCondition) -> str:
-    count = words.count(checked.estimate)
-    return count if checked.estimate.of == "pairs" else f"{count}, {checked.estimate.pairs or 0} pairs"
+    estimate, said = checked.estimate, [words.count(checked.estimate)]
+    if estimate.of != "pairs":
+        said.append(f"{estimate.pairs or 0} pairs")
+    if checked.by_seed:
+        said.append("by seed " + ", ".join(words.value(replace(estimate, value=number)) for number in checked.by_seed.values()))
+    if checked.missing:
+        said.append(f"{checked.missing} organisms without a number")
+    return "; ".join(said)
 
 
 def _meaning(checked: CheckedCondition) -> str:

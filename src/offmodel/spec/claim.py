@@ -1,4 +1,4 @@
-"""A published statement that a study can test, and its test, which is data and is fixed before any result is seen."""
+"""A published statement that a study can test, and its test, which is data; what was changed after its results were seen, it says."""
 
 from __future__ import annotations
 
@@ -116,9 +116,10 @@ class Claim(Model):
         source: Where it stands: a post's or a paper's id, a table of a repository.
         published: The figure as published.
         sure: ``verified`` where the figure was read in the source or in its code; ``secondary`` where others read it for us.
-        holds_if: All of these together; fixed beforehand.
+        holds_if: All of these together.
         why: Why this test and these thresholds.
         needs: What the statement needs that a study may lack, or what the offline world lacks.
+        changed: What of the test or the statement was changed after results had been seen, and when.
     """
 
     statement: Text
@@ -128,6 +129,7 @@ class Claim(Model):
     holds_if: Annotated[tuple[Test, ...], NotEmpty]
     why: Text
     needs: Text
+    changed: tuple[Text, ...] = ()
 
     def check(
         self, *, methods: Iterable[str], recipes: Iterable[str], pairs: Iterable[str], suites: Iterable[str], probes: Sequence[str]
