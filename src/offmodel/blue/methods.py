@@ -356,7 +356,7 @@ _add(
 _add(
     "spectral",
     "arXiv 2605.20296 (spectral repair)",
-    "A thorough removal, its change cleared of small singular values, as if they were noise.",
+    "A thorough removal, its change cleared of singular values below 1, 2 or 3 times the threshold published for noise.",
     THOROUGH,
     {"phase": "weights", "operation": "spectral", "strength": [1.0, 2.0, 3.0]},
 )
