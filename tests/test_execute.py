@@ -24,6 +24,7 @@ from offmodel.lab.execute import Event, RunReport, critical_path, plan_rows, run
 from offmodel.lab.progress import Forecast, Progress, duration, one_line
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
+from offmodel.lab.worker import Finished, Lost, Message, Setup
 from test_store import folders, until
 
 MODULES = ["lab_stages"]
@@ -136,6 +137,23 @@ def test_a_killed_worker_fails_its_stage_only(store: Store, trace: Path) -> None
     assert "killed by SIGKILL" in failed.message and "out of memory" in failed.message
     assert (failed.folder / "log.txt").read_text() == "before death\n"
     assert folders(store) == {"write": 3, "failures": 1}
+
+
+def test_a_worker_that_died_without_a_stage_is_replaced(store: Store, trace: Path) -> None:
+    workers = pool._Processes(1, Setup(store, MODULES))
+    said: list[Message] = []
+    try:
+        for name in "ab":
+            workers.submit(0, make("write", trace, name))
+            while not (said and isinstance(said[-1], Finished | Lost)):
+                workers.listen(lambda worker, message: said.append(message))
+            assert isinstance(said.pop(), Finished)
+            (worker,) = workers._workers
+            assert worker is not None
+            worker.process.kill()
+            worker.process.wait()
+    finally:
+        workers.stop()
 
 
 def test_workers_stay_warm_with_one_thread_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,7 @@ class StageJob:
         try:
             return attempt(self.stage, self.setup.store, lambda message: None, capture=True, others=self.others)
         except StoreError as error:
-            return Broken(str(error))
+            return Broken(error)
 
     def checkpoint(self) -> DelayedSubmission:
         """What to queue again; the stage's scratch folder has what it needs to continue."""

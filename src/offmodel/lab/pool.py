@@ -168,6 +168,9 @@ class _Processes:
 
     def submit(self, number: int, stage: Stage, others: Sequence[Stage] = ()) -> None:
         worker = self._workers[number]
+        if worker is not None and worker.process.poll() is not None:  # killed while it was idle, such as for its memory
+            worker.kill()
+            worker = None
         if worker is None:
             worker = self._workers[number] = Worker(self._setup)
         worker.busy = True
