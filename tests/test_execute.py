@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from lab_stages import make
+from offmodel import api
 from offmodel.engine.tracking import VARIABLE
 from offmodel.errors import StoreError
 from offmodel.lab import pool
@@ -25,6 +26,7 @@ from offmodel.lab.progress import Forecast, Progress, duration, one_line
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.lab.worker import Finished, Lost, Message, Setup
+from offmodel.spec.endpoint import Endpoint
 from test_store import folders, until
 
 MODULES = ["lab_stages"]
@@ -180,6 +182,19 @@ def test_there_is_a_worker_per_core_that_may_be_used(
     for folder, quota in (("user/job", own), ("user", parent)):
         (tmp_path / folder / "cpu.max").write_text(f"{quota} 100000\n")
     assert pool.default_workers() == workers
+
+
+def test_one_worker_alone_has_the_gpu(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(pool, "_granted_cores", lambda: 8.0)
+    monkeypatch.setattr(api, "check_gpus", lambda *_: None)
+    counts: list[int | None] = []
+    monkeypatch.setattr(api.lab, "run", lambda *_, workers, **__: counts.append(workers))
+    model = Stage("labels", {"i": 0})
+    served = replace(model, placement={"device": "cuda"}, servers={"labeller": Endpoint(url="http://127.0.0.1:1/v1", model="m")})
+    for stage in (model, served, replace(model, placement={"device": "auto"})):
+        api.execute([Stage("prompts", {"i": 1}, {"source": stage})], store)
+    assert counts == [8, 8, 1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -47,7 +47,9 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of results: RUNS/stor
 Extensions = Annotated[
     list[str] | None, typer.Option("--with", help="Python file, or module, that adds to the catalog; repeatable.", metavar="FILE")
 ]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Processes; if left out one per core, on a GPU one; 0 for none besides this one.")
+]
 On = Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")]
 Cluster = Annotated[
     list[str] | None,
