@@ -23,6 +23,7 @@ from offmodel.errors import StoreError
 from offmodel.lab import pool
 from offmodel.lab.execute import Event, RunReport, critical_path, plan_rows, run
 from offmodel.lab.progress import Forecast, Progress, duration, one_line
+from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
 from offmodel.lab.worker import Finished, Lost, Message, Setup
@@ -139,6 +140,31 @@ def test_a_killed_worker_fails_its_stage_only(store: Store, trace: Path) -> None
     assert "killed by SIGKILL" in failed.message and "out of memory" in failed.message
     assert (failed.folder / "log.txt").read_text() == "before death\n"
     assert folders(store) == {"write": 3, "failures": 1}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_result_names_the_commit_that_its_process_began_with(
+    store: Store, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    git, head = tmp_path / "bin" / "git", tmp_path / "head"
+    git.parent.mkdir()
+    git.write_text(f"#!/bin/sh\ncat '{head}'\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(git.parent), prepend=os.pathsep)
+    head.write_text("before")
+
+    def pull(event: Event) -> None:
+        if event.what == "started":
+            head.write_text("after")
+
+    stage = make("write", trace, "a", sleep=0.2)
+    provenance.cache_clear()
+    try:
+        run([stage], store, workers=workers, modules=MODULES, on_event=pull)
+    finally:
+        provenance.cache_clear()
+    result = store.get(stage)
+    assert result is not None and result.manifest["made_by"]["code"]["commit"] == "before"
 
 
 def test_a_worker_that_died_without_a_stage_is_replaced(store: Store, trace: Path) -> None:

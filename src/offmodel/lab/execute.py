@@ -17,6 +17,7 @@ from offmodel import catalog
 from offmodel.engine.tracking import VARIABLE
 from offmodel.errors import SpecError
 from offmodel.lab.pool import Local, Place, Pool
+from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Stage, closure, load_modules
 from offmodel.lab.store import Result, Store
 from offmodel.lab.worker import Broken, Busy, Failed, Finished, Lost, Message, Progressed, Started
@@ -145,6 +146,7 @@ def run(
     """
     if catalog.extending():  # in a worker it would start workers that start workers, without end
         raise SpecError("starts a run when it is imported, as every worker imports it; put that under if __name__ == '__main__':")
+    provenance()  # now, while the sources are those that were imported: this process may run stages
     begun = time.monotonic()
     load_modules(modules)
     store.clean()

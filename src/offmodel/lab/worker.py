@@ -25,6 +25,7 @@ from typing import Any
 from offmodel.engine.sample import keeping
 from offmodel.engine.tracking import VARIABLE, tracked
 from offmodel.errors import OffmodelError, SpecError, StoreError
+from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Context, Stage, Together, Verdict, check_code, load_modules, stage_kind
 from offmodel.lab.store import Claim, Result, Store, disk_full
 from offmodel.spec.models import running
@@ -222,6 +223,7 @@ def main(descriptor: int) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()  # a crash in C then leaves its Python traceback in the stage's log
 
+    provenance()  # now, while the sources are those that were imported
     setup: Setup = letters.get()
     os.environ[VARIABLE] = setup.track
     try:
