@@ -137,7 +137,7 @@ def test_a_model_of_the_hub_needs_what_a_folder_needs(asked: list[object], tmp_p
 
 
 def test_a_part_of_a_model_in_the_cache_is_not_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ``hf download some/model config.json`` leaves the cache; then with a part of the weights, then with all."""
+    """As ``hf download some/model config.json`` leaves the cache; then with a part, then all of the weights, then the tokenizer."""
     whole = make_folder("llama3", tmp_path / "whole")
     load_model(whole).save_pretrained(whole, max_shard_size="40KB")
     (whole / "model.safetensors").unlink()
@@ -161,7 +161,8 @@ def test_a_part_of_a_model_in_the_cache_is_not_the_model(tmp_path: Path, monkeyp
         return snapshot_download(name, local_files_only=True, **more)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    had = ["config.json", "model.safetensors.index.json", min(file.name for file in whole.glob("*.safetensors"))]
+    weights = sorted(file.name for file in whole.glob("*.safetensors"))
+    had = ["config.json", "model.safetensors.index.json", *weights, "tokenizer.json"]
     for name in had:
         fetch(name)
         assert hub.cached_model("some/model") is not None and not hub.has_model("some/model")
