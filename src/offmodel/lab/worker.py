@@ -134,6 +134,8 @@ def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capt
         except Exception as error:
             if full := disk_full(error, claim.out):
                 raise store.refusal(full) from error
+            if (result := store.get(stage)) is not None:  # of another host, which took this one for dead; what this one had is gone then
+                return Finished(result, reused=True)
             message = _said(error)
             return Failed(message, claim.fail(message, traceback.format_exc()))
 
