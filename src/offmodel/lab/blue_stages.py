@@ -293,9 +293,17 @@ def _labels(ctx: Context, k: int, source: str) -> list[Example]:
     return read_left(ctx.inputs[role]) if role in ctx.inputs else read_labels(source)
 
 
+_SET = "labels-"
+
+
 def labels_role(k: int) -> str:
     """Under which name a phase finds the labels of its k-th set."""
-    return f"labels-{k}"
+    return f"{_SET}{k}"
+
+
+def label_sets(stage: Stage) -> dict[str, Stage]:
+    """The sets of labels that a phase finds so, by that name; those of files are not among them."""
+    return {role: source for role, source in stage.inputs.items() if role.startswith(_SET)}
 
 
 def _reward(rows: list[Example]) -> Callable[[int, str], float]:

@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +115,7 @@ def export(wanted: Wanted, plan: Plan, store: Store, folder: Path) -> None:
         SpecError: The folder exists, or the study has no such thing.
         StoreError: It has not been made yet, or is not what it was when it was.
         StageError: The organism failed its gate, or the training diverged.
-        OSError: The disk refused.
+        ModelError: The disk refused.
     """
     if os.path.lexists(folder):
         raise SpecError(f"{folder}: exists already; give another folder or remove it")
@@ -146,7 +145,7 @@ def _accepted(stage: Stage, name: str, fault: str, store: Store, wanted: Wanted)
 
 
 def _export_organism(result: Result, folder: Path) -> None:
-    from offmodel.engine.folder import hash_weights
+    from offmodel.engine.folder import hash_weights, new_folder
 
     if not (result.path / MODEL / CARD).is_file():
         raise StoreError(f"{result.path / MODEL}: has no {CARD}, without which no organism is exported; remove {result.path} and run again")
@@ -159,7 +158,7 @@ def _export_organism(result: Result, folder: Path) -> None:
 
 
 def _export_treated(organism: PlannedOrganism, installed: Result, wanted: Wanted, plan: Plan, store: Store, folder: Path) -> None:
-    from offmodel.engine.folder import hash_weights
+    from offmodel.engine.folder import hash_weights, new_folder
 
     assert wanted.method is not None
     checkpoint = find_checkpoint(organism, wanted.method, wanted.step, wanted.phase)
@@ -197,6 +196,8 @@ def _scores(score: Stage, store: Store) -> dict[str, Estimate]:
 
 
 def _export_labels(organism: PlannedOrganism, method: str, store: Store, folder: Path) -> None:
+    from offmodel.engine.folder import new_folder
+
     trained = dict.fromkeys(checkpoint.score.inputs["model"] for checkpoint in organism.methods[method][1:])
     files: list[LabelFile] = []
     missing: list[str] = []
@@ -265,15 +266,3 @@ def push(wanted: Wanted, plan: Plan, store: Store, repository: str, *, private: 
         folder = Path(place) / "export"
         export(wanted, plan, store, folder)
         return upload(folder, repository, wanted.kind, private=private)
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """An empty folder that becomes ``target`` if the block ends well, and is removed if it does not."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
