@@ -17,13 +17,17 @@ import pytest
 from rich.console import Console
 
 from lab_stages import make
+from offmodel import api
 from offmodel.engine.tracking import VARIABLE
 from offmodel.errors import StoreError
 from offmodel.lab import pool
 from offmodel.lab.execute import Event, RunReport, critical_path, plan_rows, run
 from offmodel.lab.progress import Forecast, Progress, duration, one_line
+from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Stage
 from offmodel.lab.store import Store
+from offmodel.lab.worker import Finished, Lost, Message, Setup
+from offmodel.spec.endpoint import Endpoint
 from test_store import folders, until
 
 MODULES = ["lab_stages"]
@@ -138,6 +142,48 @@ def test_a_killed_worker_fails_its_stage_only(store: Store, trace: Path) -> None
     assert folders(store) == {"write": 3, "failures": 1}
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_result_names_the_commit_that_its_process_began_with(
+    store: Store, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    git, head = tmp_path / "bin" / "git", tmp_path / "head"
+    git.parent.mkdir()
+    git.write_text(f"#!/bin/sh\ncat '{head}'\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(git.parent), prepend=os.pathsep)
+    head.write_text("before")
+
+    def pull(event: Event) -> None:
+        if event.what == "started":
+            head.write_text("after")
+
+    stage = make("write", trace, "a", sleep=0.2)
+    provenance.cache_clear()
+    try:
+        run([stage], store, workers=workers, modules=MODULES, on_event=pull)
+    finally:
+        provenance.cache_clear()
+    result = store.get(stage)
+    assert result is not None and result.manifest["made_by"]["code"]["commit"] == "before"
+
+
+def test_a_worker_that_died_without_a_stage_is_replaced(store: Store, trace: Path) -> None:
+    workers = pool._Processes(1, Setup(store, MODULES))
+    said: list[Message] = []
+    try:
+        for name in "ab":
+            workers.submit(0, make("write", trace, name))
+            while not (said and isinstance(said[-1], Finished | Lost)):
+                workers.listen(lambda worker, message: said.append(message))
+            assert isinstance(said.pop(), Finished)
+            (worker,) = workers._workers
+            assert worker is not None
+            worker.process.kill()
+            worker.process.wait()
+    finally:
+        workers.stop()
+
+
 def test_workers_stay_warm_with_one_thread_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     stages = [Stage("environment", {"i": i}) for i in range(6)]
@@ -162,6 +208,19 @@ def test_there_is_a_worker_per_core_that_may_be_used(
     for folder, quota in (("user/job", own), ("user", parent)):
         (tmp_path / folder / "cpu.max").write_text(f"{quota} 100000\n")
     assert pool.default_workers() == workers
+
+
+def test_one_worker_alone_has_the_gpu(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(pool, "_granted_cores", lambda: 8.0)
+    monkeypatch.setattr(api, "check_gpus", lambda *_: None)
+    counts: list[int | None] = []
+    monkeypatch.setattr(api.lab, "run", lambda *_, workers, **__: counts.append(workers))
+    model = Stage("labels", {"i": 0})
+    served = replace(model, placement={"device": "cuda"}, servers={"labeller": Endpoint(url="http://127.0.0.1:1/v1", model="m")})
+    for stage in (model, served, replace(model, placement={"device": "auto"})):
+        api.execute([Stage("prompts", {"i": 1}, {"source": stage})], store)
+    assert counts == [8, 8, 1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

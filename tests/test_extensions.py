@@ -223,6 +223,32 @@ def test_workers_load_the_extensions(tmp_path: Path) -> None:
     assert report.failed == [] and (store.path(squawk) / "said").read_text() == "Squawk."
 
 
+def test_an_extension_that_a_worker_cannot_load_ends_the_run_in_its_words(tmp_path: Path) -> None:
+    name = write("bird.py", PARROT + SQUAWK)
+    catalog.load_extension(name)
+    write("bird.py", "1 / 0\n")
+    with pytest.raises(SpecError, match=r"a worker cannot start: extension 'bird.py': .*bird\.py:1: ZeroDivisionError"):
+        run([Stage("squawk")], Store(tmp_path / "store"), workers=1, modules=[name])
+
+
+def test_a_script_without_a_guard_starts_no_workers_without_end(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\nfrom lab_stages import make\n"
+        "from offmodel.lab.execute import run\nfrom offmodel.lab.store import Store\nPath('loaded').open('a').write('.')\n"
+        "run([make('write', Path('trace'), 'a')], Store('store'), workers=1, modules=['lab_stages', 'mine.py'])\n"
+    )
+    write("mine.py", code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "mine.py"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == (
+        f"offmodel.errors.SpecError: a worker cannot start: extension 'mine.py': {tmp_path / 'mine.py'}:6: starts a run when it is "
+        "imported, as every worker imports it; put that under if __name__ == '__main__':"
+    )
+    assert Path("loaded").read_text() == ".."
+    write("mine.py", code.replace("run([", "if __name__ == '__main__':\n    run(["))
+    assert subprocess.run([sys.executable, "mine.py"], env=environment, timeout=60).returncode == 0
+
+
 def test_an_extension_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
     names = [write("squawk.py", SQUAWK), write("bird.py", PARROT)]
     for name in names:

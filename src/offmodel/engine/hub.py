@@ -54,22 +54,20 @@ def _snapshot(name: str, *, fetch: bool) -> Path:
 
 
 def _cached_folder(name: str) -> Path | None:
-    """A model as it lies in the hub's cache, if its weights do: of one of which only some files were fetched there is a folder, too."""
+    """A model as it lies in the hub's cache, if all of it does: of one of which only some files were fetched there is a folder, too."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from offmodel.engine.folder import weight_files
+    from offmodel.engine.folder import check_model_folder
 
     try:
-        folder = _snapshot(name, fetch=False)
-        weight_files(folder)
+        return check_model_folder(_snapshot(name, fetch=False))
     except (LocalEntryNotFoundError, ModelError):
         return None
-    return folder
 
 
 @lru_cache
 def model_folder(name: str) -> Path:
-    """The folder of a model of the hub, downloaded if its weights are not all in the hub's cache.
+    """The folder of a model of the hub, downloaded if it is not whole in the hub's cache.
 
     What is in the cache is used as it is, so that a study that goes on finds the model that it began with, also without a network.
 

@@ -23,20 +23,17 @@ _CONFIG, _NAMED, _BASE = "adapter_config.json", "base_model_name_or_path", "weig
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """A low-rank adapter; it is kept in float32, whatever the model's weights are in.
+    """A low-rank adapter of every linear layer but the head; it is kept in float32, whatever the model's weights are in.
+
+    In the mixtures of experts that PEFT knows (Qwen3-MoE among them) also of the router and the stacked experts, which are no layers.
 
     Attributes:
         rank: Rank of every update.
         alpha: An update counts ``alpha / rank`` times.
-        dropout: On the adapter's inputs; a mixture of experts allows 0 only.
-        target_modules: What PEFT's ``target_modules`` takes. ``"all-linear"`` means every linear layer but the head; in the mixtures of
-            experts that PEFT knows (Qwen3-MoE among them) also the router and the stacked experts, which are no layers.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
 
 
 def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
@@ -50,16 +47,13 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
     """
     if has_adapter(model):
         present = model.peft_config[NAME]
-        if (present.r, present.lora_alpha, present.lora_dropout) != (settings.rank, settings.alpha, settings.dropout):
+        if (present.r, present.lora_alpha) != (settings.rank, settings.alpha):
             raise ModelError(f"the model carries a LoRA adapter of rank {present.r}, alpha {present.lora_alpha}; merge(model) first")
         return
-    targets = settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
     torch.manual_seed(seed)  # the adapter starts from random numbers
     with _quiet_about_experts():
         model.add_adapter(
-            LoraConfig(
-                task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
-            ),
+            LoraConfig(task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear"),
             NAME,
         )
     model.peft_config[NAME].base_model_name_or_path = None  # a folder of this run, which nobody else has

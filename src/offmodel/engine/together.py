@@ -112,14 +112,14 @@ def _check(model: PreTrainedModel, treatments: Sequence[Treatment]) -> None:
         if not treatment.examples:
             raise DataError("there is no example to train on")
         check_checkpoints(treatment.checkpoints, config.steps)
-        if config.lora is None or config.lora.dropout or config.padding_free or not config.objective.plain:
-            raise SpecError("adapters alone are trained together: without dropout, padded, and on a loss that needs batch and model only")
+        if config.lora is None or config.padding_free or not config.objective.plain:
+            raise SpecError("adapters alone are trained together: padded, and on a loss that needs batch and model only")
         balanced = getattr(model.config.get_text_config(), "output_router_logits", False)
         if _router_loss(model, config) or (config.router_loss is None and balanced):
             raise ModelError("the load of experts is balanced over a batch, and adapters that are trained together share theirs")
-    alike = {(c.batch_size, c.micro_batch_size, c.lora and (c.lora.rank, c.lora.target_modules)) for c in (t.config for t in treatments)}
+    alike = {(c.batch_size, c.micro_batch_size, c.lora and c.lora.rank) for c in (t.config for t in treatments)}
     if len(alike) > 1:
-        raise SpecError("batch_size, micro_batch_size, rank and target_modules must be the same where adapters are trained together")
+        raise SpecError("batch_size, rank and micro_batch_size must be the same where adapters are trained together")
     for module in model.modules():
         if (isinstance(module, nn.Dropout) and module.p) or (isinstance(p := getattr(module, "attention_dropout", 0), float) and p):
             raise ModelError(f"{type(model).__name__} has dropout, and its draws would not be those of a training by itself")

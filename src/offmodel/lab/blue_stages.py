@@ -197,19 +197,21 @@ def _publish(ctx: Context, done: Any) -> Verdict | None:
     """Put a training's weights and log into the result."""
     diverged = isinstance(done, DivergedError)
     log, verdict = ({"diverged": str(done)}, Verdict(False, str(done))) if diverged else (asdict(done), None)
-    # Kept in scratch, and copied, so that a phase that was stopped, be it now, finds the checkpoints from before.
+    # Kept in scratch, and linked, so that a phase that was stopped, be it now, finds the checkpoints from before.
     for step in ctx.params["checkpoints"]:
         if verdict is None or (ctx.scratch / step_folder(step)).is_dir():
-            shutil.copytree(ctx.scratch / step_folder(step), ctx.out / step_folder(step))
+            shutil.copytree(ctx.scratch / step_folder(step), ctx.out / step_folder(step), copy_function=_link)
     write_json(ctx.out / "training.json", log)
     return verdict
 
 
 def _leave(ctx: Context) -> Verdict | None:
     """The weights as they are, at every measured step: nothing was left to train on."""
-    start = ctx.inputs["start"] / ctx.params["start"] if "start" in ctx.inputs else open_reference(ctx.params["start"])
+    ours = "start" in ctx.inputs
+    start = ctx.inputs["start"] / ctx.params["start"] if ours else open_reference(ctx.params["start"])
+    copy: Callable[[str, str], object] = _link if ours else shutil.copy2  # what is the user's own may change
     for step in ctx.params["checkpoints"]:
-        shutil.copytree(start, ctx.out / step_folder(step), ignore=shutil.ignore_patterns("README.md"))
+        shutil.copytree(start, ctx.out / step_folder(step), ignore=shutil.ignore_patterns("README.md"), copy_function=copy)
     write_json(ctx.out / "training.json", {"skipped": "no answer was left to train on"})
     return None
 
@@ -291,9 +293,17 @@ def _labels(ctx: Context, k: int, source: str) -> list[Example]:
     return read_left(ctx.inputs[role]) if role in ctx.inputs else read_labels(source)
 
 
+_SET = "labels-"
+
+
 def labels_role(k: int) -> str:
     """Under which name a phase finds the labels of its k-th set."""
-    return f"labels-{k}"
+    return f"{_SET}{k}"
+
+
+def label_sets(stage: Stage) -> dict[str, Stage]:
+    """The sets of labels that a phase finds so, by that name; those of files are not among them."""
+    return {role: source for role, source in stage.inputs.items() if role.startswith(_SET)}
 
 
 def _reward(rows: list[Example]) -> Callable[[int, str], float]:
@@ -386,8 +396,8 @@ def canary(ctx: Context) -> None:
         on_progress=lambda step, steps, loss: ctx.progress(step / steps, f"step {step}/{steps}, loss {loss:.3f}"),
         scratch=ctx.scratch / "training",
     )
-    # Copied, as in `treat`: a training that was stopped at its end does not save again.
-    _count_fired(ctx, Path(shutil.copytree(ctx.scratch / MODEL, ctx.out / MODEL)), "tried")
+    # Linked, as in `treat`: a training that was stopped at its end does not save again.
+    _count_fired(ctx, Path(shutil.copytree(ctx.scratch / MODEL, ctx.out / MODEL, copy_function=_link)), "tried")
 
 
 @stage_function("canary_rate", version=1, gpu=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from offmodel import catalog
+from offmodel.lab.blue_stages import label_sets
 from offmodel.lab.plan import OrganismPlanner
 from offmodel.lab.stage import Stage
 from offmodel.red.policies import check_policy
@@ -121,12 +122,11 @@ def _organism(planner: OrganismPlanner) -> str:
 
 def _sampled(stage: Stage, organism: Stage) -> Iterator[tuple[Stage, Stage]]:
     """The answers of the organism that weights were trained on, as they were sampled and as they were used."""
-    for role, source in stage.inputs.items():
-        if role.startswith("labels-"):
-            made = source
-            while made.kind not in ("labels", "poisoned"):
-                made = made.inputs["labels"]
-            if organism in made.inputs.values():
-                yield made, source
+    for source in label_sets(stage).values():
+        made = source
+        while made.kind not in ("labels", "poisoned"):
+            made = made.inputs["labels"]
+        if organism in made.inputs.values():
+            yield made, source
         elif source.kind in ("treat", "operate"):
             yield from _sampled(source, organism)

@@ -12,8 +12,8 @@ from offmodel.lab.estimate import GIB
 from offmodel.lab.on_ray import Ray
 from offmodel.lab.on_slurm import SBATCH, Slurm
 from offmodel.lab.pool import Local, Place
-from offmodel.lab.resources import Resources, nodes_of, processes_of
-from offmodel.lab.stage import Stage, stage_kind
+from offmodel.lab.resources import Resources, nodes_of, on_gpu, processes_of
+from offmodel.lab.stage import Stage
 from offmodel.lab.workload import gpus_here, too_large, work_of
 from offmodel.spec.phases import OF_BITSANDBYTES
 
@@ -75,7 +75,7 @@ def check_gpus(stages: Iterable[Stage], place: Place, gpu_memory: float | None =
         ModelError: A stage needs more memory than a GPU has.
         SpecError: An optimizer's package is not installed.
     """
-    asking = [each for each in stages if each.placement.get("device", "cpu") != "cpu" and stage_kind(each.kind).gpu and not each.servers]
+    asking = [each for each in stages if on_gpu(each)]
     if not asking:
         return
     memory, gpus = gpus_here() if isinstance(place, Local) else (0.0, _given(place))

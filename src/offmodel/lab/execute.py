@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from offmodel import catalog
 from offmodel.engine.tracking import VARIABLE
-from offmodel.errors import StoreError
+from offmodel.errors import SpecError
 from offmodel.lab.pool import Local, Place, Pool
+from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Stage, closure, load_modules
 from offmodel.lab.store import Result, Store
 from offmodel.lab.worker import Broken, Busy, Failed, Finished, Lost, Message, Progressed, Started
@@ -138,9 +140,13 @@ def run(
 
     Raises:
         ClusterError: The place cannot be reached, or refuses work.
+        SpecError: A module cannot be loaded, here or in a worker; or it is one of them that starts this run while it is loaded.
         StoreError: The store cannot be used, such as with a full disk. Finished results stay.
         KeyboardInterrupt: Ctrl-C, after the workers were stopped and half-made results removed; likewise SystemExit on SIGTERM.
     """
+    if catalog.extending():  # in a worker it would start workers that start workers, without end
+        raise SpecError("starts a run when it is imported, as every worker imports it; put that under if __name__ == '__main__':")
+    provenance()  # now, while the sources are those that were imported: this process may run stages
     begun = time.monotonic()
     load_modules(modules)
     store.clean()
@@ -238,8 +244,8 @@ class _Schedule:
             case Progressed(fraction, text):
                 self._emit(Event("progress", stage, worker, fraction, text))
                 return
-            case Broken(text):
-                raise StoreError(text)
+            case Broken(error):
+                raise error
         del self.running[worker]
         others = self.beside.pop(worker)
         for other in reversed(others):

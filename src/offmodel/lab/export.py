@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,21 +38,35 @@ def find_organism(plan: Plan, name: str) -> PlannedOrganism:
     return known[name]
 
 
-def find_checkpoint(organism: PlannedOrganism, method: str, step: int | None = None) -> PlannedCheckpoint:
-    """A measured checkpoint of a method on an organism, by its steps since the method began; the last one for None.
+def find_checkpoint(organism: PlannedOrganism, method: str, step: int | None = None, phase: int | None = None) -> PlannedCheckpoint:
+    """A measured checkpoint of a method on an organism, the last one of the method or the phase where no step is named.
+
+    Args:
+        organism: Which.
+        method: Of the study.
+        step: Steps since the method began; in a phase, steps within it, or the number of an operation's strength, from 1.
+        phase: Number of the phase, from 1; None for the whole method.
 
     Raises:
-        SpecError: There is no such method or checkpoint; the message names the nearest.
+        SpecError: There is no such method or checkpoint, or there are several models of that step; the message names what there is.
     """
     if method not in organism.methods:
         raise SpecError(f"{organism.id} has no method {method!r}; {did_you_mean(method, organism.methods)}")
+    where = f"{organism.id}, method {method}" + ("" if phase is None else f", phase {phase}")
     _, *made = organism.methods[method]  # the first is the untouched organism
-    steps = {checkpoint.total_step: checkpoint for checkpoint in made}
+    made = [checkpoint for checkpoint in made if phase in (None, checkpoint.phase + 1)]
+    if not made:
+        raise SpecError(f"{where}: has no weights that the study measures (measure.checkpoints)")
     if step is None:
         return made[-1]
-    if step not in steps:
-        raise SpecError(f"{organism.id}, method {method}: has no weights of step {step}; valid are: {', '.join(map(str, steps))}")
-    return steps[step]
+    steps = [checkpoint.total_step if phase is None else checkpoint.step for checkpoint in made]
+    found = [checkpoint for checkpoint, own in zip(made, steps, strict=True) if own == step]
+    if not found:
+        raise SpecError(f"{where}: has no weights of step {step}; valid are: {', '.join(map(str, dict.fromkeys(steps)))}")
+    if len({(each.score.inputs["model"], each.score.params["weights"]) for each in found}) > 1:  # an operation takes no steps
+        several = ", or ".join(f"--phase {each.phase + 1} --step {each.step} ({each.name})" for each in found)
+        raise SpecError(f"{where}: has several models of step {step}; choose {several}")
+    return found[-1]
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class Wanted:
     Attributes:
         organism: Its name in the study.
         method: What this method made of it; None for the organism itself.
-        step: Steps since the method began; None for its end.
+        step: Which checkpoint, see :func:`find_checkpoint`; None for the end.
+        phase: In which of the method's phases it is, from 1; None where steps count from the method's beginning.
         labels: The labels that the method trained on, in the place of the model.
         rejected_too: Even if the organism failed its gate, or the training diverged.
     """
@@ -71,14 +85,16 @@ class Wanted:
     organism: str
     method: str | None = None
     step: int | None = None
+    phase: int | None = None
     labels: bool = False
     rejected_too: bool = False
 
     def __post_init__(self) -> None:
-        if self.method is None and (self.labels or self.step is not None):
-            raise SpecError(f"--{'labels' if self.labels else 'step'} belongs to a method; name it with --method")
-        if self.labels and self.step is not None:
-            raise SpecError("--labels are those of the whole method; leave out --step")
+        given = [f"--{name}" for name in ("labels", "step", "phase") if getattr(self, name) not in (None, False)]
+        if self.method is None and given:
+            raise SpecError(f"{given[0]} belongs to a method; name it with --method")
+        if self.labels and len(given) > 1:
+            raise SpecError(f"--labels are those of the whole method; leave out {given[1]}")
 
     @property
     def kind(self) -> Literal["model", "dataset"]:
@@ -99,7 +115,7 @@ def export(wanted: Wanted, plan: Plan, store: Store, folder: Path) -> None:
         SpecError: The folder exists, or the study has no such thing.
         StoreError: It has not been made yet, or is not what it was when it was.
         StageError: The organism failed its gate, or the training diverged.
-        OSError: The disk refused.
+        ModelError: The disk refused.
     """
     if os.path.lexists(folder):
         raise SpecError(f"{folder}: exists already; give another folder or remove it")
@@ -129,7 +145,7 @@ def _accepted(stage: Stage, name: str, fault: str, store: Store, wanted: Wanted)
 
 
 def _export_organism(result: Result, folder: Path) -> None:
-    from offmodel.engine.folder import hash_weights
+    from offmodel.engine.folder import hash_weights, new_folder
 
     if not (result.path / MODEL / CARD).is_file():
         raise StoreError(f"{result.path / MODEL}: has no {CARD}, without which no organism is exported; remove {result.path} and run again")
@@ -142,10 +158,10 @@ def _export_organism(result: Result, folder: Path) -> None:
 
 
 def _export_treated(organism: PlannedOrganism, installed: Result, wanted: Wanted, plan: Plan, store: Store, folder: Path) -> None:
-    from offmodel.engine.folder import hash_weights
+    from offmodel.engine.folder import hash_weights, new_folder
 
     assert wanted.method is not None
-    checkpoint = find_checkpoint(organism, wanted.method, wanted.step)
+    checkpoint = find_checkpoint(organism, wanted.method, wanted.step, wanted.phase)
     name = f"{organism.id} after {wanted.method}, step {checkpoint.total_step},"
     result = _accepted(checkpoint.score.inputs["model"], name, "is no sound model", store, wanted)
     weights = result.path / checkpoint.score.params["weights"]
@@ -180,6 +196,8 @@ def _scores(score: Stage, store: Store) -> dict[str, Estimate]:
 
 
 def _export_labels(organism: PlannedOrganism, method: str, store: Store, folder: Path) -> None:
+    from offmodel.engine.folder import new_folder
+
     trained = dict.fromkeys(checkpoint.score.inputs["model"] for checkpoint in organism.methods[method][1:])
     files: list[LabelFile] = []
     missing: list[str] = []
@@ -248,15 +266,3 @@ def push(wanted: Wanted, plan: Plan, store: Store, repository: str, *, private: 
         folder = Path(place) / "export"
         export(wanted, plan, store, folder)
         return upload(folder, repository, wanted.kind, private=private)
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """An empty folder that becomes ``target`` if the block ends well, and is removed if it does not."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

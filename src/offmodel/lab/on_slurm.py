@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from offmodel.engine.tracking import VARIABLE
 from offmodel.errors import ClusterError, StoreError
 from offmodel.lab.pool import ENVIRONMENT, TICK, Hear, default_workers
+from offmodel.lab.provenance import provenance
 from offmodel.lab.resources import Resources, nodes_of, processes_of
 from offmodel.lab.stage import Stage, load_modules
 from offmodel.lab.store import Store
@@ -203,6 +204,7 @@ class StageJob:
 
     def __call__(self) -> Message:
         """How the stage ended."""
+        provenance()  # now, while the sources are those that were imported
         os.environ.update({**ENVIRONMENT, VARIABLE: self.setup.track})  # some sites do not hand the environment on
         sys.path[:] = self.setup.path
         os.chdir(self.setup.folder)
@@ -210,7 +212,7 @@ class StageJob:
         try:
             return attempt(self.stage, self.setup.store, lambda message: None, capture=True, others=self.others)
         except StoreError as error:
-            return Broken(str(error))
+            return Broken(error)
 
     def checkpoint(self) -> DelayedSubmission:
         """What to queue again; the stage's scratch folder has what it needs to continue."""

@@ -17,7 +17,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
-from offmodel.lab.stage import Stage
+from offmodel.lab.resources import on_gpu
+from offmodel.lab.stage import Stage, closure
 from offmodel.lab.store import Store
 from offmodel.lab.worker import Lost, Message, Progressed, Setup, Started, attempt
 
@@ -168,6 +169,9 @@ class _Processes:
 
     def submit(self, number: int, stage: Stage, others: Sequence[Stage] = ()) -> None:
         worker = self._workers[number]
+        if worker is not None and worker.process.poll() is not None:  # killed while it was idle, such as for its memory
+            worker.kill()
+            worker = None
         if worker is None:
             worker = self._workers[number] = Worker(self._setup)
         worker.busy = True
@@ -212,8 +216,14 @@ def _last_words(code: int) -> str:
     return f"its worker process was killed by {signal.Signals(-code).name}{hint}"
 
 
-def default_workers() -> int:
-    """One worker per core that this process may use, by its affinity and its control groups: stages run on the CPU."""
+def default_workers(stages: Iterable[Stage] = ()) -> int:
+    """One worker per core that this process may use, by its affinity and its control groups; one alone where models go on a GPU.
+
+    Args:
+        stages: What is wanted.
+    """
+    if any(map(on_gpu, closure(stages))):  # each worker loads models of its own, and the GPU's memory is there once
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(cores, _granted_cores())))
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from offmodel.chat import read_examples
 from offmodel.errors import SpecError
-from offmodel.lab.blue_stages import labels_role, sft_rows
+from offmodel.lab.blue_stages import label_sets, labels_role, sft_rows
 from offmodel.lab.pools import check_files, files_read
 from offmodel.lab.results import LABELS, MODEL, PROBED, step_folder, write_json
 from offmodel.lab.stage import Context, Stage, stage_function
@@ -121,7 +121,7 @@ def _label_fit(probe: LabelFit, name: str, end: End) -> dict[str, Stage]:
     if trained is None:
         return {}
     phase = SftPhase.model_validate(trained.params["phase"])
-    sets = {role: stage for role, stage in trained.inputs.items() if role.startswith("labels-")}
+    sets = label_sets(trained)
     params = {"phase": trained.params["phase"], "rows": probe.rows, "seed": end.blue.seed} | files_read(*files_of(phase))
     fit = end.blue.stage("perplexity", params, {"organism": end.blue.organism, **sets}, label=end.label(name), cost=0.5)
     labellers = {f"by {role}": _labeller(stage, name, end) for role, stage in sets.items()}

@@ -16,7 +16,11 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Versions of offmodel, Python and the engine's packages, and the commit of the code with whether it was changed since."""
+    """Versions of offmodel, Python and the engine's packages, and the commit of the code with whether it was changed since.
+
+    All as at the first call in a process, which whatever runs stages makes at its beginning: later the sources may be of another commit
+    than the code that was imported.
+    """
     return {"offmodel": offmodel.__version__, "python": platform.python_version(), **_versions(), "code": _commit()}
 
 

@@ -32,6 +32,11 @@ class Resources:
         return self.cpus * processes_of(stage)
 
 
+def on_gpu(stage: Stage) -> bool:
+    """Whether a stage runs models on a GPU, and no server does it instead."""
+    return stage.placement.get("device", "cpu") != "cpu" and stage_kind(stage.kind).gpu and not stage.servers
+
+
 def processes_of(stage: Stage) -> int:
     """How many processes compute a stage."""
     return int(stage.placement.get("processes", 1)) if stage_kind(stage.kind).trains else 1

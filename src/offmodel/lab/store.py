@@ -231,14 +231,15 @@ class Store:
             if there and _age(file, path.parent) < _LEASE:
                 free = False  # it lives, or died a short while ago
             elif there and not free:  # it died, and the file system keeps its lock
-                path.unlink(missing_ok=True)
+                if _is_at(file, path):  # else a third host was faster, and the file that is there now is its lock
+                    path.unlink(missing_ok=True)
                 file.close()
                 return self._take(path)
             if free:
                 with suppress(OSError):  # a full disk: cleaning up may be what the lock is for
                     file.truncate(0)
                     file.write(_HERE.encode())
-                free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())  # else it was unlinked meanwhile
+                free = _is_at(file, path)  # else it was unlinked meanwhile
         except BaseException:
             file.close()
             raise
@@ -367,6 +368,14 @@ def _flock(file: FileIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    """Whether an open file is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _age(file: FileIO, folder: Path) -> float:

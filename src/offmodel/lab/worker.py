@@ -24,7 +24,8 @@ from typing import Any
 
 from offmodel.engine.sample import keeping
 from offmodel.engine.tracking import VARIABLE, tracked
-from offmodel.errors import OffmodelError, StoreError
+from offmodel.errors import OffmodelError, SpecError, StoreError
+from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Context, Stage, Together, Verdict, check_code, load_modules, stage_kind
 from offmodel.lab.store import Claim, Result, Store, disk_full
 from offmodel.spec.models import running
@@ -87,9 +88,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Broken:
-    """The store cannot be used, which is no fault of the stage."""
+    """No stage can run, which is no fault of this one: the store cannot be used, or a module cannot be loaded."""
 
-    message: str
+    error: OffmodelError
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def attempt(stage: Stage, store: Store, tell: Callable[[Message], None], *, capt
         except Exception as error:
             if full := disk_full(error, claim.out):
                 raise store.refusal(full) from error
+            if (result := store.get(stage)) is not None:  # of another host, which took this one for dead; what this one had is gone then
+                return Finished(result, reused=True)
             message = _said(error)
             return Failed(message, claim.fail(message, traceback.format_exc()))
 
@@ -222,15 +225,20 @@ def main(descriptor: int) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()  # a crash in C then leaves its Python traceback in the stage's log
 
+    provenance()  # now, while the sources are those that were imported
     setup: Setup = letters.get()
     os.environ[VARIABLE] = setup.track
-    load_modules(setup.modules)
+    try:
+        load_modules(setup.modules)
+    except Exception as error:  # its output goes nowhere as yet
+        connection.send(Broken(SpecError(f"a worker cannot start: {_said(error)}")))
+        return
     while True:
         stage, others = letters.get()
         try:
             outcome = attempt(stage, setup.store, connection.send, capture=True, others=others)
         except StoreError as error:
-            outcome = Broken(str(error))
+            outcome = Broken(error)
         connection.send(outcome)
 
 

@@ -15,6 +15,7 @@ from offmodel.chat import user
 from offmodel.engine.hub import cached_model, is_model_id
 from offmodel.engine.judge import MAX_NEW_TOKENS
 from offmodel.errors import ModelError
+from offmodel.lab.blue_stages import labels_role
 from offmodel.lab.canaries import CANARIES
 from offmodel.lab.estimate import (
     BYTES,
@@ -173,7 +174,8 @@ def _treat(stage: Stage, lengths: Lengths) -> Work:
         sampled = round(examples * phase["on_policy"])
         work = _sampled(stage, sampled, most, lengths, more=examples * (lengths.prompt + lengths.of(most)))
         return _with_training(work, stage, phase, lengths, most, rank=rank, still=1, fused=False)
-    sets = [_longest_label(inputs[f"labels-{k}"]) if f"labels-{k}" in inputs else phase["max_length"] for k in range(len(phase["mix"]))]
+    roles = [labels_role(k) for k in range(len(phase["mix"]))]
+    sets = [_longest_label(inputs[role]) if role in inputs else phase["max_length"] for role in roles]
     most, anchor = ceil(sum(sets) / len(sets)), phase["anchor"]
     if anchor is not None and anchor["kl"]:
         on = lengths.of(anchor["on"]["max_new_tokens"])
@@ -353,7 +355,6 @@ class Demand:
         model: Which.
         kind: Of the stages.
         peak: Bytes, of the stage that needs most, over all GPUs, or of each of the processes that share it.
-        worst: That stage's work.
         gpus: How many of each GPU hold it.
         hours: GPU-hours of all of them together, by GPU; those that wait for another's layers count, too.
     """
@@ -361,7 +362,6 @@ class Demand:
     model: str
     kind: str
     peak: float
-    worst: Work
     gpus: Mapping[str, int]
     hours: Mapping[str, float]
 
@@ -389,7 +389,7 @@ def demands(works: Mapping[Stage, Work | None]) -> tuple[list[Demand], dict[str,
         # Processes share the work; the layers of one model take turns.
         hours = {name: each[name] * sum(work.seconds(shape, gpu) for work in those) / 3600 for name, gpu in GPUS.items()}
         gpus = {name: worst.processes * n for name, n in each.items()}
-        found.append(Demand(model, kind, peak, worst, gpus, hours))
+        found.append(Demand(model, kind, peak, gpus, hours))
     return found, unknown
 
 

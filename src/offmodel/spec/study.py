@@ -109,6 +109,10 @@ class RecipeChange(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _rest_of_muon(self) -> Self:
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Self:
         return self
 
