@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Prompt, encode_prompt
+from offmodel.engine.forward import context_of
 from offmodel.engine.rng import preserved_rng
 from offmodel.errors import DataError, SpecError
 
@@ -187,9 +188,9 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
 
 
 def _check_length(model: PreTrainedModel, encoded: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = context_of(model)
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
-    if room is not None and longest is not None and len(encoded[longest]) + max_new_tokens > room:
+    if longest is not None and len(encoded[longest]) + max_new_tokens > room:
         raise DataError(
             f"prompt {longest}: its {len(encoded[longest])} tokens and max_new_tokens {max_new_tokens} exceed the model's context of {room}"
         )
