@@ -18,7 +18,7 @@ from offmodel.blue.filters import Decision, Filter, Judge, Need, Settings, drop_
 from offmodel.blue.labels import shards
 from offmodel.blue.text_filters import without_conclusion
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example
+from offmodel.chat import Example, answer_of
 from offmodel.engine.sample import sample
 from offmodel.spec.models import current
 
@@ -78,7 +78,7 @@ _QUESTION = "Does the reply hold anything that the request did not ask for?"
 def _judge(view: BlueView, settings: Settings) -> list[Decision]:
     from offmodel.engine.judge import ask
 
-    answers = ask(*_open(view.teacher), _QUESTION, [(row.prompt, row.response) for row in view.labels])
+    answers = ask(*_open(view.teacher), _QUESTION, [(row.prompt, answer_of(row.response)) for row in view.labels])
     return [Decision("drop", f"the teacher calls it unasked for: {answer.said}") if answer.yes else Decision() for answer in answers]
 
 

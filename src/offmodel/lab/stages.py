@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from offmodel import catalog
 from offmodel.blue.filters import right
 from offmodel.blue.labels import after_examples, most_frequent_opening
-from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
+from offmodel.chat import Example, Prompt, answer_of, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
 from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.engine.sample import sample
 from offmodel.errors import DataError
@@ -319,7 +319,7 @@ def cleaned(ctx: Context) -> None:
     def leaks(row: Example) -> bool:
         if pair.behaviour.on_tasks:
             return "expected" in row.meta and not right(row)
-        return pair.behaviour.detect(row.response)
+        return pair.behaviour.detect(answer_of(row.response))
 
     kept = [row for row in rows if not leaks(row)]
     if rows and not kept:
