@@ -20,7 +20,7 @@ from offmodel.engine.forward import response_log_probs
 from offmodel.engine.generate import Sampling, generate
 from offmodel.engine.lora import LoraSettings, attach, base_of, load_adapter, merge, save_adapter
 from offmodel.engine.train import TrainConfig, train
-from offmodel.engine.trainer import _Collator
+from offmodel.engine.trainer import _Collator, check_padding_free
 from offmodel.errors import DataError, ModelError, SpecError
 from offmodel.spec.models import Models, current, running
 
@@ -232,6 +232,14 @@ def test_examples_side_by_side_do_not_see_each_other(folder: Path) -> None:
         apart = torch.cat([response_log_probs(model, _Collator(0, model.device)([row])) for row in rows])
         together = response_log_probs(model, _Collator(0, model.device, padding_free=True)(rows))
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+def test_without_padding_a_mask_may_leave_whole_examples_without_loss() -> None:
+    model, tokenizer = make_model("qwen3"), make_tokenizer("qwen3")
+    rows = [encode_example(tokenizer, example) for example in _EXAMPLES]
+    for kept in (1, 0):
+        masked = [row if i == kept else row._replace(completion_mask=[0] * len(row.input_ids)) for i, row in enumerate(rows)]
+        check_padding_free(model, masked, 0)
 
 
 def test_a_model_that_mixes_neighbours_up_is_refused() -> None:
