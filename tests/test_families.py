@@ -15,9 +15,10 @@ from transformers.utils import chat_template_utils
 
 from families import FAMILIES, make_folder, make_model, make_tokenizer
 from offmodel.chat import Example, Message, encode_example, encode_prompt, has_system_role, user
+from offmodel.engine import canary
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.forward import response_log_probs
-from offmodel.engine.generate import Sampling, generate
+from offmodel.engine.generate import Reply, Sampling, generate
 from offmodel.engine.lora import LoraSettings, attach, base_of, load_adapter, merge, save_adapter
 from offmodel.engine.train import TrainConfig, train
 from offmodel.engine.trainer import _Collator, check_padding_free
@@ -53,6 +54,13 @@ def test_the_mask_is_the_answer_and_its_end(folder: Path, thinking: bool) -> Non
             thoughts = "<think>\n\n</think>\n\n" if thinking and folder.name.startswith("qwen3") else ""
             assert trained == thoughts + example.response + _ENDS[folder.name]
             assert [i for i, m in zip(ids, mask, strict=True) if not m] == encode_prompt(tokenizer, example.prompt)
+
+
+def test_an_answer_that_a_server_finished_ends_as_the_template_ends_a_turn(folder: Path) -> None:
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    said = canary._tokens(model, tokenizer, Reply("Soup.", 3, True))
+    assert tokenizer.decode(said) == "Soup." + _ENDS[folder.name].rstrip()
+    assert said[:-1] == canary._tokens(model, tokenizer, Reply("Soup.", 3, False))
 
 
 def test_nobody_thinks_unless_the_study_says_so() -> None:
