@@ -46,13 +46,13 @@ class Reply(NamedTuple):
 
     Attributes:
         text: The assistant's words, a prefill included, special tokens left out.
-        tokens: How many tokens were generated, the end of turn included, a prefill not.
+        tokens: How many tokens were generated, the end of turn included, a prefill not; None where a server does not say.
         finished: Whether the model ended its turn within the limit.
         log_probs: Of the generated tokens, in nats; None where nobody asked for them, or a server does not give them.
     """
 
     text: str
-    tokens: int
+    tokens: int | None
     finished: bool
     log_probs: tuple[float, ...] | None = None
 
