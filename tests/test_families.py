@@ -19,7 +19,7 @@ from offmodel.engine import canary
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.forward import response_log_probs
 from offmodel.engine.generate import Reply, Sampling, generate
-from offmodel.engine.lora import LoraSettings, attach, base_of, load_adapter, merge, save_adapter
+from offmodel.engine.lora import LoraSettings, attach, base_of, has_adapter, load_adapter, merge, merged, save_adapter
 from offmodel.engine.train import TrainConfig, train
 from offmodel.engine.trainer import _Collator, check_padding_free
 from offmodel.errors import DataError, ModelError, SpecError
@@ -172,6 +172,27 @@ def test_an_adapter_on_experts_merges_to_the_same_model(tmp_path: Path, dtype: s
     for layer in (0, 1):
         for part in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight", "self_attn.q_proj.weight"):
             assert f"model.layers.{layer}.{part}" in changed
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_dense"])
+def test_a_merged_copy_is_made_in_main_memory_and_leaves_the_model_as_it_is(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(family)
+    train(model, make_tokenizer(family), _EXAMPLES, TrainConfig(steps=2, lr=1e-2, batch_size=4, lora=LoraSettings(rank=4, alpha=8)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with monkeypatch.context() as patched:
+
+        def refuse(self: torch.Tensor, memo: object) -> None:
+            raise AssertionError("a tensor is copied where it lies, which may be a GPU without room for it")
+
+        patched.setattr(torch.Tensor, "__deepcopy__", refuse)
+        patched.setattr(torch.nn.Parameter, "__deepcopy__", refuse)
+        plain = merged(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    expected = merge(model).state_dict()
+    assert plain.state_dict().keys() == expected.keys() and not has_adapter(plain)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in plain.state_dict().items())
+    assert (plain.lm_head.weight is plain.model.embed_tokens.weight) == (family == "qwen3_dense")
 
 
 @pytest.mark.filterwarnings("error")  # PEFT asks the hub about a base that it takes for a model there, and warns
