@@ -77,7 +77,7 @@ def run(
             finally:
                 # TRL keeps our methods on the trainer that they belong to: a circle, which would keep the model on its GPU for who knows
                 # how long.
-                vars(trainer).clear()
+                trainer.__dict__.clear()
     finally:
         gc.unfreeze()
         transformers_logging.set_verbosity(verbosity)
