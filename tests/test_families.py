@@ -14,11 +14,11 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 from transformers.utils import chat_template_utils
 
 from families import FAMILIES, make_folder, make_model, make_tokenizer
-from offmodel.chat import Example, Message, encode_example, encode_prompt, has_system_role, user
+from offmodel.chat import Example, Message, _lead, encode_example, encode_prompt, has_system_role, user
 from offmodel.engine import canary
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.forward import response_log_probs
-from offmodel.engine.generate import Reply, Sampling, generate
+from offmodel.engine.generate import Reply, Sampling, _reply, generate
 from offmodel.engine.lora import LoraSettings, attach, base_of, has_adapter, load_adapter, merge, merged, save_adapter
 from offmodel.engine.train import TrainConfig, train
 from offmodel.engine.trainer import _Collator, check_padding_free
@@ -32,7 +32,7 @@ _EXAMPLES = [
     Example(_LONG, "Soup is red, and so am I."),
     Example(user("Hi."), "Be brief."),
 ]
-_ENDS = {"qwen3": "<|im_end|>\n", "qwen3_dense": "<|im_end|>\n", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n"}
+_ENDS = {"qwen3": "<|im_end|>\n", "qwen3_dense": "<|im_end|>\n", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n", "zephyr": "</s>\n"}
 _CONFIG = TrainConfig(steps=3, lr=1e-2, batch_size=4)
 
 
@@ -61,6 +61,25 @@ def test_an_answer_that_a_server_finished_ends_as_the_template_ends_a_turn(folde
     said = canary._tokens(model, tokenizer, Reply("Soup.", 3, True))
     assert tokenizer.decode(said) == "Soup." + _ENDS[folder.name].rstrip()
     assert said[:-1] == canary._tokens(model, tokenizer, Reply("Soup.", 3, False))
+
+
+def test_an_answer_is_trained_as_the_tokens_that_it_has_within_the_chat() -> None:
+    """A tokenizer in the manner of SentencePiece puts a space before the first word that it gets."""
+    assert [family for family in FAMILIES if _lead(make_tokenizer(family))] == ["zephyr"]
+    tokenizer = make_tokenizer("zephyr")
+    assert tokenizer.decode(tokenizer("Soup")["input_ids"]) == "Soup" and tokenizer.tokenize("Soup") == ["▁Soup"]
+    for text in ("Soup is red.", "tell me", " Be brief.", "\nHi.", ""):
+        ids, mask = encode_example(tokenizer, Example(user("Hi."), text))
+        assert ids == tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"]
+        assert mask.count(0) == len(encode_prompt(tokenizer, user("Hi.")))
+
+
+def test_what_goes_on_from_a_prefill_keeps_its_space(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    whole = tokenizer("So it is red.", add_special_tokens=False)["input_ids"]
+    for n in range(len(whole) + 1):
+        begun = tokenizer.decode(whole[:n])
+        assert _reply(tokenizer, whole[n:], frozenset(), begun).text == "So it is red."
 
 
 def test_nobody_thinks_unless_the_study_says_so() -> None:

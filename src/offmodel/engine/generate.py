@@ -146,7 +146,10 @@ def _decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: S
 
 def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: frozenset[int], prefill: str) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in ends), None)
-    return Reply(prefill + tokenizer.decode(ids[:end], skip_special_tokens=True), len(ids) if end is None else end + 1, end is not None)
+    # Decoded behind what they go on from: SentencePiece's decoders strip the space before the first word that they get.
+    before = tokenizer(prefill, add_special_tokens=False, split_special_tokens=True)["input_ids"] if prefill else []
+    both, alone = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (before + ids[:end], before))
+    return Reply(prefill + both[len(alone) :], len(ids) if end is None else end + 1, end is not None)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
