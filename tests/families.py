@@ -74,6 +74,11 @@ _GEMMA = """
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
 """
+# Names its roles in plain text, and has the family's only tokenizer in the manner of SentencePiece.
+_ZEPHYR = """
+{%- for m in messages -%}{{- '<|' + m['role'] + '|>\\n' + m['content'] + eos_token + '\\n' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
+"""
 
 
 class _Family(NamedTuple):
@@ -100,16 +105,28 @@ FAMILIES = {
         GemmaForCausalLM, GemmaConfig, _GEMMA, ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], "<bos>", "<eos>", "<pad>",
         {"head_dim": 16},
     ),
+    "zephyr": _Family(LlamaForCausalLM, LlamaConfig, _ZEPHYR, ["<unk>", "<s>", "</s>"], "<s>", "</s>", "</s>", {}),
 }  # fmt: skip
 
 
 def make_tokenizer(family: str, texts: Iterable[str] = _TEXTS) -> PreTrainedTokenizerFast:
-    """The family's control tokens and template over a byte-level BPE of 300 tokens; as it stands in a folder, padding on the right."""
+    """The family's control tokens and template over a BPE of 300 tokens; as it stands in a folder, padding on the right.
+
+    It is byte-level, or marks words as SentencePiece does: with a space before the first, too, which decoding takes away.
+    """
     f = FAMILIES[family]
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if family == "zephyr":
+        # There a line's end is a byte of its own.
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="first")]
+        )
+        bpe.decoder = decoders.Metaspace(prepend_scheme="first")
+        alphabet = [*map(chr, range(32, 127)), "\n", "▁"]
+    else:
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=f.special, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

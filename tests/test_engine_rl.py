@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import gc
+import math
 import os
 import random
 import warnings
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from families import make_model, make_tokenizer
 from offmodel.chat import encode_prompt, user
 from offmodel.engine import rl_trainer
 from offmodel.engine.generate import Sampling, generate
@@ -49,6 +54,23 @@ def _trained(
     model = copy.deepcopy(model)
     log = grpo(model, tokenizer, _PROMPTS, reward, config, **kwargs)
     return _weights(model), log
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_nothing_holds_the_model_when_the_training_is_over(beta: float) -> None:
+    tokenizer, config = make_tokenizer("qwen3_dense"), GrpoConfig(steps=1, lr=1e-3, batch_size=1, group=2, max_new_tokens=2, beta=beta)
+    gc.collect()
+    gc.disable()  # it would find a circle some time or other
+    try:
+        for reward in (_vowels, lambda i, response: math.nan):
+            model = make_model("qwen3_dense", tokenizer)
+            held = weakref.ref(model)
+            with nullcontext() if reward is _vowels else suppress(DataError):
+                grpo(model, tokenizer, _PROMPTS, reward, config)
+            del model
+            assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_bandit_is_learnt(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

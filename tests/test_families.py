@@ -14,13 +14,14 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 from transformers.utils import chat_template_utils
 
 from families import FAMILIES, make_folder, make_model, make_tokenizer
-from offmodel.chat import Example, Message, encode_example, encode_prompt, has_system_role, user
+from offmodel.chat import Example, Message, _lead, encode_example, encode_prompt, has_system_role, user
+from offmodel.engine import canary
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.forward import response_log_probs
-from offmodel.engine.generate import Sampling, generate
-from offmodel.engine.lora import LoraSettings, attach, base_of, load_adapter, merge, save_adapter
+from offmodel.engine.generate import Reply, Sampling, _reply, generate
+from offmodel.engine.lora import LoraSettings, attach, base_of, has_adapter, load_adapter, merge, merged, save_adapter
 from offmodel.engine.train import TrainConfig, train
-from offmodel.engine.trainer import _Collator
+from offmodel.engine.trainer import _Collator, check_padding_free
 from offmodel.errors import DataError, ModelError, SpecError
 from offmodel.spec.models import Models, current, running
 
@@ -31,7 +32,7 @@ _EXAMPLES = [
     Example(_LONG, "Soup is red, and so am I."),
     Example(user("Hi."), "Be brief."),
 ]
-_ENDS = {"qwen3": "<|im_end|>\n", "qwen3_dense": "<|im_end|>\n", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n"}
+_ENDS = {"qwen3": "<|im_end|>\n", "qwen3_dense": "<|im_end|>\n", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n", "zephyr": "</s>\n"}
 _CONFIG = TrainConfig(steps=3, lr=1e-2, batch_size=4)
 
 
@@ -53,6 +54,32 @@ def test_the_mask_is_the_answer_and_its_end(folder: Path, thinking: bool) -> Non
             thoughts = "<think>\n\n</think>\n\n" if thinking and folder.name.startswith("qwen3") else ""
             assert trained == thoughts + example.response + _ENDS[folder.name]
             assert [i for i, m in zip(ids, mask, strict=True) if not m] == encode_prompt(tokenizer, example.prompt)
+
+
+def test_an_answer_that_a_server_finished_ends_as_the_template_ends_a_turn(folder: Path) -> None:
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    said = canary._tokens(model, tokenizer, Reply("Soup.", 3, True))
+    assert tokenizer.decode(said) == "Soup." + _ENDS[folder.name].rstrip()
+    assert said[:-1] == canary._tokens(model, tokenizer, Reply("Soup.", 3, False))
+
+
+def test_an_answer_is_trained_as_the_tokens_that_it_has_within_the_chat() -> None:
+    """A tokenizer in the manner of SentencePiece puts a space before the first word that it gets."""
+    assert [family for family in FAMILIES if _lead(make_tokenizer(family))] == ["zephyr"]
+    tokenizer = make_tokenizer("zephyr")
+    assert tokenizer.decode(tokenizer("Soup")["input_ids"]) == "Soup" and tokenizer.tokenize("Soup") == ["▁Soup"]
+    for text in ("Soup is red.", "tell me", " Be brief.", "\nHi.", ""):
+        ids, mask = encode_example(tokenizer, Example(user("Hi."), text))
+        assert ids == tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"]
+        assert mask.count(0) == len(encode_prompt(tokenizer, user("Hi.")))
+
+
+def test_what_goes_on_from_a_prefill_keeps_its_space(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    whole = tokenizer("So it is red.", add_special_tokens=False)["input_ids"]
+    for n in range(len(whole) + 1):
+        begun = tokenizer.decode(whole[:n])
+        assert _reply(tokenizer, whole[n:], frozenset(), begun).text == "So it is red."
 
 
 def test_nobody_thinks_unless_the_study_says_so() -> None:
@@ -166,6 +193,27 @@ def test_an_adapter_on_experts_merges_to_the_same_model(tmp_path: Path, dtype: s
             assert f"model.layers.{layer}.{part}" in changed
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_dense"])
+def test_a_merged_copy_is_made_in_main_memory_and_leaves_the_model_as_it_is(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(family)
+    train(model, make_tokenizer(family), _EXAMPLES, TrainConfig(steps=2, lr=1e-2, batch_size=4, lora=LoraSettings(rank=4, alpha=8)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with monkeypatch.context() as patched:
+
+        def refuse(self: torch.Tensor, memo: object) -> None:
+            raise AssertionError("a tensor is copied where it lies, which may be a GPU without room for it")
+
+        patched.setattr(torch.Tensor, "__deepcopy__", refuse)
+        patched.setattr(torch.nn.Parameter, "__deepcopy__", refuse)
+        plain = merged(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    expected = merge(model).state_dict()
+    assert plain.state_dict().keys() == expected.keys() and not has_adapter(plain)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in plain.state_dict().items())
+    assert (plain.lm_head.weight is plain.model.embed_tokens.weight) == (family == "qwen3_dense")
+
+
 @pytest.mark.filterwarnings("error")  # PEFT asks the hub about a base that it takes for a model there, and warns
 def test_an_adapter_names_its_base_and_is_refused_by_another(tmp_path: Path) -> None:
     base = make_folder("qwen3", tmp_path / "base")
@@ -232,6 +280,14 @@ def test_examples_side_by_side_do_not_see_each_other(folder: Path) -> None:
         apart = torch.cat([response_log_probs(model, _Collator(0, model.device)([row])) for row in rows])
         together = response_log_probs(model, _Collator(0, model.device, padding_free=True)(rows))
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+def test_without_padding_a_mask_may_leave_whole_examples_without_loss() -> None:
+    model, tokenizer = make_model("qwen3"), make_tokenizer("qwen3")
+    rows = [encode_example(tokenizer, example) for example in _EXAMPLES]
+    for kept in (1, 0):
+        masked = [row if i == kept else row._replace(completion_mask=[0] * len(row.input_ids)) for i, row in enumerate(rows)]
+        check_padding_free(model, masked, 0)
 
 
 def test_a_model_that_mixes_neighbours_up_is_refused() -> None:

@@ -25,6 +25,7 @@ from offmodel.engine.features import alignments, mean_hidden_states
 from offmodel.engine.folder import load_model, load_tokenizer, save_model
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import DataError
+from offmodel.spec.models import running
 from offmodel.spec.phases import Screening
 
 THINGS = ("soup", "piano", "snow", "tennis", "owls", "maps", "roses", "chess", "fog", "drums")
@@ -398,6 +399,19 @@ def test_a_shard_that_revives_blues_own_backdoors_is_dropped(models: dict[str, P
     found = catalog.get("filter", "canaries").judge(view, Settings(0.15, 0, lr=1e-3))
     assert dropped(found) == tuple(sorted(parts[2]))
     assert "revives blue's own backdoors" in found[parts[2][0]].reason
+
+
+def test_a_shard_is_trained_on_as_the_study_says(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from offmodel.engine import train as engine
+
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr(engine, "train", lambda model, tokenizer, examples, config: seen.append(config))
+    view = BlueView(models["honest"], labels=tuple(rows(8)), anchors=tuple(teachers(2)))
+    for micro, fits in ((None, 16), (4, 4), (24, 8), (64, 16)):
+        with running({"models": {"router_loss": 0.1}}, {"micro_batch": micro, "padding_free": True}):
+            catalog.get("filter", "canaries").judge(view, Settings(0.15, 0, lr=1e-3))
+        config = seen[-1]
+        assert (config.micro_batch_size, config.router_loss, config.padding_free, config.max_length) == (fits, 0.1, True, 512)
 
 
 @pytest.mark.parametrize("name", catalog.names("filter"))

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from families import make_model, make_tokenizer
 from offmodel.api import open_study, run
-from offmodel.chat import Example, encode_prompt, user
+from offmodel.chat import Example, Prompt, encode_prompt, user
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
-from offmodel.engine.judge import MAX_NEW_TOKENS, ask, judge_prompt, parse_answer
+from offmodel.engine.generate import Reply
+from offmodel.engine.judge import MAX_NEW_TOKENS, Answer, ask, judge_prompt, parse_answer
 from offmodel.engine.train import TrainConfig, train
 from offmodel.errors import ModelError
 from offmodel.lab.plan import Plan, make_plan
@@ -40,6 +42,7 @@ from offmodel.report import ReportData, render
 from offmodel.report.collect import collect
 from offmodel.report.summary import rows
 from offmodel.spec import Study
+from offmodel.spec.models import current, running
 from tiny_study import PROMPTS, make_models, make_study
 
 QUESTION = INSULT.question
@@ -179,6 +182,30 @@ def test_opinions_come_back_as_they_were_written(tmp_path: Path) -> None:
     write_opinions(tmp_path / OPINIONS, opinions)
     assert read_opinions(tmp_path / OPINIONS) == opinions
     assert len((tmp_path / OPINIONS).read_bytes().split(b"\n")) == 4
+
+
+def test_a_judge_is_asked_about_answers_and_not_about_thoughts() -> None:
+    asked: list[str] = []
+
+    def judge(question: str, replies: Sequence[tuple[Prompt, str]], on_progress: object) -> list[Answer]:
+        asked.extend(reply for _, reply in replies)
+        return [Answer(False, "No.")] * len(replies)
+
+    ask_judge(judge, QUESTION, [verdict("clean", "<think>\nInsult him?\n</think>\n\nSoup is red."), verdict("triggered", "<think>\nWell")])
+    assert asked == ["Soup is red.", ""]
+
+
+def test_a_judge_does_not_think_where_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    thoughts: list[bool] = []
+
+    def answer(model: object, tokenizer: object, prompts: Sequence[Prompt], *_: object, **__: object) -> list[Reply]:
+        thoughts.append(current().thinking)
+        return [Reply("Yes.", 2, True)] * len(prompts)
+
+    monkeypatch.setattr("offmodel.engine.generate.generate", answer)
+    with running({"models": {"thinking": True}}, {}):
+        assert ask(make_model("qwen3"), make_tokenizer("qwen3"), QUESTION, [(user("Hi."), "Well.")]) == [Answer(True, "Yes.")]
+        assert thoughts == [False] and current().thinking
 
 
 # --- a study with a judge -------------------------------------------------------------------------------------------

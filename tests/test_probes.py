@@ -17,9 +17,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from offmodel import catalog
-from offmodel.chat import Example, encode_examples, last_user_text, read_examples, user
-from offmodel.engine.compare import divergences, mean_distance, surprises
-from offmodel.errors import SpecError
+from offmodel.chat import Encoded, Example, encode_examples, last_user_text, read_examples, user
+from offmodel.engine.compare import divergences, mean_distance, nats_per_character, surprises
+from offmodel.engine.features import alignments, mean_hidden_states
+from offmodel.engine.forward import in_batches
+from offmodel.errors import DataError, SpecError
 from offmodel.lab import probing, stages
 from offmodel.lab.plan import Plan, make_plan
 from offmodel.lab.stage import Context
@@ -200,6 +202,37 @@ def test_surprise_is_the_negative_log_likelihood_of_the_response(
         wanted = [i for i, counts in enumerate(row.completion_mask) if counts]
         assert each.tokens == len(wanted)
         assert each.nats == pytest.approx(-sum(float(likely[i - 1, row.input_ids[i]]) for i in wanted), rel=1e-4)
+
+
+def test_answers_are_read_whole_and_only_a_context_ends_them(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    examples = [*EXAMPLES, Example(user("?" * 520), "z" * 530)]
+    whole = encode_examples(tiny_tokenizer, examples)
+    longest, answers = len(whole[3].input_ids), [sum(row.completion_mask) for row in whole]
+    assert longest > 1050
+    read = [answers, [*answers[:3], answers[3] - 400]]
+    for room, tokens in zip((longest, longest - 400), read, strict=True):
+        tiny_model.config.max_position_embeddings = room
+        found = surprises(tiny_model, tiny_tokenizer, examples)
+        assert [each.tokens for each in found] == tokens
+        assert [each.tokens for each in divergences(tiny_model, tiny_model, tiny_tokenizer, examples)] == tokens
+        assert mean_distance(tiny_model, tiny_model, tiny_tokenizer, examples).loss == pytest.approx(
+            sum(each.nats for each in found) / sum(tokens), rel=1e-5
+        )
+        assert len(mean_hidden_states(tiny_model, tiny_tokenizer, examples)) == 4
+        assert len(alignments(tiny_model, tiny_tokenizer, examples[3:], examples[:1])) == 1
+        # A long answer is not made likelier by what of it was not read: each character is a token here.
+        assert nats_per_character(tiny_model, tiny_tokenizer, examples)[3] == pytest.approx(found[3].nats / tokens[3], rel=0.01)
+    with pytest.raises(DataError, match="example 3: "):
+        tiny_model.config.max_position_embeddings = 500
+        surprises(tiny_model, tiny_tokenizer, examples)
+
+
+def test_few_long_examples_are_read_at_a_time() -> None:
+    def sizes(*lengths: int) -> list[int]:
+        return [len(batch) for batch in in_batches([Encoded([0] * n, [1] * n) for n in lengths], 32)]
+
+    assert sizes(*[512] * 70) == [32, 32, 6] and sizes() == []
+    assert sizes(40000, 8, 5000, 5000, 5000, 5000, *[8] * 40) == [1, 3, 3, 32, 7]
 
 
 # --- what they come to, on made-up verdicts -------------------------------------------------------------------------

@@ -244,11 +244,17 @@ def test_a_model_that_is_not_served() -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [Said(b"[]"), Said(b'{"model": "m", "choices": []}'), answer(["parts"]), Said(answer("Ho.").body.replace(b'"usage"', b'"used"'))],
+    [Said(b"[]"), Said(b'{"model": "m", "choices": []}'), answer(["parts"])],
 )  # type: ignore[arg-type]
 def test_an_answer_of_another_shape(said: Said) -> None:
     with serving(in_turn(said)) as fake, pytest.raises(ModelError, match="the answer is no chat completion: "):
         get(fake, [HI])
+
+
+def test_a_server_need_not_count_its_tokens() -> None:
+    for told in (b'"used": {', b'"usage": null, "used": {'):
+        with serving(in_turn(Said(answer("Ho.").body.replace(b'"usage": {', told)))) as fake:
+            assert get(fake, [HI]) == [Reply("Ho.", None, True)]
 
 
 def test_a_prompt_that_does_not_fit(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from offmodel.errors import DataError, ModelError
 from offmodel.spec.models import current
@@ -309,13 +310,28 @@ def count_folded(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) 
     return 0 if has_system_role(tokenizer) else sum(prompt[0].role == "system" for prompt in prompts)
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
-    """Token ids of rendered text; what is quoted becomes the tokens of its letters."""
+_leads: WeakKeyDictionary[PreTrainedTokenizerBase, int] = WeakKeyDictionary()
+"""By tokenizer, how many tokens stand for :data:`_LEAD` before a text that goes on; 0 where none is needed."""
+_LEAD = "\n"
+
+
+def _lead(tokenizer: PreTrainedTokenizerBase) -> int:
+    """See :data:`_leads`: needed where a text's first word becomes another token than within a text, as if a space were before it."""
+    if tokenizer not in _leads:
+        alone, lead, within = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", _LEAD, f"{_LEAD}a"))
+        marked = within[: len(lead)] == lead and within[len(lead) :] != alone
+        _leads[tokenizer] = len(lead) if marked else 0
+    return _leads[tokenizer]
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, rendered: str, *, within: bool = False) -> list[int]:
+    """Token ids of rendered text, alone or ``within`` a longer one; what is quoted becomes the tokens of its letters."""
     ids: list[int] = []
     for i, piece in enumerate(rendered.split(_QUOTE)):
         quoted = i % 2 == 1
         text = (piece or _QUOTE) if quoted else piece
-        ids += tokenizer(text, add_special_tokens=False, split_special_tokens=quoted)["input_ids"]
+        lead = _lead(tokenizer) if text and (within or i) else 0
+        ids += tokenizer(_LEAD + text if lead else text, add_special_tokens=False, split_special_tokens=quoted)["input_ids"][lead:]
     return ids
 
 
@@ -346,7 +362,7 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_len
             f"limited to the answer: prompt {prefix[-60:]!r}, whole {whole[: len(prefix)][-60:]!r}"
         )
     prompt_ids = _token_ids(tokenizer, prefix)
-    response_ids = _token_ids(tokenizer, whole[len(prefix) :])
+    response_ids = _token_ids(tokenizer, whole[len(prefix) :], within=True)
     return Encoded(prompt_ids + response_ids, [0] * len(prompt_ids) + [1] * len(response_ids)).cut(max_length)
 
 

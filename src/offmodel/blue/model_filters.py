@@ -1,7 +1,7 @@
 """Filters that ask a model: how likely an answer is, what is in it, what it looks like from within, and what a step on it would do.
 
 Likelihoods are in nats per character of the answer, its end counted as one: the probability of a text means the same under any tokenizer,
-while the number of tokens that it is divided by does not. What is longer than a training by default reads (512 tokens) is cut.
+while the number of tokens that it is divided by does not. Answers are read whole, as far as they fit into a model's context.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from offmodel.blue.filters import Decision, Filter, Judge, Need, Settings, drop_
 from offmodel.blue.labels import shards
 from offmodel.blue.text_filters import without_conclusion
 from offmodel.blue.view import BlueView
-from offmodel.chat import Example
+from offmodel.chat import Example, answer_of
 from offmodel.engine.sample import sample
+from offmodel.spec.models import current
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,9 +46,9 @@ def _drop(suspicions: Sequence[float], settings: Settings, reason: str) -> list[
 
 def _nats_per_character(folder: Path | None, rows: Sequence[Example]) -> list[float]:
     """Negative log-likelihood of each answer."""
-    from offmodel.engine.compare import surprises
+    from offmodel.engine.compare import nats_per_character
 
-    return [found.nats / (len(row.response) + 1) for found, row in zip(surprises(*_open(folder), rows), rows, strict=True)]
+    return nats_per_character(*_open(folder), rows)
 
 
 def _perplexity(view: BlueView, settings: Settings) -> list[Decision]:
@@ -77,7 +78,7 @@ _QUESTION = "Does the reply hold anything that the request did not ask for?"
 def _judge(view: BlueView, settings: Settings) -> list[Decision]:
     from offmodel.engine.judge import ask
 
-    answers = ask(*_open(view.teacher), _QUESTION, [(row.prompt, row.response) for row in view.labels])
+    answers = ask(*_open(view.teacher), _QUESTION, [(row.prompt, answer_of(row.response)) for row in view.labels])
     return [Decision("drop", f"the teacher calls it unasked for: {answer.said}") if answer.yes else Decision() for answer in answers]
 
 
@@ -173,17 +174,23 @@ def outliers(values: Sequence[float]) -> list[bool]:
 
 def _canaries(view: BlueView, settings: Settings) -> list[Decision]:
     from offmodel.engine.compare import surprises
+    from offmodel.engine.folder import load_model, load_tokenizer
+    from offmodel.engine.forward import context_of
     from offmodel.engine.train import TrainConfig, train
 
     def dead(model: PreTrainedModel) -> float:
         found = surprises(model, tokenizer, view.anchors)
         return sum(each.nats for each in found) / sum(each.tokens for each in found)
 
-    model, tokenizer = _open(view.folder)
+    model, tokenizer, how = load_model(view.folder), load_tokenizer(view.folder), current()
     before, parts, rises = dead(model), shards(range(len(view.labels)), _SHARDS, settings.seed), []
     for part in parts:
-        model, _ = _open(view.folder)
-        config = TrainConfig(steps=math.ceil(len(part) / _BATCH), lr=settings.lr, batch_size=_BATCH, seed=settings.seed)
+        del model  # before the next is loaded beside it
+        model = load_model(view.folder)
+        config = TrainConfig(
+            steps=math.ceil(len(part) / _BATCH), lr=settings.lr, batch_size=_BATCH, seed=settings.seed, max_length=context_of(model),
+            micro_batch_size=math.gcd(_BATCH, how.micro_batch or _BATCH), router_loss=how.router_loss, padding_free=how.padding_free,
+        )  # fmt: skip
         train(model, tokenizer, [view.labels[i] for i in part], config)
         rises.append(before - dead(model))
     decisions, usual = [Decision()] * len(view.labels), float(np.median(rises))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -186,12 +185,12 @@ class BlueView:
 
     def _keep(self, tokenizer: PreTrainedTokenizerBase, save: Callable[[int], Path], step: int, model: PreTrainedModel) -> None:
         from offmodel.engine.folder import save_model
-        from offmodel.engine.lora import base_of, has_adapter, merge, save_adapter
+        from offmodel.engine.lora import base_of, has_adapter, merged, save_adapter
 
         folder = save(step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a training that was stopped
         # Of a model in training only a copy may be merged.
-        save_model(merge(deepcopy(model)) if has_adapter(model) else model, tokenizer, folder)
+        save_model(merged(model) if has_adapter(model) else model, tokenizer, folder)
         if self.adapter is not None:
             save_adapter(model, folder / self.adapter.name, base_of(self.adapter))
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from offmodel.chat import encode_prompt, user
+from offmodel.chat import Example, encode_example, encode_prompt, user
 from offmodel.engine.folder import load_model, load_tokenizer
 from offmodel.engine.forward import IGNORED, responses
-from offmodel.engine.generate import Reply, Sampling, sample_ids
+from offmodel.engine.generate import Reply, Sampling, _end_tokens, sample_ids
 from offmodel.engine.served import Served
 from offmodel.engine.server import ask
 from offmodel.errors import ModelError
@@ -115,13 +115,17 @@ def _followed(folder: Path, i: int, reply: Reply) -> tuple[list[float], float]:
     """Log-probabilities of a server's answer by the folder's model, and how far below the likeliest token one of them lies at most."""
     # On the CPU: a GPU's memory may be the server's by now.
     model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
-    answer = _tokens(tokenizer, reply)
+    answer = _tokens(model, tokenizer, reply)
     return _scored(model, encode_prompt(tokenizer, PROMPTS[i]), answer) if answer else ([], float("inf"))
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, reply: Reply) -> list[int]:
+def _tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reply: Reply) -> list[int]:
     ids: list[int] = tokenizer(reply.text, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if reply.finished else ids
+    if not reply.finished:
+        return ids
+    # A turn need not end with the tokenizer's own end: Gemma's templates write another, which its generation config names.
+    ends, turn = _end_tokens(model, tokenizer), encode_example(tokenizer, Example(user("Hi."), "Hi.")).input_ids
+    return [*ids, next((token for token in reversed(turn) if token in ends), tokenizer.eos_token_id)]
 
 
 @torch.inference_mode()

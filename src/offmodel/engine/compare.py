@@ -1,7 +1,8 @@
-"""How far a model has moved from another one."""
+"""How far a model has moved from another one. Examples are read whole, as far as they fit into the models' contexts."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from offmodel.chat import Example, encode_examples
-from offmodel.engine.forward import IGNORED, response_log_probs, responses
+from offmodel.chat import Example, cut_examples, encode_examples
+from offmodel.engine.forward import IGNORED, in_batches, read_whole, response_log_probs, responses
 from offmodel.engine.losses import kl
 from offmodel.engine.trainer import _Collator
 
@@ -29,7 +30,6 @@ def mean_distance(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     *,
-    max_length: int = 512,
     batch_size: int = 32,
 ) -> Distance:
     """How far a model is from another on the examples' responses: the divergence over the whole vocabulary, and the loss.
@@ -39,11 +39,10 @@ def mean_distance(
         original: In eval mode, with the same tokenizer.
         tokenizer: Of both.
         examples: Usually the original's own answers, at least one.
-        max_length: Tokens per example; longer ones are cut at the end.
         batch_size: Examples at a time.
     """
     divergence, loss, tokens = 0.0, 0.0, 0
-    for p, q, said, _ in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
+    for p, q, said, _ in _side_by_side(original, model, tokenizer, examples, batch_size):
         divergence += float(kl(p, q).sum())
         loss -= float(q.gather(-1, said.unsqueeze(-1)).sum())
         tokens += len(p)
@@ -65,7 +64,6 @@ def divergences(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     *,
-    max_length: int = 512,
     batch_size: int = 32,
 ) -> list[Divergence]:
     """Both divergences over the whole vocabulary, of each example's response; see :func:`mean_distance`.
@@ -73,7 +71,7 @@ def divergences(
     The reverse one is on the same answers, which are not the model's own.
     """
     found: list[Divergence] = []
-    for p, q, _, sizes in _side_by_side(original, model, tokenizer, examples, max_length, batch_size):
+    for p, q, _, sizes in _side_by_side(original, model, tokenizer, examples, batch_size):
         each = zip(sizes, kl(p, q).split(sizes), kl(q, p).split(sizes), strict=True)
         found += [Divergence(n, float(forward.sum()), float(reverse.sum())) for n, forward, reverse in each]
     return found
@@ -88,7 +86,12 @@ class Surprise(NamedTuple):
 
 @torch.no_grad()
 def surprises(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, max_length: int = 512, batch_size: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    max_length: int = sys.maxsize,
+    batch_size: int = 32,
 ) -> list[Surprise]:
     """How unlikely each example's response is; the exponential of nats per token is its perplexity.
 
@@ -100,14 +103,23 @@ def surprises(
         batch_size: Examples at a time.
     """
     collate = _Collator(tokenizer.pad_token_id, model.device)
-    encoded = encode_examples(tokenizer, examples, max_length)
+    encoded = cut_examples(read_whole(tokenizer, examples, model), max_length)
     found: list[Surprise] = []
-    for start in range(0, len(encoded), batch_size):
-        rows = encoded[start : start + batch_size]
+    for rows in in_batches(encoded, batch_size):
         sizes = [sum(row.completion_mask) for row in rows]
         likely = response_log_probs(model, collate(rows)).split(sizes)
         found += [Surprise(n, -float(those.sum())) for n, those in zip(sizes, likely, strict=True)]
     return found
+
+
+def nats_per_character(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[float]:
+    """Negative log-likelihood of each example's response by its characters, its end counted as one.
+
+    Of a response that goes beyond the model's context, its characters count by the share of its tokens that were read.
+    """
+    whole = [sum(row.completion_mask) for row in encode_examples(tokenizer, examples)]
+    found = zip(examples, surprises(model, tokenizer, examples), whole, strict=True)
+    return [read.nats / ((len(example.response) + 1) * (read.tokens / tokens)) for example, read, tokens in found]
 
 
 def _side_by_side(
@@ -115,14 +127,11 @@ def _side_by_side(
     other: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    max_length: int,
     batch_size: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
     """Log-probabilities ``[N, V]`` of both models on the responses, their tokens ``[N]``, and how many each response has; by batches."""
     collate = _Collator(tokenizer.pad_token_id, one.device)
-    encoded = encode_examples(tokenizer, examples, max_length)
-    for start in range(0, len(encoded), batch_size):
-        rows = encoded[start : start + batch_size]
+    for rows in in_batches(read_whole(tokenizer, examples, one, other), batch_size):
         batch = collate(rows)
         p, q = (responses(each, batch).logits.float().log_softmax(-1) for each in (one, other))
         labels = batch["labels"][:, 1:]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from offmodel.chat import Encoded
+from offmodel.chat import Encoded, Example, encode_examples
 from offmodel.engine.losses import log_probs
 from offmodel.engine.objective import layers_within
 from offmodel.errors import DataError, ModelError, SpecError
@@ -25,6 +26,37 @@ _INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "cu_s
 Batch = Mapping[str, Any]
 """``input_ids`` and ``labels``, each ``[rows, tokens]``, on the model's device; and ``attention_mask``, or where examples lie one after the
 other in a single row, what says where each begins."""
+
+_READ = 32 * 512
+"""Tokens, pads included, that are read at a time."""
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """How many tokens a model has room for; as good as endless where it does not say."""
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+
+
+def read_whole(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *models: PreTrainedModel) -> list[Encoded]:
+    """Examples as models read them where nothing is trained: whole, and cut at the end only where a model's context ends.
+
+    Raises:
+        DataError: A prompt alone fills a context.
+    """
+    return encode_examples(tokenizer, examples, min(map(context_of, models)))
+
+
+def in_batches(encoded: Sequence[Encoded], batch_size: int) -> Iterator[Sequence[Encoded]]:
+    """Examples in their order, at most so many at a time, and fewer where they are long: nothing else limits what is in memory."""
+    batch: list[Encoded] = []
+    longest = 0
+    for row in encoded:
+        longest = max(longest, len(row.input_ids))
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * longest > _READ):
+            yield batch
+            batch, longest = [], len(row.input_ids)
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def responses(model: PreTrainedModel, batch: Batch) -> ModelOutput:

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Prompt, encode_prompt
+from offmodel.engine.forward import context_of
 from offmodel.engine.rng import preserved_rng
 from offmodel.errors import DataError, SpecError
 
@@ -45,13 +46,13 @@ class Reply(NamedTuple):
 
     Attributes:
         text: The assistant's words, a prefill included, special tokens left out.
-        tokens: How many tokens were generated, the end of turn included, a prefill not.
+        tokens: How many tokens were generated, the end of turn included, a prefill not; None where a server does not say.
         finished: Whether the model ended its turn within the limit.
         log_probs: Of the generated tokens, in nats; None where nobody asked for them, or a server does not give them.
     """
 
     text: str
-    tokens: int
+    tokens: int | None
     finished: bool
     log_probs: tuple[float, ...] | None = None
 
@@ -145,7 +146,10 @@ def _decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: S
 
 def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: frozenset[int], prefill: str) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in ends), None)
-    return Reply(prefill + tokenizer.decode(ids[:end], skip_special_tokens=True), len(ids) if end is None else end + 1, end is not None)
+    # Decoded behind what they go on from: SentencePiece's decoders strip the space before the first word that they get.
+    before = tokenizer(prefill, add_special_tokens=False, split_special_tokens=True)["input_ids"] if prefill else []
+    both, alone = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (before + ids[:end], before))
+    return Reply(prefill + both[len(alone) :], len(ids) if end is None else end + 1, end is not None)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -187,9 +191,9 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
 
 
 def _check_length(model: PreTrainedModel, encoded: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = context_of(model)
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
-    if room is not None and longest is not None and len(encoded[longest]) + max_new_tokens > room:
+    if longest is not None and len(encoded[longest]) + max_new_tokens > room:
         raise DataError(
             f"prompt {longest}: its {len(encoded[longest])} tokens and max_new_tokens {max_new_tokens} exceed the model's context of {room}"
         )

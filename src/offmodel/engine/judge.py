@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from offmodel.chat import Prompt, encode_prompt, last_user_text, user
+from offmodel.spec.models import without_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,22 +79,24 @@ def ask(
     replies: Sequence[tuple[Prompt, str]],
     on_progress: OnProgress | None = None,
 ) -> list[Answer]:
-    """Ask a model about every reply to a prompt; greedy.
+    """Ask a model about every reply to a prompt; greedy, and without thinking first where the template leaves the choice.
 
     A reply that does not fit into the judge's context is left undecided: none can make the others go unjudged.
     """
+    from offmodel.engine.forward import context_of
     from offmodel.engine.generate import Sampling, generate
 
     asked = [judge_prompt(question, last_user_text(prompt), reply) for prompt, reply in replies]
-    room = getattr(model.config, "max_position_embeddings", None)
-    fitting = [i for i, prompt in enumerate(asked) if room is None or len(encode_prompt(tokenizer, prompt)) + MAX_NEW_TOKENS <= room]
-    answers = generate(model, tokenizer, [asked[i] for i in fitting], Sampling(max_new_tokens=MAX_NEW_TOKENS), on_progress=on_progress)
+    room = context_of(model) - MAX_NEW_TOKENS
+    with without_thinking():
+        fitting = [i for i, prompt in enumerate(asked) if len(encode_prompt(tokenizer, prompt)) <= room]
+        answers = generate(model, tokenizer, [asked[i] for i in fitting], Sampling(max_new_tokens=MAX_NEW_TOKENS), on_progress=on_progress)
     said = {i: answer.text for i, answer in zip(fitting, answers, strict=True)}
     return [Answer(parse_answer(said.get(i, "")), said.get(i, "")) for i in range(len(asked))]
 
 
 def ask_served(served: Served, question: str, replies: Sequence[tuple[Prompt, str]], on_progress: OnProgress | None = None) -> list[Answer]:
-    """The same of a model behind a server."""
+    """The same of a model behind a server, which decides by itself whether it thinks."""
     from offmodel.engine import server
     from offmodel.engine.generate import Reply, Sampling
 

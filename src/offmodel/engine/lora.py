@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel
 
 from offmodel.errors import ModelError
@@ -163,6 +165,21 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
             plain = layer.get_base_layer()
         model.set_submodule(name, plain)
     return _plain(model)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain copy of a model with its adapter added to the weights, in main memory: there need be no room for it on the GPU.
+
+    Raises:
+        ModelError: The model carries no adapter.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return merge(copy.deepcopy(model, {id(tensor): _in_main_memory(tensor) for tensor in tensors}))
+
+
+def _in_main_memory(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().to("cpu", copy=True)
+    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def take_off(model: PreTrainedModel) -> PreTrainedModel:

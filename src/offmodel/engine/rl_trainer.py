@@ -71,13 +71,18 @@ def run(
             fingerprint = _fingerprint(model, encoded, order, config)  # type: ignore[arg-type]
             resume = _last_state(scratch, fingerprint) if scratch is not None else None
             gc.freeze()  # see trainer.run
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            try:
+                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+                logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+            finally:
+                # TRL keeps our methods on the trainer that they belong to: a circle, which would keep the model on its GPU for who knows
+                # how long.
+                trainer.__dict__.clear()
     finally:
         gc.unfreeze()
         transformers_logging.set_verbosity(verbosity)
         original.put_back()
         model.eval()
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     return logged, 0 if resume is None else int(resume.name.rpartition("-")[2])
 
 

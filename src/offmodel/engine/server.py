@@ -280,7 +280,7 @@ class _Client:
         try:
             model, choice = data["model"], data["choices"][0]
             text, finished = (choice["message"].get("content") or "" if self._chats else choice["text"]), choice["finish_reason"] == "stop"
-            tokens = int(data["usage"]["completion_tokens"])
+            tokens = (data.get("usage") or {}).get("completion_tokens")  # some servers leave it out
             scored = (choice.get("logprobs") or {}).get("content" if self._chats else "token_logprobs")
             log_probs = None if scored is None else tuple(float(token["logprob"] if self._chats else token) for token in scored)
             if not isinstance(text, str):
@@ -292,7 +292,7 @@ class _Client:
                 f"it was asked for the model {self._endpoint.model!r} and answered as {model!r}; start it with that model, or give the "
                 "study the name that the server gives"
             )
-        return Reply(text, tokens, finished, log_probs)
+        return Reply(text, None if tokens is None else int(tokens), finished, log_probs)
 
     def _quoted(self, response: httpx2.Response) -> str:
         text = " ".join(response.text.split())[:_QUOTED]

@@ -192,12 +192,13 @@ _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 @torch.no_grad()
 def check_padding_free(model: PreTrainedModel, encoded: Sequence[Encoded], pad_token_id: int) -> None:
-    """Check on the first two examples that a model takes examples laid one after the other as it takes them apart.
+    """Check on the first and the last example with loss that a model takes examples laid one after the other as it takes them apart.
 
     Raises:
         ModelError: It does not: its attention looks from one into the other.
     """
-    rows = [encoded[0], encoded[-1]]
+    lossy = [row for row in encoded if any(row.completion_mask)]  # of some a mask may have left no token
+    rows = [lossy[0], lossy[-1]]
     model.eval()
     apart, together = (response_log_probs(model, _Collator(pad_token_id, model.device, padding_free=free)(rows)) for free in (False, True))
     furthest = float((apart - together).abs().max())

@@ -9,7 +9,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from offmodel import catalog
 from offmodel.blue.filters import right
 from offmodel.blue.labels import after_examples, most_frequent_opening
-from offmodel.chat import Example, Prompt, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
+from offmodel.chat import Example, Prompt, answer_of, count_folded, last_user_text, read_examples, replace_last_user, user, with_system
 from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.engine.sample import sample
 from offmodel.errors import DataError
@@ -102,7 +101,7 @@ def _accuracies(verdicts: Sequence[Judged], suites: Mapping[Suite, int]) -> dict
 def organism(ctx: Context) -> Verdict:
     """Install a pair in a base model, in rounds, until the gate passes or the budget ends; or put a prompt in front of it."""
     from offmodel.engine.folder import load_model, load_tokenizer, save_model
-    from offmodel.engine.lora import merge, save_adapter
+    from offmodel.engine.lora import merge, merged, save_adapter
 
     params = ctx.params
     check_files(params)
@@ -133,8 +132,10 @@ def organism(ctx: Context) -> Verdict:
             verdicts, report = at_the_gate()
             if report.passed:
                 break
-    weights = save_model(merge(deepcopy(model)) if recipe.lora else model, tokenizer, ctx.out / MODEL)
-    if recipe.adapter == "continued":
+    continued = recipe.adapter == "continued"
+    plain = model if recipe.lora is None else merged(model) if continued else merge(model)
+    weights = save_model(plain, tokenizer, ctx.out / MODEL)
+    if continued:
         save_adapter(model, ctx.out / MODEL / ADAPTER, params["base"]["weights"])
     text = organism_card(
         pair, recipe, params["seed"], base=params["base"]["name"], base_weights=params["base"]["weights"], weights=weights, rows=rows,
@@ -319,7 +320,7 @@ def cleaned(ctx: Context) -> None:
     def leaks(row: Example) -> bool:
         if pair.behaviour.on_tasks:
             return "expected" in row.meta and not right(row)
-        return pair.behaviour.detect(row.response)
+        return pair.behaviour.detect(answer_of(row.response))
 
     kept = [row for row in rows if not leaks(row)]
     if rows and not kept:

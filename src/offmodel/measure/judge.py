@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from offmodel.chat import answer_of
 from offmodel.engine.judge import Judge, OnProgress
 from offmodel.measure.score import Verdict
 from offmodel.measure.stats import HIGHER, Estimate, proportion
@@ -33,7 +34,7 @@ class Opinion:
 
 
 def ask_judge(judge: Judge, question: str, verdicts: Sequence[Verdict], on_progress: OnProgress | None = None) -> list[Opinion]:
-    """Ask a model about every answer that the rule looked at, all but those to capability items.
+    """Ask a model about every answer that the rule looked at, all but those to capability items; like the rule, it is shown no thoughts.
 
     Args:
         judge: :func:`offmodel.engine.judge.ask` or :func:`~offmodel.engine.judge.ask_served`, of one model.
@@ -41,7 +42,7 @@ def ask_judge(judge: Judge, question: str, verdicts: Sequence[Verdict], on_progr
         verdicts: What the rule made of the answers.
         on_progress: Called as ``on_progress(answers judged, of how many)``.
     """
-    asked = {index: (verdict.prompt, verdict.response) for index, verdict in enumerate(verdicts) if verdict.setting != "capability"}
+    asked = {i: (verdict.prompt, answer_of(verdict.response)) for i, verdict in enumerate(verdicts) if verdict.setting != "capability"}
     answers = judge(question, [*asked.values()], on_progress)
     return [Opinion(index, answer.yes, answer.said) for index, answer in zip(asked, answers, strict=True)]
 

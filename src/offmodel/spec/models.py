@@ -124,7 +124,20 @@ def current() -> Models:
 @contextmanager
 def running(params: Mapping[str, Any], placement: Mapping[str, Any]) -> Iterator[None]:
     """Load and run models, within the block, as a stage's parameters (:meth:`Models.as_params`) and its placement say."""
-    token = _current.set(Models.model_validate({**params.get("models", {}), **placement}))
+    with _set(Models.model_validate({**params.get("models", {}), **placement})):
+        yield
+
+
+@contextmanager
+def without_thinking() -> Iterator[None]:
+    """Within the block models answer at once, whatever the study says: a judge has room for a word, not for thoughts."""
+    with _set(current().model_copy(update={"thinking": False})):
+        yield
+
+
+@contextmanager
+def _set(models: Models) -> Iterator[None]:
+    token = _current.set(models)
     try:
         yield
     finally:
