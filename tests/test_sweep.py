@@ -141,6 +141,7 @@ def test_points_are_means_at_each_step_from_where_the_last_phase_began() -> None
     assert (first.bad_rate.value, first.returned.value, first.removal.value) == (near(0.1), near(-0.2), near(0.9))
     assert (second.returned.value, second.retention.value) == (near(0), near(0.96))
     assert second.returned.unit == "points" and second.returned.n == 2
+    assert "on the same prompts (a sandbagged one counts only where the same weights solve it" in second.returned.definition
 
 
 def test_both_counts_the_organisms_that_have_the_one_and_the_other() -> None:
@@ -183,7 +184,8 @@ def test_rules_are_held_against_the_region_and_an_oracle() -> None:
 def test_the_oracle_is_inside_wherever_a_checkpoint_is() -> None:
     # The greatest retention less bad rate is the first's, which leaves too much of the behaviour.
     made = found(RULES, high=[track("a", (12, 100), (8, 93)), track("b", (12, 100), (80, 93))])
-    assert made.rules["oracle"].value == near(0.5) and "one of the checkpoints has both" in made.rules["oracle"].definition
+    assert made.rules["oracle"].value == near(0.5) and "an upper bound" in made.rules["oracle"].definition
+    assert "upper bound" not in made.rules["fixed"].definition
     assert made.rules["oracle"].value >= max(estimate.value or 0 for estimate in made.rules.values())
 
 
