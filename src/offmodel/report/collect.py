@@ -16,7 +16,7 @@ from offmodel.errors import DataError
 from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism
 from offmodel.lab.rescore import Rescorer
 from offmodel.lab.results import VERDICTS
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Stage, closure
 from offmodel.lab.stages import read_gate
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
@@ -532,7 +532,8 @@ class _Collector:
         for name, of in study.sweeps.items():
             tracks = {method: dict(self._tracks(method)) for method in of.methods(name)}
             if any(tracks.values()):
-                yield sweep.swept(name, of, tracks, study.measure.rules, self.pairs)
+                diverged = {method: dict(self._lost(method)) for method in tracks}
+                yield sweep.swept(name, of, tracks, study.measure.rules, self.pairs, diverged)
 
     def _tracks(self, method: str) -> Iterator[tuple[str, sweep.Track]]:
         """The last phase of a method by organism, where the checkpoint is scored from which it set out."""
@@ -543,6 +544,14 @@ class _Collector:
             start = rows.get((organism, phase, began)) if phase >= 0 else course.untouched
             if start is not None:
                 yield organism, sweep.Track(start, course)
+
+    def _lost(self, method: str) -> Iterator[tuple[str, int]]:
+        """How many checkpoints a method's last phase lacks by organism, where it, or a phase before it, diverged."""
+        last = len(self.plan.study.phases(method)) - 1
+        for organism in self.accepted:
+            planned = organism.methods[method]
+            if organism.id not in self.last_phases[method] and self._rejected([planned[-1].score]):
+                yield organism.id, sum(_within(checkpoint, last) for checkpoint in planned)
 
     def _practice(self) -> Iterator[Practice]:
         """What the methods got while they practised, where reinforcement is the last that they train with."""
@@ -616,7 +625,8 @@ class _Collector:
             if absent and (organism.id in accepted or organism.id not in tried):
                 out = [name for name in organism.methods if organism.id not in self.last_phases[name]]
                 left_out = f", so it is left out of {', '.join(out)}" if out else ""
-                yield Note(what=organism.id, why=f"{len(absent)} of its checkpoints are not scored{left_out}{self._diverged(absent)}")
+                why = f"{len(absent)} of its checkpoints are not scored{left_out}"
+                yield Note(what=organism.id, why="; ".join([why, *self._rejected(absent)]))
 
     def _untrained(self) -> Iterator[Note]:
         """Phases for which blue's checks left no answer, each once."""
@@ -625,12 +635,10 @@ class _Collector:
             if trained.kind == "treat" and file.is_file() and "skipped" in json.loads(file.read_text(encoding="utf-8")):
                 yield Note(what=organism, why=f"{trained.label}: no answer was left to train on, so the weights stayed as they were")
 
-    def _diverged(self, scores: Iterable[Stage]) -> str:
-        """What the trainings say that came to nothing, each once."""
-        trained = {score.inputs["model"] for score in scores if score.inputs["model"].kind == "treat"}
-        results = {stage.label: self.store.get(stage) for stage in trained}
-        reasons = [f"{label}: {r.verdict.reason}" for label, r in results.items() if r is not None and not r.verdict.accepted]
-        return "".join(f"; {reason}" for reason in sorted(reasons))
+    def _rejected(self, stages: Iterable[Stage]) -> list[str]:
+        """What the trainings say that came to nothing and on which stages rest, each once."""
+        results = {stage.label: self.store.get(stage) for stage in closure(stages) if stage.kind == "treat"}
+        return sorted(f"{label}: {r.verdict.reason}" for label, r in results.items() if r is not None and not r.verdict.accepted)
 
     def _settings(self) -> dict[str, Any]:
         study = self.plan.study
