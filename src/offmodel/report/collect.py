@@ -180,7 +180,7 @@ class _Collector:
             claim=self._claim(probed),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
             untrained=tuple(self._untrained()),
-            failed=(*failed, *self._missing(), *self._unwatched()),
+            failed=(*failed, *self._missing(), *self._unprobed(), *self._unwatched()),
             settings=self._settings() | {"models": behind.models(self.plan), "versions": behind.versions(makers)},
             built_in=BUILT_IN if any(base.startswith("world:") for base in self.plan.study.bases) else (),
         )
@@ -627,6 +627,18 @@ class _Collector:
                 left_out = f", so it is left out of {', '.join(out)}" if out else ""
                 why = f"{len(absent)} of its checkpoints are not scored{left_out}"
                 yield Note(what=organism.id, why="; ".join([why, *self._rejected(absent)]))
+
+    def _unprobed(self) -> Iterator[Note]:
+        """Stages of probes without a result, of models that have a score; that of the others is missed already."""
+        there = {"organism": self.untouched, **{method: self._ends(method) for method in self.methods}}
+        for organism in self.accepted:
+            for probe, states in organism.probes.items():
+                probed = {state: stages.values() for state, stages in states.items() if organism.id in there.get(state, ())}
+                absent = {state: [stage for stage in stages if self.store.get(stage) is None] for state, stages in probed.items()}
+                if lacking := {stage for stages in absent.values() for stage in stages}:
+                    whose = ", ".join(state for state, stages in absent.items() if stages)
+                    why = f"{len(lacking)} stages of the probe {probe} have no result ({whose})"
+                    yield Note(what=organism.id, why="; ".join([why, *self._rejected(lacking)]))
 
     def _untrained(self) -> Iterator[Note]:
         """Phases for which blue's checks left no answer, each once."""
