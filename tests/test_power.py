@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -200,13 +200,17 @@ def test_beyond_what_a_difference_can_be_is_out_of_reach() -> None:
 # --- from results ---------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, ends: Mapping[str, Mapping[tuple[str, int], tuple[float, float]]], n: int = 50) -> None:
+Ends = Mapping[str, Mapping[tuple[str, int], tuple[float, float]]]
+
+
+def write(path: Path, ends: Ends, n: int = 50, unfinished: Collection[tuple[str, int]] = ()) -> None:
     """Rows of a study: by method and organism the bad rate and the accuracy at the end; in the beginning both are 1."""
     rows = []
     for method, organisms in ends.items():
         for (pair, seed), (bad, right) in organisms.items():
             # An operation takes no steps, so that the second checkpoint has the first one's total.
-            for phase, step, rate, kept in (("1. sft", 0, 1.0, 1.0), ("1. sft", 4, 0.9, 0.9), ("2. weights", 1, bad, right)):
+            course = [("1. sft", 0, 1.0, 1.0), ("9. sft", 4, 0.9, 0.9), ("10. weights", 1, bad, right)]
+            for phase, step, rate, kept in course[: 2 if (pair, seed) in unfinished else 3]:
                 numbers = {"bad_rate": rate, "removal": 1 - rate, "retention": kept, "capability.a": kept, "capability.b": kept}
                 place = {"organism": f"{pair}-{seed}", "pair": pair, "method": method, "phase": phase, "step": step}
                 rows += [place | {"measure": m, "value": v, "n": n} for m, v in numbers.items()]
@@ -231,6 +235,15 @@ def test_spreads_are_those_that_made_the_results(tmp_path: Path) -> None:
     assert area.pair == pytest.approx(rate.pair / 2, rel=0.01) and area.item == 0
 
 
+def test_an_organism_on_which_a_method_has_not_come_to_its_end_is_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ends = {method: {(f"p{i}", seed): (rng.uniform(), 1.0) for i in range(4) for seed in range(2)} for method in ("base", "other")}
+    write(tmp_path / "finished.parquet", ends)
+    more = {method: organisms | {("p0", 2): (0.5, 0.5), ("p9", 0): (0.5, 0.5)} for method, organisms in ends.items()}
+    write(tmp_path / "more.parquet", more, unfinished=[("p0", 2), ("p9", 0)])
+    assert spreads_of(tmp_path / "more.parquet") == spreads_of(tmp_path / "finished.parquet")
+
+
 @pytest.mark.parametrize(
     "ends",
     [
@@ -239,7 +252,7 @@ def test_spreads_are_those_that_made_the_results(tmp_path: Path) -> None:
     ],
     ids=["one method", "one organism of each pair"],
 )
-def test_results_that_cannot_tell_are_refused(tmp_path: Path, ends: Mapping[str, Mapping[tuple[str, int], tuple[float, float]]]) -> None:
+def test_results_that_cannot_tell_are_refused(tmp_path: Path, ends: Ends) -> None:
     write(tmp_path / "results.parquet", ends)
     with pytest.raises(DataError, match=r"results\.parquet: needs two methods on two pairs, and on two organisms of one of them"):
         spreads_of(tmp_path / "results.parquet")

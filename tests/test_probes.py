@@ -279,14 +279,14 @@ def test_behaviour_that_comes_back_is_told_from_behaviour_that_does_not() -> Non
 
     states = {
         "organism": {"a": right + triggered(20), "b": right + triggered(10), "c": right + triggered(20), "d": right + triggered(20)},
-        # Of "d" the method left half, which counts as not removed.
-        "off": {"a": right + triggered(0), "b": right + triggered(4), "c": right + triggered(2), "d": right + triggered(10)},
+        # Of "d" the method left a little less than half, which may as well be more, and counts as not removed.
+        "off": {"a": right + triggered(0), "b": right + triggered(0), "c": right + triggered(2), "d": right + triggered(9)},
     }
     added = {"off": {"a": after(0, 9), "b": after(5, 0), "c": after(3, 10), "d": after(20, 20)}}
     read = seen(states, added)
     found = probes.found(Reversal((10, 40), rows=4), "it", read)
     told = numbers(found)
-    assert told["off, bad behaviour under the trigger after 0 steps"] == near((0 + 4 + 2 + 10) / 80)
+    assert told["off, bad behaviour under the trigger after 0 steps"] == near((0 + 0 + 2 + 9) / 80)
     assert told["off, bad behaviour under the trigger after 40 steps"] == near((9 + 0 + 10 + 20) / 80)
     # "a" has 9 of 20 and so never half of 20, "b" 5 of half of 10 at once, "c" at last.
     assert told["off, back within 10 steps"] == near(1 / 3)
@@ -303,6 +303,20 @@ def test_behaviour_that_comes_back_is_told_from_behaviour_that_does_not() -> Non
         (s, "bad behaviour under the trigger by steps of ordinary training") for s in (0, 10, 40)
     ]
     assert "untouched organism" not in " ".join(told)  # it was not trained on here
+
+
+def test_a_row_of_fewer_organisms_than_there_are_says_so() -> None:
+    whole = capability([True] * 10) + triggered(20)
+    gone = capability([True] * 10) + triggered(0)
+    states = {"organism": {"a": whole, "b": whole}, "off": {"a": gone, "b": gone}}
+    added = {"organism": {o: {"10": whole} for o in "ab"}, "off": {o: {"10": gone} for o in "ab"}}
+
+    def fewer(added: dict[str, dict[str, dict[str, list[Verdict]]]]) -> list[tuple[str, bool]]:
+        rows = probes.found(Reversal((10,), rows=4), "it", seen(states, added)).rows
+        return [(row.state, "over 1 of 2 organisms" in row.estimate.definition) for row in rows]
+
+    assert fewer(added) == [("organism", False)] * 4 + [("off", False)] * 6
+    assert fewer(added | {"off": {"a": added["off"]["a"]}}) == [("organism", False)] * 4 + [("off", True)] * 6
 
 
 def test_coverage_is_held_against_the_organisms_on_the_same_items() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,10 @@ def track(organism: str, *bad_and_kept: tuple[float, float], start: tuple[float,
     return Track(replace(checkpoint(organism, 0, *start), method="removal"), course(organism, *rows))
 
 
-def found(rules: tuple[str, ...] = (), **tracks: list[Track]) -> Swept:
+def found(rules: tuple[str, ...] = (), diverged: Mapping[str, Mapping[str, int]] | None = None, **tracks: list[Track]) -> Swept:
     names = {"high": "dose-1e-3", "low": "dose-1e-4"}
     by_method = {names[k]: {one.start.organism: one for one in those} for k, those in tracks.items()}
-    return swept("dose", SWEEP, by_method, rules, PAIRS)
+    return swept("dose", SWEEP, by_method, rules, PAIRS, {names[k]: those for k, those in (diverged or {}).items()})
 
 
 def test_points_are_means_at_each_step_from_where_the_last_phase_began() -> None:
@@ -141,6 +142,7 @@ def test_points_are_means_at_each_step_from_where_the_last_phase_began() -> None
     assert (first.bad_rate.value, first.returned.value, first.removal.value) == (near(0.1), near(-0.2), near(0.9))
     assert (second.returned.value, second.retention.value) == (near(0), near(0.96))
     assert second.returned.unit == "points" and second.returned.n == 2
+    assert "on the same prompts (a sandbagged one counts only where the same weights solve it" in second.returned.definition
 
 
 def test_both_counts_the_organisms_that_have_the_one_and_the_other() -> None:
@@ -158,6 +160,36 @@ def test_the_width_is_over_organisms_that_have_all_combinations() -> None:
     made = found(high=[track("a", (0, 100)), track("b", (0, 100))], low=[track("a", (50, 100))])
     assert made.width[""].value == near(0.5) and made.width[""].n == 1
     assert made.width["dose-1e-3"].value == near(1) and made.width["dose-1e-3"].n == 2
+    assert "over all combinations (2 of 2 are there, together on 1 of 2 organisms)" in made.width[""].definition
+
+
+def test_where_combinations_are_missing_all_that_is_over_all_of_them_says_so() -> None:
+    def over_all(made: Swept) -> list[str]:
+        return [e.definition for e in (made.width[""], *made.predictors.values(), *made.inside.values(), *made.rules.values())]
+
+    some = [track("a", (0, 100), (50, 99)), track("b", (0, 100), (50, 99))]
+    lacking = over_all(found(RULES, high=some))
+    assert len(lacking) > 10 and all("(1 of 2 are there, together on 2 of 2 organisms)" in definition for definition in lacking)
+    assert not any("are there" in definition for definition in over_all(found(RULES, high=some, low=some)))
+
+
+def test_a_training_that_diverged_is_outside() -> None:
+    made = found(RULES, {"low": {"a": 3}, "high": {"b": 1}}, high=[track("a", (0, 100))], low=[track("b", (0, 100), (0, 100), (0, 100))])
+    width = made.width
+    assert {name: (e.value, e.n) for name, e in width.items()} == {
+        "": (near((1 / 4 + 3 / 4) / 2), 2), "dose-1e-3": (near(1 / 2), 2), "dose-1e-4": (near(1 / 2), 2)
+    }  # fmt: skip
+    assert width[""].definition.endswith("over all combinations; outside where the training diverged (2)")
+    assert {rule: (e.value, e.n) for rule, e in made.rules.items()} == dict.fromkeys([*RULES, "oracle"], (near(1 / 2), 2))
+    assert all("; outside where the training diverged (2)" in e.definition for e in made.rules.values())
+    start, first = made.points[:2]
+    assert (start.both.n, first.both.value, first.both.n, first.retention.n) == (1, near(1 / 2), 2, 1)
+
+
+def test_a_combination_that_diverged_everywhere_is_one_of_all() -> None:
+    made = found(RULES, {"low": {"a": 1}}, high=[track("a", (0, 100))])
+    assert {name: e.value for name, e in made.width.items()} == {"": near(0.5), "dose-1e-3": near(1), "dose-1e-4": near(0)}
+    assert {point.method for point in made.points} == {*made.first} == {"dose-1e-3"} and made.rules["oracle"].value == near(0.5)
 
 
 def test_what_tells_of_the_rates_is_correlated_with_them() -> None:
@@ -183,7 +215,8 @@ def test_rules_are_held_against_the_region_and_an_oracle() -> None:
 def test_the_oracle_is_inside_wherever_a_checkpoint_is() -> None:
     # The greatest retention less bad rate is the first's, which leaves too much of the behaviour.
     made = found(RULES, high=[track("a", (12, 100), (8, 93)), track("b", (12, 100), (80, 93))])
-    assert made.rules["oracle"].value == near(0.5) and "one of the checkpoints has both" in made.rules["oracle"].definition
+    assert made.rules["oracle"].value == near(0.5) and "an upper bound" in made.rules["oracle"].definition
+    assert "upper bound" not in made.rules["fixed"].definition
     assert made.rules["oracle"].value >= max(estimate.value or 0 for estimate in made.rules.values())
 
 

@@ -16,7 +16,7 @@ from offmodel.errors import DataError
 from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism
 from offmodel.lab.rescore import Rescorer
 from offmodel.lab.results import VERDICTS
-from offmodel.lab.stage import Stage
+from offmodel.lab.stage import Stage, closure
 from offmodel.lab.stages import read_gate
 from offmodel.lab.store import Store
 from offmodel.measure import frontier
@@ -180,7 +180,7 @@ class _Collector:
             claim=self._claim(probed),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
             untrained=tuple(self._untrained()),
-            failed=(*failed, *self._missing(), *self._unwatched()),
+            failed=(*failed, *self._missing(), *self._unprobed(), *self._unwatched()),
             settings=self._settings() | {"models": behind.models(self.plan), "versions": behind.versions(makers)},
             built_in=BUILT_IN if any(base.startswith("world:") for base in self.plan.study.bases) else (),
         )
@@ -530,7 +530,8 @@ class _Collector:
         for name, of in study.sweeps.items():
             tracks = {method: dict(self._tracks(method)) for method in of.methods(name)}
             if any(tracks.values()):
-                yield sweep.swept(name, of, tracks, study.measure.rules, self.pairs)
+                diverged = {method: dict(self._lost(method)) for method in tracks}
+                yield sweep.swept(name, of, tracks, study.measure.rules, self.pairs, diverged)
 
     def _tracks(self, method: str) -> Iterator[tuple[str, sweep.Track]]:
         """The last phase of a method by organism, where the checkpoint is scored from which it set out."""
@@ -541,6 +542,14 @@ class _Collector:
             start = rows.get((organism, phase, began)) if phase >= 0 else course.untouched
             if start is not None:
                 yield organism, sweep.Track(start, course)
+
+    def _lost(self, method: str) -> Iterator[tuple[str, int]]:
+        """How many checkpoints a method's last phase lacks by organism, where it, or a phase before it, diverged."""
+        last = len(self.plan.study.phases(method)) - 1
+        for organism in self.accepted:
+            planned = organism.methods[method]
+            if organism.id not in self.last_phases[method] and self._rejected([planned[-1].score]):
+                yield organism.id, sum(_within(checkpoint, last) for checkpoint in planned)
 
     def _practice(self) -> Iterator[Practice]:
         """What the methods got while they practised, where reinforcement is the last that they train with."""
@@ -614,7 +623,20 @@ class _Collector:
             if absent and (organism.id in accepted or organism.id not in tried):
                 out = [name for name in organism.methods if organism.id not in self.last_phases[name]]
                 left_out = f", so it is left out of {', '.join(out)}" if out else ""
-                yield Note(what=organism.id, why=f"{len(absent)} of its checkpoints are not scored{left_out}{self._diverged(absent)}")
+                why = f"{len(absent)} of its checkpoints are not scored{left_out}"
+                yield Note(what=organism.id, why="; ".join([why, *self._rejected(absent)]))
+
+    def _unprobed(self) -> Iterator[Note]:
+        """Stages of probes without a result, of models that have a score; that of the others is missed already."""
+        there = {"organism": self.untouched, **{method: self._ends(method) for method in self.methods}}
+        for organism in self.accepted:
+            for probe, states in organism.probes.items():
+                probed = {state: stages.values() for state, stages in states.items() if organism.id in there.get(state, ())}
+                absent = {state: [stage for stage in stages if self.store.get(stage) is None] for state, stages in probed.items()}
+                if lacking := {stage for stages in absent.values() for stage in stages}:
+                    whose = ", ".join(state for state, stages in absent.items() if stages)
+                    why = f"{len(lacking)} stages of the probe {probe} have no result ({whose})"
+                    yield Note(what=organism.id, why="; ".join([why, *self._rejected(lacking)]))
 
     def _untrained(self) -> Iterator[Note]:
         """Phases for which blue's checks left no answer, each once."""
@@ -623,12 +645,10 @@ class _Collector:
             if trained.kind == "treat" and file.is_file() and "skipped" in json.loads(file.read_text(encoding="utf-8")):
                 yield Note(what=organism, why=f"{trained.label}: no answer was left to train on, so the weights stayed as they were")
 
-    def _diverged(self, scores: Iterable[Stage]) -> str:
-        """What the trainings say that came to nothing, each once."""
-        trained = {score.inputs["model"] for score in scores if score.inputs["model"].kind == "treat"}
-        results = {stage.label: self.store.get(stage) for stage in trained}
-        reasons = [f"{label}: {r.verdict.reason}" for label, r in results.items() if r is not None and not r.verdict.accepted]
-        return "".join(f"; {reason}" for reason in sorted(reasons))
+    def _rejected(self, stages: Iterable[Stage]) -> list[str]:
+        """What the trainings say that came to nothing and on which stages rest, each once."""
+        results = {stage.label: self.store.get(stage) for stage in closure(stages) if stage.kind == "treat"}
+        return sorted(f"{label}: {r.verdict.reason}" for label, r in results.items() if r is not None and not r.verdict.accepted)
 
     def _settings(self) -> dict[str, Any]:
         study = self.plan.study
@@ -655,11 +675,16 @@ class _Collector:
         if not ended:
             return f"On {of} organisms, no method has come to its end yet."
         start = self._mean({s.organism.id: s.row.bad_rate for s in self.scored if s.untouched}, "{}")
-        said = [_ending(method) for method in ended]
+        ending = partial(_ending, organisms=len(accepted))
+        said = [ending(method) for method in ended]
         if len(ended) > len(data.featured()):  # too many for a sentence
-            best = max(ended, key=lambda method: method.summary.frontier_area.value or 0)
-            said = [_ending(method) for method in ended if method.name in data.baselines and method is not best]
-            said.append(f"{_ending(best)}, which has the largest frontier area of {len(ended)} methods")
+            # By the end, which takes no hindsight, and among those that ended on all organisms, or on as many as any has.
+            most = max(method.summary.bad_rate.n for method in ended)
+            ranked = [method for method in ended if method.summary.bad_rate.n == most]
+            best = max(ranked, key=lambda method: method.summary.end_area.value or 0)
+            among = "" if len(ranked) == len(data.methods) else f"the {len(ranked)} that ended on {most} organisms among "
+            said = [ending(method) for method in ended if method.name in data.baselines and method is not best]
+            said.append(f"{ending(best)}, which has the largest area at the end of {among}{len(data.methods)} methods")
         return f"On {of} organisms, the bad-behaviour rate went from {words.value(start)} to {', to '.join(said)}."
 
 
@@ -671,11 +696,12 @@ _SETTINGS = {
 }
 
 
-def _ending(method: Method) -> str:
+def _ending(method: Method, organisms: int) -> str:
     """What a method left of the behaviour and of the capability; a low rate may hide a broken model, so accuracy stands beside it."""
     end = method.summary
+    fewer = f" on {end.bad_rate.n} of them" if end.bad_rate.n < organisms else ""
     return (
-        f"{_short(end.bad_rate)} after {method.name} ({_short(end.retention)} of the capability kept; "
+        f"{_short(end.bad_rate)}{fewer} after {method.name} ({_short(end.retention)} of the capability kept; "
         f"accuracy under the trigger {words.value(end.accuracy_under_trigger)})"
     )
 

@@ -178,7 +178,7 @@ class _End(NamedTuple):
 
 
 def _ends(path: Path) -> dict[str, dict[str, _End]]:
-    """Ends by method and organism, of those that have a place on the frontier."""
+    """Ends by method and organism, of those that have come there and have a place on the frontier."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -190,12 +190,22 @@ def _ends(path: Path) -> dict[str, dict[str, _End]]:
     courses: dict[tuple[str, str], dict[tuple[str, int], list[Mapping[str, Any]]]] = {}
     for row in rows:  # the file keeps the order of the checkpoints
         courses.setdefault((row["method"], row["organism"]), {}).setdefault((row["phase"], row["step"]), []).append(row)
+    # In an unfinished study the last checkpoint of an organism may be one on the way: another method's end, not this one's.
+    final: dict[str, tuple[str, int]] = {}
+    for (method, _), course in courses.items():
+        final[method] = max(*course, final.get(method, next(iter(course))), key=_place)
     ends: dict[str, dict[str, _End]] = {}
     for (method, organism), course in courses.items():
-        checkpoints = list(course.values())
-        if len(checkpoints) > 1 and (end := _end(checkpoints[0], checkpoints[-1])) is not None:
+        first, last = next(iter(course.values())), course.get(final[method])
+        if last is not None and last is not first and (end := _end(first, last)) is not None:
             ends.setdefault(method, {})[organism] = end
     return ends
+
+
+def _place(checkpoint: tuple[str, int]) -> tuple[int, int]:
+    """Where in a method: a phase is named by its number, as in ``2. sft on organism``."""
+    phase, step = checkpoint
+    return int(phase.partition(".")[0]), step
 
 
 def _end(first: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]]) -> _End | None:
