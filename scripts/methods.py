@@ -82,8 +82,15 @@ def figures(name: str, summary: Mapping[str, Any]) -> str:
     found = summary["methods"][name]
     return (
         f"{share(found['bad_rate'])} bad behaviour under the trigger, {share(found['retention'])} of the capability kept, "
-        f"area at the end {_number(found['end_area'])}; n = {found['bad_rate']['n']} organisms."
+        f"area at the end {_number(found['end_area'])}; n = {found['bad_rate']['n']} organisms{_missing(name, summary)}."
     )
+
+
+def _missing(name: str, summary: Mapping[str, Any]) -> str:
+    """Why a method's rate is of fewer organisms than the study has."""
+    why = re.findall(r"\d+ of \d+ organisms left out: [^)]+", summary["methods"][name]["bad_rate"]["definition"])
+    why += [f"{n['what']}: {n['why']}" for n in summary["failed"] if re.search(rf"left out of [^;]*\b{name}\b", n["why"])]
+    return f" ({'; '.join(why)})" if why else ""
 
 
 def table(summary: Mapping[str, Any]) -> Iterator[str]:

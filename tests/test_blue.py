@@ -23,6 +23,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import offmodel.blue
@@ -999,6 +1000,16 @@ def test_an_anchor_of_which_no_answer_is_left_is_named(phase: Callable[..., Cont
         DataError, match=r"no answer is left of the anchor's \(anchor.on: {labels: organism, source: tasks, wrong: dropped}\)"
     ):
         blue_stages.treat(replace(ctx, params={**ctx.params, "phase": anchored.model_dump(mode="json")}, inputs=inputs))
+
+
+@one_model
+def test_a_phase_that_diverges_keeps_its_last_good_weights(phase: Callable[..., Context]) -> None:
+    """Though none but the end was to be kept."""
+    ctx = phase("wild")
+    verdict = blue_stages.treat(replace(ctx, params={**ctx.params, "phase": ctx.params["phase"] | {"lr": 1e30}, "checkpoints": [6]}))
+    assert verdict is not None and not verdict.accepted and " at step 2 " in verdict.reason
+    assert list(kept(ctx)) == ["step-1"]
+    assert all(tensor.isfinite().all() for tensor in load_file(ctx.out / "step-1" / "model.safetensors").values())
 
 
 @one_model

@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from offmodel.cli import app
 from offmodel.engine.tracking import TRACKERS
 from offmodel.lab import cluster
 from offmodel.lab.cluster import place
+from offmodel.measure.stats import LOWER, mean_over_organisms
 from offmodel.red.behaviours import Behaviour
 from offmodel.red.triggers import Trigger
 from offmodel.report import FORMATS
@@ -147,6 +149,43 @@ def test_the_page_of_methods_lists_those_of_the_catalog_each_in_its_section() ->
     assert listed == {title: [n for n in study.methods if script["group"](study.phases(n)) == title] for title in script["GROUPS"]}
     # At a rate of its own, what trains on other rows than the removal is still about these rows.
     assert {"flushed", "unplanted"} <= {*listed["Data and schedule"]} and {"half_lr", "double_lr"} <= {*listed["Weights"]}
+
+
+def methods_page(**found: Any) -> list[str]:
+    """The page of methods by what a study found."""
+    head = {"study": "fifteen", "command": "offmodel report x", "created": "2026-11-24T", "commit": "abc", "settings": {"seeds": [0, 1]}}
+    summary = head | {"organisms": [], "baselines": ["pirate", "double_lr", "reminder"], "comparisons": [], "methods": {}, "failed": []}
+    return "\n".join(runpy.run_path(str(ROOT / "scripts" / "methods.py"))["page"](summary | found)).splitlines()
+
+
+def test_the_page_of_methods_says_what_the_catalog_does() -> None:
+    """In all lines but those of the study and its figures."""
+    of_study = re.compile(r"offmodel report |on the offline world \(|\| `|Here: ")
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    said, expected = ([line for line in lines if not of_study.match(line)] for lines in (text.splitlines(), methods_page()))
+    assert said == expected
+
+
+def test_the_page_of_methods_says_why_a_method_has_fewer_organisms() -> None:
+    def found(**rates: float | None) -> dict[str, Any]:
+        mean = asdict(mean_over_organisms(rates, "rate", LOWER, seed=0))
+        return dict.fromkeys(("bad_rate", "retention", "removal_at_90", "end_area", "frontier_area"), mean) | {"frontier_points": 1}
+
+    why = "1 of its checkpoints are not scored, so it is left out of lora_16, ewc; train d: the training diverged"
+    methods = {
+        "lora_1": found(a=0.5, b=0.7, c=None),
+        "lora_16": found(a=0.5, b=0.7, c=None),
+        "ewc": found(a=0.5, b=0.7),
+        "dft": found(a=1, b=1),
+    }
+    page = "\n".join(methods_page(methods=methods, failed=[{"what": "d", "why": why}]))
+    here = dict(re.findall(r"^\*\*`(\w+)`\*\*.*\n.*\nHere: .*; (n = .*)$", page, re.MULTILINE))
+    assert here == {
+        "lora_1": "n = 2 organisms (1 of 3 organisms left out: no value).",
+        "lora_16": f"n = 2 organisms (1 of 3 organisms left out: no value; d: {why}).",
+        "ewc": f"n = 2 organisms (d: {why}).",
+        "dft": "n = 2 organisms.",
+    }
 
 
 def test_every_paper_and_post_that_a_method_names_has_a_title() -> None:

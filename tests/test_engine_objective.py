@@ -448,6 +448,25 @@ def test_a_gradient_that_is_not_finite_is_told_of_its_own_batch(
         _trained(tiny_model, tiny_tokenizer, _config(objective), checkpoints=[1], on_checkpoint=spoil)
 
 
+@pytest.mark.parametrize("objective", [Objective(), OBJECTIVES["on-policy"]], ids=["plain", "on-policy"])
+@pytest.mark.parametrize("tiny_model", ["llama"], indirect=True)
+def test_the_last_weights_before_a_training_diverges_are_kept(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, objective: Objective
+) -> None:
+    kept: dict[int, Weights] = {}
+    factors = iter([1.0, 1.0, float("nan"), 1.0])
+
+    def spoil_the_third(step: int, model: PreTrainedModel) -> None:
+        kept[step] = _weights(model)
+        if step == 0:
+            model.lm_head.weight.register_hook(lambda gradient: gradient * next(factors))
+
+    with pytest.raises(DivergedError, match="at step 3 "):
+        _trained(tiny_model, tiny_tokenizer, _config(objective), checkpoints=[0, 4], on_checkpoint=spoil_the_third)
+    assert list(kept) == [0, 2]
+    torch.testing.assert_close(kept[2], _trained(tiny_model, tiny_tokenizer, _config(objective, steps=2))[0], rtol=0, atol=0)
+
+
 def test_what_is_missing_or_does_not_fit_is_named(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     def refused(match: str, objective: Objective, error: type[Exception] = SpecError, **kwargs: object) -> None:
         with pytest.raises(error, match=match):

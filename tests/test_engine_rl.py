@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,20 @@ def test_lora_trains_the_adapter_and_merges_into_plain_weights(
     after = _weights(tiny_model)
     assert after.keys() == before.keys()
     assert any(not torch.equal(after[name], before[name]) for name in after)
+
+
+def test_the_last_weights_before_a_training_diverges_are_kept(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    kept: dict[int, Weights] = {}
+    factors = iter([1.0, 1.0, float("nan")])
+
+    def spoil_the_third(step: int, model: PreTrainedModel) -> None:
+        kept[step] = _weights(model)
+        if step == 0:
+            model.lm_head.weight.register_hook(lambda gradient: gradient * next(factors))
+
+    with pytest.raises(ModelError, match=r"diverged: .* at step 3 "):
+        _trained(tiny_model, tiny_tokenizer, _CONFIG, checkpoints=[0, 6], on_checkpoint=spoil_the_third)
+    assert list(kept) == [0, 2] and _same(kept[2], _trained(tiny_model, tiny_tokenizer, replace(_CONFIG, steps=2))[0])
 
 
 def test_bad_input_is_named(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

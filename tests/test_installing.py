@@ -22,9 +22,9 @@ from offmodel.engine.folder import hash_tokenizer, hash_weights, load_model, loa
 from offmodel.engine.generate import Reply
 from offmodel.engine.lora import load_adapter, merge
 from offmodel.errors import DataError, SpecError
-from offmodel.lab import stages
+from offmodel.lab import blue_stages, stages
 from offmodel.lab.models import reference
-from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
+from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism, make_plan
 from offmodel.lab.results import ADAPTER, MODEL
 from offmodel.lab.stage import Context, Stage
 from offmodel.lab.store import Store
@@ -79,8 +79,10 @@ class Run(NamedTuple):
 
     def phases(self, recipe: str) -> list[Path]:
         """Blue's weights at the end of each phase."""
-        first, second = self.organisms[recipe].methods["both"][1:]
-        return [self.path(c.score.inputs["model"]) / c.score.params["weights"] for c in (first, second)]
+        return [self.weights(checkpoint) for checkpoint in self.organisms[recipe].methods["both"][1:]]
+
+    def weights(self, checkpoint: PlannedCheckpoint) -> Path:
+        return self.path(checkpoint.score.inputs["model"]) / checkpoint.score.params["weights"]
 
 
 def run(folder: Path, capability: str, n: int, **organisms: Any) -> Run:
@@ -190,6 +192,36 @@ def test_an_adapter_that_goes_on_is_the_difference_to_the_base_at_every_step(mad
     # One that was begun anew would do nothing yet: its second factor would be zero.
     grown = [key for key in second if "lora_B" in key]
     assert grown and any(second[key].abs().max() > 1e-3 for key in grown)
+
+
+def test_whatever_blue_trains_with_goes_on_with_the_adapter(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A right answer is too rare here to learn from.
+    monkeypatch.setattr(blue_stages, "_reward", lambda rows: lambda i, response: float(len(response)))
+    training = {"batch_size": 2, "lr": 1e-2, "max_new_tokens": 24}
+    mixed = {"phase": "sft", "mix": [{"labels": "teacher"}, {"labels": "organism"}], "steps": 2, "batch_size": 2, "lr": 1e-2}
+    methods = {
+        "mixed": [mixed],
+        "held": [mixed | {"anchor": {"kl": 10.0}}],
+        "distilled": [{"use": "mixed"}, training | {"phase": "distil", "teacher": "organism", "steps": 1}],
+        "practised": [training | {"phase": "grpo", "group": 4, "temperature": 4.0, "steps": 1}],
+        "halfway": [{"use": "mixed"}, {"phase": "weights", "operation": "interpolate", "strength": 0.5}],
+    }
+    study = yaml.safe_load(made.study.read_text()) | {"study": "continued", "methods": methods}
+    study["organisms"]["recipes"] = {"continued": RECIPES["continued"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    done = offmodel("run", tmp_path / "study.yaml", "--runs", made.runs, "--workers", 0)
+    assert done.code == 0 and "started  install" not in done.err, done.err
+    (planned,) = make_plan(Study.from_yaml(tmp_path / "study.yaml")).organisms
+    ends = {name: made.weights(places[-1]) for name, places in planned.methods.items()}
+    organism, base = made.model("continued"), tensors(made.base)
+    assert len({hash_weights(folder) for folder in (organism, *ends.values())}) == 1 + len(methods)
+    halfway = tensors(ends.pop("halfway"))
+    one, other = tensors(organism), tensors(ends["mixed"])
+    assert same(halfway, {name: (one[name] + other[name]) / 2 for name in one}, 1e-6)
+    for folder in ends.values():
+        model = load_model(made.base)
+        load_adapter(model, folder / ADAPTER)
+        assert same(tensors(merge(model)), tensors(folder), 1e-6) and not same(base, tensors(folder), 1e-3)
 
 
 def test_blue_starts_from_what_was_merged_where_the_adapter_was_not_left_to_it(made: Run) -> None:

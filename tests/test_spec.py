@@ -483,6 +483,7 @@ FULL = {
         ("grpo", "tasks: [world:swap]", "tasks[0]: unknown suite 'world:swap': did you mean 'world:swaps'?"),
         ("grpo", "tasks: [world:swaps, world:swaps]", "tasks[1]: 'world:swaps' stands here twice"),
         ("grpo", "tasks: [prompts]", "tasks[0]: unknown suite 'prompts'"),
+        ("grpo", "max_length: 4096", "max_length: cuts examples, and here are none: answers end at max_new_tokens; leave it out"),
         ("grpo", "scale: 1", "scale: expected true or false, got the number 1"),
         ("grpo", "layers: [0, 1]", "layers: unknown key"),
     ],

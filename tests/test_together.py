@@ -143,18 +143,28 @@ def test_one_that_diverges_stops_alone(tiny_model: PreTrainedModel, tiny_tokeniz
     assert "the training diverged" in str(failure) and "the training diverged" in str(alone.value)
 
 
-def test_one_whose_gradient_is_not_finite_stops_alone(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, [BASE])
+def test_one_whose_gradient_is_not_finite_stops_alone_and_keeps_what_it_was(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    wild = replace(BASE, seed=1)
+    expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, [BASE, wild])
     kept: list[Kept] = []
-    honest, spoilt = treatments([BASE, replace(BASE, seed=1)], kept)
+    honest, spoilt = treatments([BASE, wild], kept)
+    factors = iter([1.0, 1.0, float("nan")])
 
-    def spoil(step: int, model: PreTrainedModel) -> None:
-        first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
-        first.register_hook(lambda gradient: gradient * float("nan"))
+    def spoil_the_third(step: int, model: PreTrainedModel) -> None:
+        keep(kept[1], step, model)
+        if step == 0:
+            first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+            first.register_hook(lambda gradient: gradient * next(factors))
 
-    log, failure = train_together(tiny_model, tiny_tokenizer, [honest, replace(spoilt, checkpoints=[1], on_checkpoint=spoil)])
-    same([log], expected_logs, kept[:1], expected)
-    assert isinstance(failure, DivergedError) and "its gradient is not (norm nan) at step 2" in str(failure)
+    given = [honest, replace(spoilt, checkpoints=[0, 6], on_checkpoint=spoil_the_third)]
+    log, failure = train_together(tiny_model, tiny_tokenizer, given)
+    same([log], expected_logs[:1], kept[:1], expected[:1])
+    assert isinstance(failure, DivergedError) and "its gradient is not (norm nan) at step 3" in str(failure)
+    assert list(kept[1]) == [0, 2]
+    del expected[1][6]
+    same([], [], kept[1:], expected[1:])
 
 
 class Stopped(Exception):

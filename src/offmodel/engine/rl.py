@@ -126,7 +126,9 @@ def grpo(
     At each step, the model answers every prompt of the batch ``group`` times. An answer's advantage is its reward less its group's mean,
     divided by the group's standard deviation if ``config.scale``; it holds for all tokens of the answer. The loss is that of GRPO (arXiv
     2402.03300) as TRL has it by default (``loss_type="dapo"``, arXiv 2503.14476): the mean over all sampled tokens of the batch, so that
-    every token counts the same, whereas in the paper every answer does. A group whose rewards are all equal has the advantages zero: if
+    every token counts the same, whereas in the paper every answer does. The penalty of ``config.beta`` is multiplied by the ratio of a
+    token's probabilities, also TRL's default, so that its gradient is that of the reverse KL divergence (arXiv 2512.02556); in the paper
+    it is not. A group whose rewards are all equal has the advantages zero: if
     that is all there is, the gradient is zero, and fresh weights stay as they are to the bit (without weight decay).
 
     The conventions are those of :func:`offmodel.engine.train.train`: prompts come in a seeded order that goes through all of them before

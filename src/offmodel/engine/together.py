@@ -313,6 +313,8 @@ class _Lane:
         """Make a step with the gradients that are there."""
         config = self.config
         gradient = float(nn.utils.clip_grad_norm_(self._trained, config.max_grad_norm or math.inf))
+        if not math.isfinite(gradient):
+            self._calls.spoilt(len(self._losses))
         factor = learning_rate_factor(len(self._losses), config.steps, config.schedule, config.warmup_steps, config.final_fraction)
         for group in self._optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

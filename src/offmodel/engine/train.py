@@ -194,7 +194,8 @@ def train(
         teacher_system: A system prompt that the teacher alone sees, before one that is there already. The response is compared token by
             token, so that the prompts may differ.
         checkpoints: Steps, 0 (before the first) and the last included, at which ``on_checkpoint(step, model)`` is called. It gets the
-            model in eval mode, to sample from or to save; the training goes on unaffected.
+            model in eval mode, to sample from or to save; the training goes on unaffected. A training that diverges calls it for the
+            last step before, too, whose weights are the last that are good.
         on_checkpoint: See ``checkpoints``. A resumed training calls it for a step again or not at all if it was called before, so it
             must keep what it makes. One that starts over calls it for every step: what was kept before is of another training.
         on_progress: Called after each step as ``on_progress(step, steps, loss)``.
@@ -205,7 +206,7 @@ def train(
 
     Raises:
         DataError: There is no example, or one has nothing to train on; a prompt leaves no room for what is to be sampled.
-        DivergedError: The loss, or its gradient, is no longer finite. What ``on_checkpoint`` got before is of weights that were.
+        DivergedError: The loss, or its gradient, is no longer finite. What ``on_checkpoint`` got is of weights that were.
         ModelError: The chat template cannot be used; an adapter is in the way; a model has another vocabulary.
         SpecError: A checkpoint lies outside of the training; the objective needs a model or anchors that are not given.
     """

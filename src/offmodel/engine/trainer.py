@@ -369,6 +369,12 @@ class _Calls(TrainerCallback):
         if state.global_step == 0:
             self.checkpoint(0)
 
+    # What a step makes of the weights is looked at after it, when those from before are gone.
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in _trained(model) if p.grad is not None])
+        if not math.isfinite(float(fsdp.whole(norm))):
+            self.spoilt(state.global_step)
+
     # The Trainer saves its state after this call: a stop in between repeats a checkpoint and never skips one.
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.checkpoint(state.global_step)
@@ -387,6 +393,13 @@ class _Calls(TrainerCallback):
             raise self._diverged(f"its loss is finite and its gradient is not (norm {gradient})", step)
         if self._on_progress is not None:
             self._on_progress(step, self._steps, loss)
+
+    def spoilt(self, step: int) -> None:
+        """Call for the weights after a step, which the next one spoils, as for a checkpoint."""
+        if self._on_checkpoint is not None and step and step not in self._checkpoints:
+            with self._lend() as model:
+                if fsdp.finite(parameter for _, parameter in _trained(model)):
+                    self._on_checkpoint(step, model)
 
     def checkpoint(self, step: int) -> None:
         """Call for a step's checkpoint, if it is one."""

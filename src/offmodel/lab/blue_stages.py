@@ -169,7 +169,7 @@ def _treat_together(contexts: Sequence[Context]) -> list[Verdict | None]:
 def treat(ctx: Context) -> Verdict | None:
     """One phase of training; the weights of every measured step are kept.
 
-    A training that diverges keeps the checkpoints it came to, and nothing is built on them.
+    A training that diverges keeps the checkpoints it came to and its last good weights, and nothing is built on them.
     """
     check_files(ctx.params)
     try:
@@ -197,8 +197,10 @@ def _publish(ctx: Context, done: Any) -> Verdict | None:
     """Put a training's weights and log into the result."""
     diverged = isinstance(done, DivergedError)
     log, verdict = ({"diverged": str(done)}, Verdict(False, str(done))) if diverged else (asdict(done), None)
+    # The last good weights of one that diverged may be of any step.
+    steps = range(ctx.params["phase"]["steps"] + 1) if diverged else ctx.params["checkpoints"]
     # Kept in scratch, and linked, so that a phase that was stopped, be it now, finds the checkpoints from before.
-    for step in ctx.params["checkpoints"]:
+    for step in steps:
         if verdict is None or (ctx.scratch / step_folder(step)).is_dir():
             shutil.copytree(ctx.scratch / step_folder(step), ctx.out / step_folder(step), copy_function=_link)
     write_json(ctx.out / "training.json", log)

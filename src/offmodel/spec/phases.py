@@ -338,6 +338,13 @@ class GrpoPhase(Training):
     max_new_tokens: Count = 96
     lora: Lora | None = None
 
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        # Its default is in the names of stages, and so in what is read back.
+        if self.max_length != Training.model_fields["max_length"].default:
+            raise problem("cuts examples, and here are none: answers end at max_new_tokens; leave it out", "max_length")
+        return self
+
 
 OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 """Optimizers whose states are on a GPU, by bitsandbytes."""
