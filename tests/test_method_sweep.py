@@ -32,7 +32,8 @@ ALIKE = {  # another number, prompt or direction in what the others do
 OWN_STYLE = "own_style"  # it rewords the world's pirate alone, and ends where another teacher speaks
 METHODS = sorted({*catalog.names("method")} - ALIKE - {OWN_STYLE})
 UNTRAINED = {"tag_alone", "first_words_alone", "examples_alone"}
-_STEP = {"steps": 1, "warmup_steps": 0, "batch_size": 2, "max_length": 1024}
+_STEP = {"steps": 1, "warmup_steps": 0, "batch_size": 2}
+_EXAMPLES = _STEP | {"max_length": 1024}
 _LABELS = {"max_new_tokens": 28, "rows": 12}
 
 
@@ -40,12 +41,12 @@ def _short(phase: dict[str, Any]) -> dict[str, Any]:
     """A phase with a step of training, on a few short labels."""
     match phase.get("phase"):
         case "sft" if "mix" in phase:
-            return phase | _STEP | {"mix": [labels | _LABELS for labels in phase["mix"]]}
+            return phase | _EXAMPLES | {"mix": [labels | _LABELS for labels in phase["mix"]]}
         case "sft":
             fitted = {"fitted": phase["fitted"] | {"steps": 1}} if "fitted" in phase else {}
-            return phase | _STEP | _LABELS | fitted
+            return phase | _EXAMPLES | _LABELS | fitted
         case "distil":
-            return phase | _STEP | {"max_new_tokens": 28, "rows": 2}
+            return phase | _EXAMPLES | {"max_new_tokens": 28, "rows": 2}
         case "grpo":
             return phase | _STEP | {"max_new_tokens": 4, "group": 2}
     return phase
