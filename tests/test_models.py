@@ -286,7 +286,8 @@ def test_weights_are_not_written_twice(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("scratch/step-1", "start/step-9", "own"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "model.safetensors").touch()
-    ctx = Context({"start": "step-9", "checkpoints": [1]}, {"start": tmp_path / "start"}, tmp_path / "out", tmp_path / "scratch")
+    params = {"start": "step-9", "checkpoints": [1], "phase": {"steps": 3}}
+    ctx = Context(params, {"start": tmp_path / "start"}, tmp_path / "out", tmp_path / "scratch")
     (tmp_path / "out").mkdir()
 
     def there(expected: Path) -> bool:
