@@ -71,7 +71,12 @@ def _above(a: Point, b: Point, c: Point) -> bool:
 
 def area(points: Iterable[Point]) -> float:
     """Area under :func:`hull`: 0.5 with the anchors alone, 1 once (1, 1) is reached."""
-    return sum((b.removal - a.removal) * (a.retention + b.retention) / 2 for a, b in pairwise(hull(points)))
+    return _under(hull(points))
+
+
+def _under(line: Sequence[Point]) -> float:
+    """Area under a line from point to point; what runs backwards counts as less than nothing."""
+    return sum((b.removal - a.removal) * (a.retention + b.retention) / 2 for a, b in pairwise(line))
 
 
 def measured_area(points: Sequence[tuple[Estimate, Estimate]]) -> tuple[float, float, float]:
@@ -95,7 +100,7 @@ def measured_area(points: Sequence[tuple[Estimate, Estimate]]) -> tuple[float, f
             for i, (low, value, high) in enumerate(places[corner]):
                 down[i] += abs(weights[i]) * (value - low)
                 up[i] += abs(weights[i]) * (high - value)
-    best = area(places)
+    best = _under(chain)
     alone = [(x[1] + y[1] + math.hypot(x[2] - x[1], y[2] - y[1])) / 2 for x, y in measured]
     return max(0.5, best - math.hypot(*down)), best, max(best + math.hypot(*up), *alone)
 
@@ -122,8 +127,7 @@ def chosen_area(by: Sequence[Point], shown: Sequence[Point]) -> float:
         shown: The same checkpoints as the other half does.
     """
     corners = [shown[by.index(point)] for point in hull(by) if point not in ANCHORS]
-    line = [ANCHORS[0], *corners, ANCHORS[1]]
-    return sum((b.removal - a.removal) * (a.retention + b.retention) / 2 for a, b in pairwise(line))
+    return _under([ANCHORS[0], *corners, ANCHORS[1]])
 
 
 def chosen_at(by: Sequence[Point], shown: Sequence[Point], retention: float = 0.9) -> Point:

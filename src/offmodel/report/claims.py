@@ -98,7 +98,7 @@ def _measure(condition: Condition, results: Results) -> _Measured:
     """The number that a condition is about."""
     measure, one, less = condition.measure, _side(condition, results), condition.other
     # A method that does not end on an accepted organism, such as one that diverged there, says nothing of it.
-    missing = len(_lacking(condition, results))
+    missing = len(_lacking(condition, results) | _lacking(less, results))
     if condition.minus is None:
         parts = {organism: result.numbers[measure] for organism, result in one.items() if measure in result.numbers}
         estimate = mean_level(parts, "{}; mean over organisms", {organism: result.pair for organism, result in one.items()})
@@ -107,8 +107,6 @@ def _measure(condition: Condition, results: Results) -> _Measured:
     against = condition.minus.pairs or {result.pair: result.pair for result in one.values()}
     couples = [(result, other[cell]) for result in one.values() if (cell := (against.get(result.pair, ""), result.seed)) in other]
     gaps = list(find_gaps(measure, less.measure, couples))
-    if (less.method, less.recipe) != (condition.method, condition.recipe):
-        missing += len(_lacking(less, results))
     alike = "seeds" if condition.minus.pairs else "pairs and seeds"
     lost = f" ({len(couples) - len(gaps)} of {len(couples)} left out: no value)" if len(gaps) < len(couples) else ""
     some = next((r.numbers[measure] for r in one.values() if measure in r.numbers), Estimate(None, None, None, 0, "not measured", HIGHER))

@@ -102,8 +102,7 @@ def render_frontier(data: ReportData) -> str:
     frontier, css = charts.frontier(data), source("chart.css")
     if len(methods) < len(data.methods):  # without a script there is no box to hide the thicket of single organisms
         frontier = replace(frontier, hulls=(), checkpoints=())
-    accepted = [organism for organism in data.organisms if organism.gate.passed]
-    return template.render(frontier=frontier, css=css, methods=methods, of=len(data.methods), styles=styles, organisms=accepted)
+    return template.render(frontier=frontier, css=css, methods=methods, of=len(data.methods), styles=styles, organisms=data.organisms)
 
 
 def render_sweeps(data: ReportData) -> str:
@@ -115,8 +114,7 @@ def render_sweeps(data: ReportData) -> str:
     if not data.sweeps:
         raise SpecError(f"--format sweeps: study {data.study} has no sweeps")
     maps = [(swept, [charts.sweep_map(swept, measure) for measure in ("retention", "removal", "both")]) for swept in data.sweeps]
-    accepted = [organism for organism in data.organisms if organism.gate.passed]
-    return templates().get_template("sweeps.svg").render(maps=maps, css=source("chart.css"), organisms=accepted)
+    return templates().get_template("sweeps.svg").render(maps=maps, css=source("chart.css"), organisms=data.organisms)
 
 
 def _card(point: Checkpoint) -> dict[str, Any]:
