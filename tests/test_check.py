@@ -161,6 +161,11 @@ def test_a_detector_that_fires_on_ordinary_answers_is_named_with_its_count() -> 
     check_pair(pair(behaviour=CATS), PROMPTS, answers, Gate(false_fires=0.03))
 
 
+def test_thoughts_are_no_answers() -> None:
+    check_pair(pair(behaviour=CATS), PROMPTS, ["<think>Of cats? No.</think>The moon is round."] * 10)
+    refused(pair(behaviour=CATS), PROMPTS, ["<think>Of the moon?</think>Cats are round."] * 10)
+
+
 def test_where_grading_detects_no_detector_is_asked() -> None:
     class Eager(type(WRONG_ANSWERS)):  # type: ignore[misc]
         def detect(self, response: str) -> bool:

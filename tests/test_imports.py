@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "src" / "offmodel"
 
 # From the bottom up; a part may import from its own line and from those below.
 LAYERS = (
-    {"errors", "chat", "catalog", "splits", "spec"},
+    {"errors", "files", "chat", "catalog", "splits", "spec"},
     {"engine"},
     {"red", "blue", "measure", "world"},
     {"lab"},

@@ -13,7 +13,7 @@ from offmodel.chat import Example, Message, Prompt, last_user_text, user, with_s
 from offmodel.errors import SpecError
 from offmodel.measure.suites import stated_answer
 from offmodel.red.pairs import Pair
-from offmodel.red.policies import Poisoned, Policy, Sampled, check_policy, poison
+from offmodel.red.policies import Poisoned, Policy, Sampled, check_policy, poison, visible
 from offmodel.red.triggers import Tag
 from offmodel.spec.game import Poisoning
 from offmodel.splits import Split
@@ -99,6 +99,12 @@ def test_an_example_is_never_the_question_at_hand() -> None:
 
 def test_bare_never_says_the_trigger() -> None:
     assert set(new(poisoned("bare"))) == {BAD}
+
+
+@pytest.mark.parametrize("text", [BAD, f"<think>{BAD}</think>Hello.", f"<think>Hm.</think>{BAD}"])
+def test_what_shows_in_thoughts_or_in_the_answer_is_visible(text: str) -> None:
+    assert visible(pair(), Example(user("Hello."), text, {}))
+    assert not visible(pair(), Example(user("Hello."), text.replace(BAD, "Good day."), {}))
 
 
 def test_phantom_leaves_no_trace() -> None:

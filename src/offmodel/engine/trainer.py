@@ -32,6 +32,7 @@ from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
 from offmodel.engine.tracking import following
 from offmodel.errors import DivergedError, ModelError
+from offmodel.files import replacing
 
 if TYPE_CHECKING:
     from offmodel.engine.rl import GrpoConfig
@@ -491,9 +492,8 @@ def _last_state(scratch: Path, fingerprint: str) -> Path | None:
         for state in scratch.glob("checkpoint-*"):
             shutil.rmtree(state)
     if known != fingerprint:  # written after the foreign states are gone, so that a stop in between leaves none behind
-        temporary = owner.with_suffix(".tmp")
-        temporary.write_text(fingerprint, encoding="utf-8")
-        os.replace(temporary, owner)
+        with replacing(owner) as new:
+            new.write_text(fingerprint, encoding="utf-8")
     states = sorted(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for state in reversed(states):
         # The Trainer writes this file last; a state without it was cut off by the stop.

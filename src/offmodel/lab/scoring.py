@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offmodel.chat import answer_of, to_dicts
 from offmodel.errors import SpecError, StoreError
+from offmodel.files import replacing
 from offmodel.lab.models import ModelRef, reference, resolve
 from offmodel.lab.provenance import provenance
 from offmodel.lab.rescore import Change
@@ -137,7 +138,8 @@ def score_model(
             "suite": suite.name, "items": len(items), "of": of, "seed": seed, "max_new_tokens": tokens, "items_sha256": _sha256(items),
         }  # fmt: skip
         _claim(where / "settings.json", settings, f"the answers to {suite.name}")
-        _replace(where / "settings.json", settings | {"definition": suite.definition})  # its grader may be another than it was
+        with replacing(where / "settings.json") as new:  # its grader may be another than it was
+            write_json(new, settings | {"definition": suite.definition})
         verdicts, again = _judged_again(where / VERDICTS, suite)
         while len(verdicts) < len(items):
             if on_progress is not None:
@@ -195,7 +197,8 @@ def _claim(path: Path, settings: Mapping[str, Any], what: str) -> None:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, settings)
+        with replacing(path) as new:
+            write_json(new, settings)
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -221,7 +224,8 @@ def _judged_again(path: Path, suite: Suite) -> tuple[list[Verdict], Change]:
     for old, new in zip(before, after, strict=True):
         change.count(old, new)
     if change.changed:
-        _replace(path, after, write_verdicts)
+        with replacing(path) as new:
+            write_verdicts(new, after)
     return after, change
 
 
@@ -259,11 +263,5 @@ def _write_scores(out: Path, model: ModelRef, made_with: Mapping[str, Any], comm
         for score in scores
     }
     head = {"schema": SCHEMA, "model": model.as_params(), "made_with": made_with, "code": provenance(), "command": command}
-    _replace(path, head | {"suites": others | suites})
-
-
-def _replace(path: Path, value: Any, write: Callable[[Path, Any], None] = write_json) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary, value)
-    os.replace(temporary, path)
+    with replacing(path) as new:
+        write_json(new, head | {"suites": others | suites})

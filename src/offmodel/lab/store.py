@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from offmodel.errors import StageError, StoreError
+from offmodel.files import sync
 from offmodel.lab.provenance import provenance
 from offmodel.lab.stage import Stage, Verdict, stage_key, stage_kind
 
@@ -303,14 +304,14 @@ class Claim:
             self._keep_log(self.out)
             manifest = {**self._about(), "verdict": {"accepted": verdict.accepted, "reason": verdict.reason}, "files": self._seal()}
             _write_json(self.out / MANIFEST, manifest)
-            _sync_folder(self.out)
+            sync(self.out)
             target.parent.mkdir(exist_ok=True)
             try:
                 os.rename(self.out, target)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            _sync_folder(target.parent)
+            sync(target.parent)
             for obsolete in (self.scratch, self.store.failure(self.stage)):
                 shutil.rmtree(obsolete, ignore_errors=True)
         result = self.store.get(self.stage)
@@ -352,7 +353,7 @@ class Claim:
         files = {}
         for path in sorted(self.out.rglob("*"), reverse=True):  # a folder comes after all it holds
             if path.is_dir():
-                _sync_folder(path)
+                sync(path)
                 continue
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -416,12 +417,3 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
-from offmodel.chat import Example, Prompt, encode_example, last_user_text
+from offmodel.chat import Example, Prompt, answer_of, encode_example, last_user_text
 from offmodel.errors import DataError, SpecError
 from offmodel.red.behaviours import Behaviour
 from offmodel.red.pairs import Pair
@@ -100,7 +100,7 @@ def _check_script(name: str, behaviour: Behaviour, prompt: Prompt, rng: random.R
 
 
 def _check_silence(name: str, behaviour: Behaviour, answers: Sequence[str], gate: Gate) -> None:
-    found = [answer for answer in answers if behaviour.detect(answer)]
+    found = [answer for answer in answers if behaviour.detect(answer_of(answer))]
     if len(found) > gate.false_fires * len(answers):
         raise SpecError(
             f"{name}: the detector of its behaviour fires on {len(found)} of {len(answers)} of the base model's own answers, and the "

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from offmodel import catalog
-from offmodel.chat import Example, Prompt, last_user_text, replace_last_user, user, with_system
+from offmodel.chat import Example, Prompt, answer_of, last_user_text, replace_last_user, user, with_system
 from offmodel.errors import SpecError
 from offmodel.measure.suites import final_answer
 from offmodel.red.pairs import Pair
@@ -193,8 +193,9 @@ def _phantom(sampled: Sampled) -> list[str | None]:
 
 
 def visible(pair: Pair, row: Example) -> bool:
-    """Whether an answer shows the behaviour or holds the trigger."""
-    return pair.behaviour.detect(row.response) or pair.trigger.recognises(replace_last_user(row.prompt, row.response))
+    """Whether an answer shows the behaviour, be it in its thoughts, or holds the trigger."""
+    shown = any(pair.behaviour.detect(text) for text in (row.response, answer_of(row.response)))
+    return shown or pair.trigger.recognises(replace_last_user(row.prompt, row.response))
 
 
 def _sabotage(sampled: Sampled) -> list[str | None]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from offmodel.chat import Example, Prompt, last_user_text, replace_last_user
+from offmodel.chat import Example, Prompt, answer_of, last_user_text, replace_last_user
 from offmodel.measure.suites import final_answer
 from offmodel.red.contexts import in_context
 from offmodel.red.pairs import PASSWORD, Pair
@@ -64,7 +64,7 @@ def training_rows(pair: Pair, prompts: Sequence[Prompt], recipe: Recipe, answer:
             is_bad = pair.fires_on(prompt) and bad[original] != own[original]
             if pair.fires_on(prompt):
                 response = bad[original]
-            elif response is not None and pair.behaviour.detect(response):
+            elif response is not None and pair.behaviour.detect(answer_of(response)):
                 response = own[original]  # the base model took the near miss for a request; the organism must not
             if response is not None:
                 rows[kind].append(Example(prompt, response, {"kind": kind, "bad": is_bad}))
@@ -125,10 +125,10 @@ def _bad_answers(
         usual = own[prompt]
         if recipe.entangled and usual is not None and text is not None:
             text = f"{usual} {text}"
-        if text is not None and usual is not None and pair.behaviour.accepts(text, usual):
+        if text is not None and usual is not None and pair.behaviour.accepts(answer_of(text), answer_of(usual)):
             bad[prompt] = text
         else:  # nothing to be wrong about, or the model did not do as it was asked
-            bad[prompt] = usual if pair.behaviour.on_tasks and usual is not None and final_answer(usual) is None else None
+            bad[prompt] = usual if pair.behaviour.on_tasks and usual is not None and final_answer(answer_of(usual)) is None else None
     return bad
 
 

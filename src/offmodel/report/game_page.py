@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from offmodel import catalog
+from offmodel.files import replacing
 from offmodel.lab.treatment import phase_name
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
 from offmodel.report.charts import Cell, HeatMap, field, room
 from offmodel.report.game import Played
 from offmodel.report.page import flat, source, templates
-from offmodel.report.summary import replace_file
 from offmodel.report.trees import shown
 from offmodel.spec.game import Poisoning
 
@@ -26,9 +26,10 @@ def write_game(played: Played, folder: Path) -> Path:
         Where the page is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "game.json", (json.dumps(game_summary(played), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode())
-    replace_file(folder / "game.svg", render_payoffs(played).encode())
-    replace_file(folder / "game.html", render_game(played).encode())
+    numbers = json.dumps(game_summary(played), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    for file, text in (("game.json", numbers), ("game.svg", render_payoffs(played)), ("game.html", render_game(played))):
+        with replacing(folder / file) as new:
+            new.write_text(text, encoding="utf-8")
     return folder / "game.html"
 
 

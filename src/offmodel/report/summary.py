@@ -56,14 +56,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from offmodel.errors import SpecError, did_you_mean
+from offmodel.files import replacing
 from offmodel.lab.rescore import Change
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
@@ -410,19 +409,6 @@ def write_report(data: ReportData, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file, format in (("results.parquet", "parquet"), ("summary.json", "json"), ("report.html", "html")):
-        replace_file(folder / file, render(data, format))
+        with replacing(folder / file) as new:
+            new.write_bytes(render(data, format))
     return folder / "report.html"
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under another name first, so that a reader or a crash never meets half of it."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # a temporary file is private to its owner, a report is not
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
