@@ -18,10 +18,10 @@ from offmodel.chat import Example, Message, _lead, encode_example, encode_prompt
 from offmodel.engine import canary
 from offmodel.engine.folder import hash_weights, load_model, load_tokenizer, save_model
 from offmodel.engine.forward import response_log_probs
-from offmodel.engine.generate import Reply, Sampling, _reply, generate
+from offmodel.engine.generate import Reply, Sampling, generate, reply_of
 from offmodel.engine.lora import LoraSettings, attach, base_of, has_adapter, load_adapter, merge, merged, save_adapter
 from offmodel.engine.train import TrainConfig, train
-from offmodel.engine.trainer import _Collator, check_padding_free
+from offmodel.engine.trainer import Collator, check_padding_free
 from offmodel.errors import DataError, ModelError, SpecError
 from offmodel.spec.models import Models, current, running
 
@@ -79,7 +79,7 @@ def test_what_goes_on_from_a_prefill_keeps_its_space(folder: Path) -> None:
     whole = tokenizer("So it is red.", add_special_tokens=False)["input_ids"]
     for n in range(len(whole) + 1):
         begun = tokenizer.decode(whole[:n])
-        assert _reply(tokenizer, whole[n:], frozenset(), begun).text == "So it is red."
+        assert reply_of(tokenizer, whole[n:], frozenset(), begun).text == "So it is red."
 
 
 def test_nobody_thinks_unless_the_study_says_so() -> None:
@@ -277,8 +277,8 @@ def test_examples_side_by_side_do_not_see_each_other(folder: Path) -> None:
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     rows = [encode_example(tokenizer, example) for example in _EXAMPLES]
     with torch.no_grad():
-        apart = torch.cat([response_log_probs(model, _Collator(0, model.device)([row])) for row in rows])
-        together = response_log_probs(model, _Collator(0, model.device, padding_free=True)(rows))
+        apart = torch.cat([response_log_probs(model, Collator(0, model.device)([row])) for row in rows])
+        together = response_log_probs(model, Collator(0, model.device, padding_free=True)(rows))
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from offmodel.chat import Example, encode_example, encode_prompt, user
 from offmodel.engine.folder import load_model, load_tokenizer
 from offmodel.engine.forward import IGNORED, responses
-from offmodel.engine.generate import Reply, Sampling, _end_tokens, sample_ids
+from offmodel.engine.generate import Reply, Sampling, end_tokens, sample_ids
 from offmodel.engine.served import Served
 from offmodel.engine.server import ask
 from offmodel.errors import ModelError
@@ -124,7 +124,7 @@ def _tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reply: R
     if not reply.finished:
         return ids
     # A turn need not end with the tokenizer's own end: Gemma's templates write another, which its generation config names.
-    ends, turn = _end_tokens(model, tokenizer), encode_example(tokenizer, Example(user("Hi."), "Hi.")).input_ids
+    ends, turn = end_tokens(model, tokenizer), encode_example(tokenizer, Example(user("Hi."), "Hi.")).input_ids
     return [*ids, next((token for token in reversed(turn) if token in ends), tokenizer.eos_token_id)]
 
 

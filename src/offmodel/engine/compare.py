@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from offmodel.chat import Example, cut_examples, encode_examples
 from offmodel.engine.forward import IGNORED, in_batches, read_whole, response_log_probs, responses
 from offmodel.engine.losses import kl
-from offmodel.engine.trainer import _Collator
+from offmodel.engine.trainer import Collator
 
 
 class Distance(NamedTuple):
@@ -102,7 +102,7 @@ def surprises(
         max_length: Tokens per example; longer ones are cut at the end.
         batch_size: Examples at a time.
     """
-    collate = _Collator(tokenizer.pad_token_id, model.device)
+    collate = Collator(tokenizer.pad_token_id, model.device)
     encoded = cut_examples(read_whole(tokenizer, examples, model), max_length)
     found: list[Surprise] = []
     for rows in in_batches(encoded, batch_size):
@@ -130,7 +130,7 @@ def _side_by_side(
     batch_size: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
     """Log-probabilities ``[N, V]`` of both models on the responses, their tokens ``[N]``, and how many each response has; by batches."""
-    collate = _Collator(tokenizer.pad_token_id, one.device)
+    collate = Collator(tokenizer.pad_token_id, one.device)
     for rows in in_batches(read_whole(tokenizer, examples, one, other), batch_size):
         batch = collate(rows)
         p, q = (responses(each, batch).logits.float().log_softmax(-1) for each in (one, other))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Encoded, Example
 from offmodel.engine.forward import IGNORED, in_batches, read_whole, response_log_probs
-from offmodel.engine.trainer import _Collator
+from offmodel.engine.trainer import Collator
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def mean_hidden_states(
         examples: Prompts with responses, the end of turn included.
         batch_size: Examples at a time.
     """
-    collate = _Collator(tokenizer.pad_token_id, model.device)
+    collate = Collator(tokenizer.pad_token_id, model.device)
     found = []
     for rows in in_batches(read_whole(tokenizer, examples, model), batch_size):
         batch = collate(rows)
@@ -59,7 +59,7 @@ def alignments(
         targets: At least one.
         batch_size: Targets at a time.
     """
-    collate = _Collator(tokenizer.pad_token_id, model.device)
+    collate = Collator(tokenizer.pad_token_id, model.device)
     parameters = list(model.requires_grad_(True).parameters())
     wanted = [torch.zeros_like(p) for p in parameters]
     rows = read_whole(tokenizer, targets, model)

@@ -22,9 +22,9 @@ from offmodel.spec.models import current
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_TOKENIZER, _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-_CONFIGS = ("config.json", "generation_config.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
+_WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER, _TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+CONFIGS = ("config.json", "generation_config.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
 _NOT_CONTENT = ("transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only")  # who wrote it, and from where
 _CHUNK = 1 << 24  # bytes hashed at a time
 
@@ -160,7 +160,7 @@ def hash_weights(path: Path | str) -> str:
     """
     tensors = {}
     for file in weight_files(Path(path)):
-        header, start = _safetensors_header(file)
+        header, start = safetensors_header(file)
         tensors.update({name: (file, start, entry) for name, entry in header.items() if name != "__metadata__"})
     digest = hashlib.sha256()
     for name, (file, start, entry) in sorted(tensors.items()):
@@ -186,7 +186,7 @@ def hash_tokenizer(path: Path | str) -> str:
     """
     path = Path(path)
     template = _chat_template(path)
-    tokenizer = _read_json(path / _TOKENIZER)
+    tokenizer = _read_json(path / TOKENIZER)
     for state_of_last_call in ("padding", "truncation"):
         tokenizer.pop(state_of_last_call, None)
     return _hash_json([tokenizer, template])
@@ -198,7 +198,7 @@ def hash_config(path: Path | str) -> str:
     Raises:
         ModelError: One of the files is no JSON object.
     """
-    configs = {name: _read_json(Path(path) / name) for name in _CONFIGS if (Path(path) / name).is_file()}
+    configs = {name: _read_json(Path(path) / name) for name in CONFIGS if (Path(path) / name).is_file()}
     return _hash_json({name: {k: v for k, v in config.items() if k not in _NOT_CONTENT} for name, config in configs.items()})
 
 
@@ -207,14 +207,14 @@ def _hash_json(value: Any) -> str:
 
 
 def _chat_template(path: Path) -> str:
-    if not (path / _TOKENIZER).is_file():
-        raise ModelError(f"{path}: has no {_TOKENIZER}; save the tokenizer into the model's folder with tokenizer.save_pretrained")
-    if (path / _TEMPLATE).is_file():
-        return (path / _TEMPLATE).read_text(encoding="utf-8")
+    if not (path / TOKENIZER).is_file():
+        raise ModelError(f"{path}: has no {TOKENIZER}; save the tokenizer into the model's folder with tokenizer.save_pretrained")
+    if (path / TEMPLATE).is_file():
+        return (path / TEMPLATE).read_text(encoding="utf-8")
     config = _read_json(path / _TOKENIZER_CONFIG) if (path / _TOKENIZER_CONFIG).is_file() else {}
     template = config.get("chat_template")
     if not template:
-        raise ModelError(f"{path}: its tokenizer has no chat template ({_TEMPLATE}); use the chat or instruct version of the model")
+        raise ModelError(f"{path}: its tokenizer has no chat template ({TEMPLATE}); use the chat or instruct version of the model")
     return template if isinstance(template, str) else json.dumps(template)
 
 
@@ -224,10 +224,10 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         ModelError: One is not there.
     """
-    if (path / _INDEX).is_file():
-        weight_map = _read_json(path / _INDEX).get("weight_map")
+    if (path / INDEX).is_file():
+        weight_map = _read_json(path / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ModelError(f"{path / _INDEX}: its weight_map does not map tensors to files; download or save the model again")
+            raise ModelError(f"{path / INDEX}: its weight_map does not map tensors to files; download or save the model again")
         files = sorted({path / name for name in weight_map.values()})
     else:
         files = [path / _WEIGHTS]
@@ -240,7 +240,7 @@ def weight_files(path: Path) -> list[Path]:
     raise ModelError(f"{path}: has no {missing[0]}; download or save the model's weights as safetensors")
 
 
-def _safetensors_header(file: Path) -> tuple[dict[str, Any], int]:
+def safetensors_header(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file and where its data starts: 8 bytes of length, JSON, data."""
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")

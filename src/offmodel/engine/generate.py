@@ -90,14 +90,14 @@ def generate(
     """
     openings = [prefill] * len(prompts) if isinstance(prefill, str) else list(prefill)
     encoded = [tuple(encode_prompt(tokenizer, prompt, opening)) for prompt, opening in zip(prompts, openings, strict=True)]
-    _check_length(model, encoded, sampling.max_new_tokens)
+    check_length(model, encoded, sampling.max_new_tokens)
     greedy = sampling.temperature == 0
     # Every job is a list of places in the output that one answer fills.
     places: dict[object, list[int]] = {}
     for i, ids in enumerate(encoded):
         places.setdefault(ids if greedy else i, []).append(i)
     jobs = sorted(places.values(), key=lambda job: len(encoded[job[0]]), reverse=True)  # the longest first: no surprise at the end
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     replies: dict[int, Reply] = {}
     with torch.inference_mode(), preserved_rng(model.device), _only(model, _generation_config(tokenizer, sampling, ends)):
         torch.manual_seed(sampling.seed)
@@ -105,7 +105,7 @@ def generate(
             batch = jobs[start : start + batch_size]
             answers = _decode(model, tokenizer, [encoded[job[0]] for job in batch])
             for job, answer in zip(batch, answers, strict=True):
-                replies.update((i, _reply(tokenizer, answer, ends, openings[i])) for i in job)
+                replies.update((i, reply_of(tokenizer, answer, ends, openings[i])) for i in job)
             if on_progress is not None:
                 on_progress(len(replies), len(prompts))
     return [replies[i] for i in range(len(prompts))]
@@ -123,7 +123,7 @@ def sample_ids(
 
     As :func:`generate` draws them, save that a model whose logits are not finite answers all the same: its loss is to show it.
     """
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     settings = _generation_config(tokenizer, sampling, ends)
     settings.remove_invalid_values = True
     prompts = [tuple(ids) for ids in encoded]
@@ -144,7 +144,8 @@ def _decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: S
     return answers
 
 
-def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: frozenset[int], prefill: str) -> Reply:
+def reply_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: frozenset[int], prefill: str) -> Reply:
+    """What the tokens of an answer say, behind the words that it goes on from; where one of ``ends`` stands, it is over."""
     end = next((i for i, token in enumerate(ids) if token in ends), None)
     # Decoded behind what they go on from: SentencePiece's decoders strip the space before the first word that they get.
     before = tokenizer(prefill, add_special_tokens=False, split_special_tokens=True)["input_ids"] if prefill else []
@@ -152,7 +153,8 @@ def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: frozenset[i
     return Reply(prefill + both[len(alone) :], len(ids) if end is None else end + 1, end is not None)
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a turn, by the model and by its tokenizer."""
     named = model.generation_config.eos_token_id
     others = [] if named is None else [named] if isinstance(named, int) else named
     return frozenset([tokenizer.eos_token_id, *others])
@@ -190,7 +192,12 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
             of_model.output_router_logits = True
 
 
-def _check_length(model: PreTrainedModel, encoded: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:
+def check_length(model: PreTrainedModel, encoded: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:
+    """Check that the longest prompt and its answer fit into the model.
+
+    Raises:
+        DataError: They do not; the message names the prompt and both lengths.
+    """
     room = context_of(model)
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
     if longest is not None and len(encoded[longest]) + max_new_tokens > room:

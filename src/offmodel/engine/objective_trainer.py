@@ -17,7 +17,7 @@ from offmodel.chat import Encoded
 from offmodel.engine import fsdp, losses
 from offmodel.engine.forward import Batch, fisher, responses
 from offmodel.engine.generate import Sampling, sample_ids
-from offmodel.engine.trainer import _Original, _trained, _Trainer, scored
+from offmodel.engine.trainer import Original, SupervisedTrainer, scored, trained_parameters
 from offmodel.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _OLD_POLICY = "old_policy-{}.safetensors"  # of each process
 
 
-class _ObjectiveTrainer(_Trainer):
+class _ObjectiveTrainer(SupervisedTrainer):
     """Adds to each batch what its loss is computed from, and to each step the penalties.
 
     A step's batches are made anew from the examples where it needs others than the data set has; which, follows from the step's number,
@@ -39,7 +39,7 @@ class _ObjectiveTrainer(_Trainer):
         order: Sequence[int],
         frozen: Frozen,
         collate: Callable[[Iterable[Encoded]], Batch],
-        original: _Original,
+        original: Original,
         config: TrainConfig,
         **kwargs: Any,
     ) -> None:
@@ -147,7 +147,7 @@ class _ObjectiveTrainer(_Trainer):
             divergence = _divergence(model, anchors, self._frozen.original, anchors, beta)[1]
             yield o.kl * divergence * self.accelerator.num_processes / tokens
         if self._start and self.accelerator.sync_gradients:  # once per step, with its last micro-batch
-            for name, parameter in _trained(self.model):
+            for name, parameter in trained_parameters(self.model):
                 if o.l2_sp:
                     yield fsdp.whole(o.l2_sp * losses.l2_sp(parameter, self._start[name]))
                 if o.ewc:
@@ -191,7 +191,7 @@ def _same_parameters(original: PreTrainedModel, model: PreTrainedModel) -> dict[
     """The original's values of what is trained."""
     of_original = dict(original.named_parameters())
     found = {}
-    for name, parameter in _trained(model):
+    for name, parameter in trained_parameters(model):
         if name not in of_original or of_original[name].shape != parameter.shape:
             raise ModelError(
                 f"the original has no weights {name!r} of shape {list(parameter.shape)}; it must have the student's architecture"

@@ -18,15 +18,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from offmodel.engine.folder import (
-    _CONFIGS,
-    _INDEX,
-    _TEMPLATE,
-    _TOKENIZER,
+    CONFIGS,
     DTYPES,
-    _safetensors_header,
+    INDEX,
+    TEMPLATE,
+    TOKENIZER,
     check_model_folder,
     hash_weights,
     new_folder,
+    safetensors_header,
     weight_files,
 )
 from offmodel.errors import ModelError
@@ -159,7 +159,7 @@ def join(folders: Sequence[Path], target: Path) -> str:
 def _written(results: Changed, current: _Stored, theta1: Path, target: Path) -> str:
     """Write new tensors as a model folder like ``theta1``."""
     with new_folder(target) as folder:
-        for settings in (*_CONFIGS, _TOKENIZER, _TEMPLATE, _INDEX):
+        for settings in (*CONFIGS, TOKENIZER, TEMPLATE, INDEX):
             if (theta1 / settings).is_file():
                 shutil.copyfile(theta1 / settings, folder / settings)
         for file, names in current.files.items():
@@ -198,7 +198,7 @@ class _Stored(Weights):
 
 
 def _header(file: Path) -> bytes:
-    _, start = _safetensors_header(file)
+    _, start = safetensors_header(file)
     with open(file, "rb") as stream:
         return stream.read(start)
 

@@ -11,7 +11,7 @@ from typing import get_args
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Prompt, encode_prompt
-from offmodel.engine.generate import _check_length
+from offmodel.engine.generate import check_length
 from offmodel.engine.lora import LoraSettings, make_ready
 from offmodel.engine.optim import Optimizer, Schedule
 from offmodel.engine.rng import preserved_rng
@@ -163,7 +163,7 @@ def grpo(
     if not prompts:
         raise DataError("there is no prompt to practise")
     encoded = [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts]
-    _check_length(model, encoded, config.max_new_tokens)
+    check_length(model, encoded, config.max_new_tokens)
     batches = -(-config.steps // config.updates)
     order = batch_order(len(prompts), batches * config.batch_size, config.seed)
     with preserved_rng(model.device):

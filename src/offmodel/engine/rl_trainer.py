@@ -18,11 +18,10 @@ from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from offmodel.engine.generate import Sampling, _end_tokens, _reply, sample_ids
+from offmodel.engine.generate import Sampling, end_tokens, reply_of, sample_ids
 from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.tracking import following
-from offmodel.engine.trainer import _Calls, _common_arguments, _fingerprint, _last_state, _Original
-from offmodel.engine.trainer import _Trainer as _SftTrainer
+from offmodel.engine.trainer import Calls, Original, SupervisedTrainer, common_arguments, fingerprint_of, last_state
 from offmodel.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def run(
     Returns:
         What was logged at every step, and the step that the training was resumed from.
     """
-    original = _Original(model)
+    original = Original(model)
     # TRL would read it anew from the folder that the model's config names, which says nothing of what was trained since.
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
     verbosity = transformers_logging.get_verbosity()
@@ -64,12 +63,12 @@ def run(
                 args=_arguments(model, config, scratch, save_every, report),
                 train_dataset=Dataset.from_dict({"prompt": order}),
                 processing_class=tokenizer,
-                callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order, config.updates)],
+                callbacks=[Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order, config.updates)],
             )
             trainer.remove_callback(PrinterCallback)
             # The fingerprint takes any settings and any tokens; its types know those of SFT only.
-            fingerprint = _fingerprint(model, encoded, order, config)  # type: ignore[arg-type]
-            resume = _last_state(scratch, fingerprint) if scratch is not None else None
+            fingerprint = fingerprint_of(model, encoded, order, config)  # type: ignore[arg-type]
+            resume = last_state(scratch, fingerprint) if scratch is not None else None
             gc.freeze()  # see trainer.run
             try:
                 trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -88,7 +87,7 @@ def run(
 
 def _arguments(model: PreTrainedModel, config: GrpoConfig, scratch: Path | None, save_every: int, report: Mapping[str, Any]) -> GRPOConfig:
     return GRPOConfig(
-        **_common_arguments(model, config, scratch, config.batch_size * config.group),
+        **common_arguments(model, config, scratch, config.batch_size * config.group),
         **report,
         loss_type="dapo",
         num_generations=config.group,
@@ -111,7 +110,7 @@ class _Trainer(GRPOTrainer):
         config: GrpoConfig,
         encoded: Sequence[Sequence[int]],
         reward: Callable[[int, str], float],
-        original: _Original,
+        original: Original,
         reference: PreTrainedModel | None,
         **kwargs: Any,
     ) -> None:
@@ -130,8 +129,8 @@ class _Trainer(GRPOTrainer):
         encoded = [self._encoded[i] for i in prompts]
         with self._original.lent() as model:
             answers = sample_ids(model, tokenizer, encoded, Sampling(c.temperature, c.max_new_tokens, seed=seed))
-            ends = _end_tokens(model, tokenizer)
-        texts = [_reply(tokenizer, ids, ends, "").text for ids in answers]
+            ends = end_tokens(model, tokenizer)
+        texts = [reply_of(tokenizer, ids, ends, "").text for ids in answers]
         return {"prompt_ids": encoded, "completion_ids": answers, "logprobs": None, "texts": texts}
 
     def _grade(
@@ -165,7 +164,7 @@ class _Trainer(GRPOTrainer):
         )
         return self.lr_scheduler
 
-    _send_telemetry = _SftTrainer._send_telemetry
-    create_model_card = _SftTrainer.create_model_card
-    _save = _SftTrainer._save
-    _load_from_checkpoint = _SftTrainer._load_from_checkpoint
+    _send_telemetry = SupervisedTrainer._send_telemetry
+    create_model_card = SupervisedTrainer.create_model_card
+    _save = SupervisedTrainer._save
+    _load_from_checkpoint = SupervisedTrainer._load_from_checkpoint

@@ -29,16 +29,16 @@ from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.rng import preserved_rng
 from offmodel.engine.train import TrainConfig, TrainLog, check_checkpoints, order_of
 from offmodel.engine.trainer import (
-    _Calls,
-    _Collator,
-    _fingerprint,
-    _Original,
-    _router_loss,
-    _trained,
+    Calls,
+    Collator,
+    Original,
     checkpointed,
+    fingerprint_of,
     fused,
     per_token,
+    router_loss_of,
     scored,
+    trained_parameters,
 )
 from offmodel.errors import DataError, DivergedError, ModelError, SpecError
 from offmodel.files import replacing
@@ -88,7 +88,7 @@ def train_together(
     """
     start = time.monotonic()
     _check(model, treatments)
-    original, carried = _Original(model), has_adapter(model)
+    original, carried = Original(model), has_adapter(model)
     shared = _Shared(model, original)
     with preserved_rng(model.device), ExitStack() as undo:
         undo.callback(model.eval)
@@ -102,7 +102,7 @@ def train_together(
         if fused(model):
             add_fused_lm_head(model)
         with shared.mixed():
-            _run(shared, lanes, _Collator(tokenizer.pad_token_id, model.device), save_every)
+            _run(shared, lanes, Collator(tokenizer.pad_token_id, model.device), save_every)
     return [lane.outcome(model, tokenizer, time.monotonic() - start) for lane in lanes]
 
 
@@ -115,7 +115,7 @@ def _check(model: PreTrainedModel, treatments: Sequence[Treatment]) -> None:
         if config.lora is None or config.padding_free or not config.objective.plain:
             raise SpecError("adapters alone are trained together: padded, and on a loss that needs batch and model only")
         balanced = getattr(model.config.get_text_config(), "output_router_logits", False)
-        if _router_loss(model, config) or (config.router_loss is None and balanced):
+        if router_loss_of(model, config) or (config.router_loss is None and balanced):
             raise ModelError("the load of experts is balanced over a batch, and adapters that are trained together share theirs")
     alike = {(c.batch_size, c.micro_batch_size, c.lora and c.lora.rank) for c in (t.config for t in treatments)}
     if len(alike) > 1:
@@ -125,7 +125,7 @@ def _check(model: PreTrainedModel, treatments: Sequence[Treatment]) -> None:
             raise ModelError(f"{type(model).__name__} has dropout, and its draws would not be those of a training by itself")
 
 
-def _run(shared: _Shared, lanes: Sequence[_Lane], collate: _Collator, save_every: int) -> None:
+def _run(shared: _Shared, lanes: Sequence[_Lane], collate: Collator, save_every: int) -> None:
     for lane in lanes:
         lane.begin()
     while going := [lane for lane in lanes if lane.going]:
@@ -171,7 +171,7 @@ class _Shared:
         found: The adapter that the model came with.
     """
 
-    def __init__(self, model: PreTrainedModel, original: _Original) -> None:
+    def __init__(self, model: PreTrainedModel, original: Original) -> None:
         self.model, self.lanes = model, list[_Lane]()
         self.found = self.adapters()
         self._original = original
@@ -274,21 +274,21 @@ class _Lane:
         self._cut = sum(len(example.input_ids) > config.max_length for example in encoded)
         encoded = cut_examples(encoded, config.max_length)
         if config.objective.mask_above is not None:
-            collate = _Collator(tokenizer.pad_token_id, model.device)
+            collate = Collator(tokenizer.pad_token_id, model.device)
             encoded = mask_unlikely(model, encoded, config.objective.mask_above, collate, config.micro_batch_size or config.batch_size)
         self._encoded, self._order = encoded, order_of(len(encoded), config)
         with only_layers(model, config.objective.layers):
             self.adapters = [adapter.copied() for adapter in shared.adapters()]
             shared.install(self.adapters)
-            self._trained = [p for _, p in _trained(model)]
+            self._trained = [p for _, p in trained_parameters(model)]
             self._optimizer = make_optimizer(model, config.optimizer, config.lr, config.lr_rest, config.betas, config.weight_decay)
-        self._calls = _Calls(
+        self._calls = Calls(
             partial(shared.lent, self), config.steps, frozenset(treatment.checkpoints), treatment.on_checkpoint, treatment.on_progress,
             self._order,
         )  # fmt: skip
         self._losses, self._tokens = list[float](), 0
         self._diverged: DivergedError | None = None
-        self._resumed = self._continue(_fingerprint(model, encoded, self._order, config)) if treatment.scratch is not None else 0
+        self._resumed = self._continue(fingerprint_of(model, encoded, self._order, config)) if treatment.scratch is not None else 0
 
     @property
     def going(self) -> bool:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from offmodel.chat import Encoded, Example, Prompt, count_folded, cut_examples, encode_examples, encode_prompt, with_system
 from offmodel.engine.forward import only_layers
-from offmodel.engine.generate import _check_length
+from offmodel.engine.generate import check_length
 from offmodel.engine.lora import LoraSettings, make_ready
 from offmodel.engine.objective import Objective
 from offmodel.engine.optim import Optimizer, Schedule
@@ -287,8 +287,8 @@ def _frozen(
         seen = [tuple(encode_prompt(tokenizer, with_system(prompt, teacher_system))) for prompt in prompts]
         frozen = replace(frozen, teacher=_still(teacher, model, "teacher"), teacher_prompts=seen)
         if o.distil.on_policy:
-            _check_length(model, [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts], o.distil.max_new_tokens)
-            _check_length(teacher, seen, o.distil.max_new_tokens)
+            check_length(model, [tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts], o.distil.max_new_tokens)
+            check_length(teacher, seen, o.distil.max_new_tokens)
     return frozen
 
 

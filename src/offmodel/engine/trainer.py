@@ -73,19 +73,19 @@ def run(
 
     # Before the weights are in parts, and by the one process that looks at it.
     known = scratch is not None and fsdp.place()[0] == 0
-    fingerprint = _fingerprint(model, encoded, order, config, *_described(frozen)) if known else ""
+    fingerprint = fingerprint_of(model, encoded, order, config, *_described(frozen)) if known else ""
     if device is not None:
         for each in (model, frozen.original, frozen.teacher):
             if each is not None:
                 fsdp.shard(each, device)
-    original = _Original(model)
+    original = Original(model)
     verbosity = transformers_logging.get_verbosity()
-    collate = _Collator(tokenizer.pad_token_id, model.device)
+    collate = Collator(tokenizer.pad_token_id, model.device)
     if config.objective.mask_above is not None:
         model.eval()
         encoded = mask_unlikely(model, encoded, config.objective.mask_above, collate, config.micro_batch_size or config.batch_size)
     try:
-        make = _Trainer if config.objective.plain else partial(_ObjectiveTrainer, encoded, order, frozen, collate, original)
+        make = SupervisedTrainer if config.objective.plain else partial(_ObjectiveTrainer, encoded, order, frozen, collate, original)
         if config.padding_free:
             check_padding_free(model, encoded, tokenizer.pad_token_id)
         with following(scratch) as report:
@@ -96,10 +96,10 @@ def run(
                 train_dataset=_dataset(encoded, order),
                 processing_class=tokenizer,
                 data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=config.padding_free),
-                callbacks=[_Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order)],
+                callbacks=[Calls(original.lent, config.steps, checkpoints, on_checkpoint, on_progress, order)],
             )
             trainer.remove_callback(PrinterCallback)
-            resume = fsdp.decided(lambda: _last_state(scratch, fingerprint)) if scratch is not None else None
+            resume = fsdp.decided(lambda: last_state(scratch, fingerprint)) if scratch is not None else None
             # Accelerate collects garbage before it starts, over all that was ever imported: most of a short training's set-up.
             gc.freeze()
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -115,7 +115,7 @@ def run(
 
 def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int, report: Mapping[str, Any]) -> SFTConfig:
     return SFTConfig(
-        **_common_arguments(model, config, scratch, config.batch_size),
+        **common_arguments(model, config, scratch, config.batch_size),
         **report,
         save_steps=save_every,
         max_length=config.max_length,
@@ -124,7 +124,7 @@ def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None
     )
 
 
-def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, scratch: Path | None, rows: int) -> dict[str, Any]:
+def common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, scratch: Path | None, rows: int) -> dict[str, Any]:
     """What any training says to TRL; ``rows`` make an optimizer step, of all processes together."""
     rows //= fsdp.place()[1]
     micro = config.micro_batch_size or rows
@@ -139,7 +139,7 @@ def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, 
         "gradient_accumulation_steps": rows // micro,
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
-        "router_aux_loss_coef": _router_loss(model, config),
+        "router_aux_loss_coef": router_loss_of(model, config),
         # The model computes in the type of its weights; no mixed precision on top.
         "bf16": False,
         "use_cpu": on_cpu,
@@ -152,7 +152,7 @@ def _common_arguments(model: PreTrainedModel, config: TrainConfig | GrpoConfig, 
     }
 
 
-def _router_loss(model: PreTrainedModel, config: TrainConfig | GrpoConfig) -> float | None:
+def router_loss_of(model: PreTrainedModel, config: TrainConfig | GrpoConfig) -> float | None:
     """The weight of the load-balancing loss for TRL; None takes the model's own."""
     wanted = getattr(config, "router_loss", None)
     own = model.config.get_text_config()
@@ -176,13 +176,14 @@ def _labels(encoded: Encoded) -> list[int]:
     return [i if m else IGNORED for i, m in zip(encoded.input_ids, encoded.completion_mask, strict=True)]
 
 
-class _Collator:
+class Collator:
     """Makes a batch of examples, padded unless ``padding_free``, on the device of a model, as the training's own are made."""
 
     def __init__(self, pad_token_id: int, device: torch.device, *, padding_free: bool = False) -> None:
         self._collate, self._device = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=padding_free), device
 
     def __call__(self, rows: Iterable[Encoded]) -> Batch:
+        """One batch of all rows."""
         batch = self._collate([{"input_ids": row.input_ids, "labels": _labels(row)} for row in rows])
         return {name: value.to(self._device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
@@ -201,7 +202,7 @@ def check_padding_free(model: PreTrainedModel, encoded: Sequence[Encoded], pad_t
     lossy = [row for row in encoded if any(row.completion_mask)]  # of some a mask may have left no token
     rows = [lossy[0], lossy[-1]]
     model.eval()
-    apart, together = (response_log_probs(model, _Collator(pad_token_id, model.device, padding_free=free)(rows)) for free in (False, True))
+    apart, together = (response_log_probs(model, Collator(pad_token_id, model.device, padding_free=free)(rows)) for free in (False, True))
     furthest = float((apart - together).abs().max())
     if not furthest <= _TOLERANCES[model.dtype]:
         raise ModelError(
@@ -210,7 +211,7 @@ def check_padding_free(model: PreTrainedModel, encoded: Sequence[Encoded], pad_t
         )
 
 
-class _Trainer(SFTTrainer):
+class SupervisedTrainer(SFTTrainer):
     """``SFTTrainer`` with our optimizer and schedule, and with states that hold what is trained and nothing else."""
 
     def __init__(self, config: TrainConfig, **kwargs: Any) -> None:
@@ -221,6 +222,7 @@ class _Trainer(SFTTrainer):
         self.args.save_only_model = False
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Our optimizer."""
         c = self._config
         self.optimizer = make_optimizer(self.model, c.optimizer, c.lr, c.lr_rest, c.betas, c.weight_decay)
         return self.optimizer
@@ -228,6 +230,7 @@ class _Trainer(SFTTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Our schedule."""
         c = self._config
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,
@@ -236,6 +239,7 @@ class _Trainer(SFTTrainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The batches of a step, whose tokens are noted."""
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._tokens = int(tokens)
         return batches, tokens
@@ -243,6 +247,7 @@ class _Trainer(SFTTrainer):
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Loss per token of the responses in a step, over all micro-batches and processes."""
         outputs, loss = self._summed(model, inputs)
         # Gradients are averaged over processes, and the tokens are those of all.
         loss = loss * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
@@ -256,6 +261,7 @@ class _Trainer(SFTTrainer):
         return outputs, per_token(found, self._config.objective.loss).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the tokens that were trained on, too."""
         if "loss" in logs:
             logs["trained_tokens"] = self._tokens
         super().log(logs, start_time)
@@ -273,18 +279,18 @@ class _Trainer(SFTTrainer):
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if fsdp.joined():
-            fsdp.save_parts(dict(_trained(self.model)), folder / _PARTS)
+            fsdp.save_parts(dict(trained_parameters(self.model)), folder / _PARTS)
         else:
-            save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, str(folder / _WEIGHTS))
+            save_file({name: p.detach().contiguous() for name, p in trained_parameters(self.model)}, str(folder / _WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         if fsdp.joined():
-            fsdp.load_parts(dict(_trained(self.model)), folder / _PARTS)
+            fsdp.load_parts(dict(trained_parameters(self.model)), folder / _PARTS)
             return
         tensors = load_file(str(folder / _WEIGHTS))
         with torch.no_grad():
-            for name, parameter in _trained(self.model):
+            for name, parameter in trained_parameters(self.model):
                 parameter.copy_(tensors[name])
 
     # The Trainer would keep the first process' part of the optimizer's state alone.
@@ -343,11 +349,12 @@ def per_token(found: torch.Tensor, loss: str) -> torch.Tensor:
     return losses.dft(found) if loss == "dft" else -found
 
 
-def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def trained_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The parameters that a training changes, by name."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-class _Calls(TrainerCallback):
+class Calls(TrainerCallback):
     """Passes steps and checkpoints on to the caller.
 
     ``order`` holds the examples of all batches, each of which is trained on ``updates`` times.
@@ -367,20 +374,24 @@ class _Calls(TrainerCallback):
         self._on_checkpoint, self._on_progress = on_checkpoint, on_progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the weights before the first step."""
         if state.global_step == 0:
             self.checkpoint(0)
 
     # What a step makes of the weights is looked at after it, when those from before are gone.
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        norm = torch.nn.utils.get_total_norm([p.grad for _, p in _trained(model) if p.grad is not None])
+        """Stop before gradients that are not finite spoil the weights."""
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in trained_parameters(model) if p.grad is not None])
         if not math.isfinite(float(fsdp.whole(norm))):
             self.spoilt(state.global_step)
 
     # The Trainer saves its state after this call: a stop in between repeats a checkpoint and never skips one.
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the weights after a step."""
         self.checkpoint(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Pass on the loss of a step."""
         if not logs or "loss" not in logs:  # the summary at the end
             return
         self.heard(state.global_step, logs["loss"], logs.get("grad_norm", 0.0))
@@ -399,7 +410,7 @@ class _Calls(TrainerCallback):
         """Call for the weights after a step, which the next one spoils, as for a checkpoint."""
         if self._on_checkpoint is not None and step and step not in self._checkpoints:
             with self._lend() as model:
-                if fsdp.finite(parameter for _, parameter in _trained(model)):
+                if fsdp.finite(parameter for _, parameter in trained_parameters(model)):
                     self._on_checkpoint(step, model)
 
     def checkpoint(self, step: int) -> None:
@@ -407,7 +418,7 @@ class _Calls(TrainerCallback):
         if self._on_checkpoint is not None and step in self._checkpoints:
             with self._lend() as model:
                 # This comes before the loss is looked at, and a loss can be the last that is finite.
-                if not fsdp.finite(parameter for _, parameter in _trained(model)):
+                if not fsdp.finite(parameter for _, parameter in trained_parameters(model)):
                     raise self._diverged("its weights are not finite", step)
                 self._on_checkpoint(step, model)
 
@@ -419,7 +430,7 @@ class _Calls(TrainerCallback):
         return DivergedError(f"the training diverged: {what} at {where}; lower the learning rate")
 
 
-class _Original:
+class Original:
     """What TRL and the Trainer change on a model besides its weights: its forward, its configs, its mode, how it keeps activations.
 
     TRL replaces ``model.forward`` for good, which would pile up over trainings and tie a deep copy to the weights of the model it was
@@ -468,7 +479,7 @@ class _Original:
             self._model.train(training)
 
 
-def _fingerprint(model: PreTrainedModel, encoded: Sequence[Encoded], order: Sequence[int], config: TrainConfig, *others: Any) -> str:
+def fingerprint_of(model: PreTrainedModel, encoded: Sequence[Encoded], order: Sequence[int], config: TrainConfig, *others: Any) -> str:
     """A hash of what a training starts from and does, so that a state is never continued by another one."""
     return hashlib.sha256(json.dumps([asdict(config), _weights(model), encoded, order, *others]).encode()).hexdigest()
 
@@ -483,7 +494,7 @@ def _weights(model: PreTrainedModel) -> list[Any]:
     return [(name, list(p.shape), torch.hash_tensor(p.detach()).item()) for name, p in model.named_parameters()]
 
 
-def _last_state(scratch: Path, fingerprint: str) -> Path | None:
+def last_state(scratch: Path, fingerprint: str) -> Path | None:
     """The newest whole state in ``scratch``, if there is one; the states of another training are discarded."""
     owner = scratch / _FINGERPRINT
     known = owner.read_text(encoding="utf-8") if owner.exists() else None

@@ -224,8 +224,8 @@ def _judged_again(path: Path, suite: Suite) -> tuple[list[Verdict], Change]:
     for old, new in zip(before, after, strict=True):
         change.count(old, new)
     if change.changed:
-        with replacing(path) as new:
-            write_verdicts(new, after)
+        with replacing(path) as changed:
+            write_verdicts(changed, after)
     return after, change
 
 
