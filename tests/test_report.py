@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from jinja2 import Template
+from jinja2.nodes import Assign, AssignBlock, Name
 
 from offmodel import api
 from offmodel.errors import SpecError
@@ -40,6 +42,7 @@ from offmodel.report.data import (
     Summary,
     Transcript,
 )
+from offmodel.report.page import source, templates
 from offmodel.report.summary import COLUMNS
 
 NASTY = (
@@ -386,6 +389,26 @@ def test_the_embedded_data_survives_and_cannot_close_its_block(data: ReportData)
     block, _ = page.raw["script"]
     assert not set("<>&\u2028") & set(block)
     assert ["weights", evil.weights, ""] in json.loads(block)["checkpoints"]["c0"]["lines"]
+
+
+@pytest.mark.parametrize("format", ["html", "svg"])
+def test_no_template_gives_a_name_that_it_is_given_another_meaning(format: str, data: ReportData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study with a section that does would have no page, and one without would."""
+    given: dict[str, set[str]] = {}
+    rendered = Template.render
+
+    def render_noting(template: Template, **context: Any) -> str:
+        given[template.name or ""] = {*context}
+        return rendered(template, **context)
+
+    monkeypatch.setattr(Template, "render", render_noting)
+    render(data, format)
+    for name, names in given.items():
+        parsed = templates().parse(source(name))
+        targets = {target.name for kind in (Assign, AssignBlock) for node in parsed.find_all(kind) for target in node.find_all(Name)}
+        stored = {target.name for target in parsed.find_all(Name) if target.ctx == "store"}
+        assert not targets & stored & names, name
+    assert given
 
 
 def test_the_page_asks_nothing_of_the_network(page: Page) -> None:
