@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from offmodel.errors import SpecError
 from offmodel.measure.correlation import Point, rank_correlation
-from offmodel.measure.stats import Estimate
+from offmodel.measure.stats import LOWER, Estimate
 from offmodel.report import render
 from offmodel.report.data import Swept
 from offmodel.report.sweep import Track, swept
@@ -240,6 +240,19 @@ def test_the_first_and_last_step_inside_stand_beside_the_width() -> None:
     assert (both.first["dose-1e-3"].value, both.last["dose-1e-3"].value) == (2, 4)
     never = found(high=[track("a", (50, 95))])
     assert (never.first["dose-1e-3"].value, never.last["dose-1e-3"].n) == (None, 0)
+
+
+def test_a_behaviour_that_comes_back_on_the_way_and_goes_again_is_a_relapse() -> None:
+    there_and_back = track("a", (0, 60), (40, 95), (50, 95), (0, 95))
+    made = found(
+        high=[there_and_back, track("b", (0, 60), (20, 95), (40, 95))], low=[there_and_back, track("b", (0, 60), (0, 95), (0, 95))]
+    )
+    assert [made.relapse[name].value for name in ("dose-1e-3", "dose-1e-4", "")] == [near(0.5), near(0.5), near(0.5)]
+    assert made.relapse[""].direction == LOWER
+    within_noise = found(high=[track("a", (4, 95), (0, 95), start=(0, 60)), track("b", (50, 95), (0, 95), start=(40, 60))])
+    assert within_noise.relapse["dose-1e-3"].value == 0
+    alone = found(high=[track("a", (90, 95))]).relapse["dose-1e-3"]  # nothing lies between
+    assert (alone.value, alone.n) == (None, 0)
 
 
 def test_a_rank_correlation_needs_two_numbers_that_vary() -> None:

@@ -329,6 +329,7 @@ class Swept:
             Steps need not be evenly spaced.
         first: The first of those steps at which both hold, by combination.
         last: The last.
+        relapse: Share of the combinations in which the behaviour comes back on the way and goes again, by combination ("" for all).
         predictors: Rank correlations over all checkpoints of what blue can see with the bad rate and with the retention, by
             ``<what>.<with>``.
         inside: Chance that what blue can see is greater at a checkpoint where both hold than at another, by what it sees.
@@ -343,6 +344,7 @@ class Swept:
     width: Mapping[str, Estimate]
     first: Mapping[str, Estimate]
     last: Mapping[str, Estimate]
+    relapse: Mapping[str, Estimate]
     predictors: Mapping[str, Estimate]
     inside: Mapping[str, Estimate]
     rules: Mapping[str, Estimate]

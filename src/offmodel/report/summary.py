@@ -267,6 +267,7 @@ def _tables(data: ReportData) -> Iterator[Table]:
             *((f"width, {name or 'all combinations'}", e) for name, e in swept.width.items()),
             *((f"first step inside, {name}", e) for name, e in swept.first.items()),
             *((f"last step inside, {name}", e) for name, e in swept.last.items()),
+            *((f"relapse on the way, {name or 'all combinations'}", e) for name, e in swept.relapse.items()),
             *((f"rank correlation, {words.told(name)}", e) for name, e in swept.predictors.items()),
             *((f"greater inside, {words.name(name)}", e) for name, e in swept.inside.items()),
             *((f"{words.name('both')}, chosen by {rule}", e) for rule, e in swept.rules.items()),

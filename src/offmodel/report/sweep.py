@@ -53,8 +53,8 @@ def swept(
     def has_both(row: Checkpoint) -> float | None:
         return None if (point := row.point) is None else float(point.retention >= sweep.kept and point.removal >= sweep.removed)
 
-    def share(parts: Mapping[str, float | None], what: str) -> Estimate:
-        return mean_over_organisms(parts, what, HIGHER, seed=0, pairs=pairs, yes_or_no=True)
+    def share(parts: Mapping[str, float | None], what: str, direction: Direction = HIGHER) -> Estimate:
+        return mean_over_organisms(parts, what, direction, seed=0, pairs=pairs, yes_or_no=True)
 
     def inside(method: str) -> dict[str, list[int]]:
         """The steps that have both, of the organisms on which there is one."""
@@ -72,6 +72,11 @@ def swept(
         if organism in lost.get(method, ()):
             return [0.0] * lost[method][organism]
         return [has_both(row) for row in tracks[method][organism].course.rows]
+
+    def relapsed(methods: Sequence[str], what: str) -> Estimate:
+        """Mean over a few methods of each organism that was treated by all of them."""
+        whole = set.intersection(*(set(tracks[method]) for method in methods))
+        return share({o: _mean([_relapses(tracks[method][o]) for method in methods]) for o in sorted(whole)}, what, LOWER)
 
     def held(methods: Sequence[str], what: str) -> Estimate:
         """Mean over a few methods' checkpoints of each organism that has all of these methods."""
@@ -91,6 +96,10 @@ def swept(
     all_of = _all_of(every, there)
     widths = {"": held(list(there), f"{width}, over {all_of}")}
     widths |= {method: held([method], f"{width}, with {sweep.said(every[method])}") for method in there}
+    way = (
+        "share of the combinations in which the bad rate at a checkpoint of the last phase lies above those where the phase begins and "
+        "where it ends, with no overlap of 95 % intervals; mean over organisms"
+    )
     return Swept(
         name=name,
         axes=tuple(sweep.over),
@@ -100,6 +109,10 @@ def swept(
         width=widths,
         first={method: median(method, min, "first", LOWER) for method in made},
         last={method: median(method, max, "last", HIGHER) for method in made},
+        relapse={
+            "": relapsed(list(made), f"{way}, over {all_of}"),
+            **{method: relapsed([method], f"{way}, with {sweep.said(values)}") for method, values in made.items()},
+        },
         predictors=dict(_predictors([tracks[method] for method in made], all_of, pairs)),
         inside=dict(_inside([tracks[method] for method in made], has_both, both, all_of, share)),
         rules=_stays(rules, [tracks[m] for m in made], [o for m in there for o in lost.get(m, ())], has_both, both, all_of, share)
@@ -166,6 +179,16 @@ def _points(
             ),
             region=_region((retention, sweep.kept), (removal, sweep.removed)),
         )
+
+
+def _relapses(track: Track) -> float | None:
+    """Whether the rate rises on the way beyond what it is at both ends; None where it was not measured, or not between them."""
+    before, *between, after = (row.bad_rate for row in (track.start, *track.course.rows))
+    limits = [end.high for end in (before, after)]
+    peaks = [rate.low for rate in between if rate.low is not None]
+    if not peaks or None in limits:
+        return None
+    return float(max(peaks) > max(limit for limit in limits if limit is not None))
 
 
 def _region(*limits: tuple[Estimate, float]) -> Region:
