@@ -199,7 +199,16 @@ def test_what_tells_of_the_rates_is_correlated_with_them() -> None:
         "kl.bad_rate": near(-1), "kl.retention": near(-1), "seen_accuracy.bad_rate": near(1), "seen_accuracy.retention": near(1),
         "canary_rate.bad_rate": near(1), "canary_rate.retention": near(1), "own_loss.bad_rate": near(-1), "own_loss.retention": near(-1),
     }  # fmt: skip
-    assert "18 points" in made.predictors["kl.bad_rate"].definition and made.predictors["kl.bad_rate"].n == 3
+    assert "(18 on all)" in made.predictors["kl.bad_rate"].definition and made.predictors["kl.bad_rate"].n == 3
+
+
+def test_what_tells_is_told_within_organisms() -> None:
+    """Over both, the accuracy would go with the rate; on each it goes against it."""
+    made = found(
+        RULES, high=[track("a", (10, 30), (12, 20), (14, 10)), track("b", (60, 95), (70, 90), (80, 85)), track("c", (0, 30), (0, 50))]
+    )
+    told = made.predictors["seen_accuracy.bad_rate"]
+    assert (told.value, told.n) == (near(-1), 2) and "1 of 3 organisms left out" in told.definition
 
 
 def test_rules_are_held_against_the_region_and_an_oracle() -> None:

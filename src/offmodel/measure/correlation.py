@@ -47,7 +47,7 @@ def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], defi
     points = [point for those in organisms for point in those]
     trainings = list(dict.fromkeys(point.training for point in points if point.training))
     numbers = np.array([(point.x, point.y) for point in points]).reshape(-1, 2)
-    value = _coefficient(numbers, method)
+    value = coefficient(numbers, method)
     unknown = Estimate(value, None, None, n, definition, HIGHER, "correlation", "organisms", pairs=behind, trainings=len(trainings) or None)
     if value is None or n < 2:
         return unknown
@@ -60,7 +60,7 @@ def correlation(organisms: Sequence[Sequence[Point]], pairs: Sequence[str], defi
         times = np.bincount(row[there], minlength=n)[own]
         if trainings:
             times *= np.bincount(rng.integers(len(trainings), size=len(trainings)), minlength=len(trainings))[made_by]
-        if (drawn := _coefficient(np.repeat(numbers, times, axis=0), method)) is not None:
+        if (drawn := coefficient(np.repeat(numbers, times, axis=0), method)) is not None:
             found.append(drawn)
     fewest = max(2, min(cluster_count(pairs), len(trainings) or n))
     low, high = np.percentile(found, tails(fewest)).tolist() if found else (None, None)
@@ -85,10 +85,11 @@ def rank_correlation(organisms: Mapping[str, Sequence[Point]], what: str, pairs:
     return correlation(list(kept.values()), [(pairs or {}).get(name, name) for name in kept], definition)
 
 
-def _coefficient(points: NDArray[np.float64], method: Method) -> float | None:
-    """None where one of the numbers is everywhere the same."""
+def coefficient(points: NDArray[np.float64] | Sequence[Point], method: Method = "spearman") -> float | None:
+    """Correlation of points ``[n, 2]``; None where one of the two numbers is everywhere the same."""
     from scipy.stats import pearsonr, spearmanr  # half a second to import: not before it is needed
 
+    points = np.array([point[:2] for point in points], dtype=float)
     if len(points) < 2 or not np.ptp(points, axis=0).all():
         return None
     return float(spearmanr(points).statistic if method == "spearman" else pearsonr(*points.T).statistic)

@@ -330,8 +330,8 @@ class Swept:
         first: The first of those steps at which both hold, by combination.
         last: The last.
         relapse: Share of the combinations in which the behaviour comes back on the way and goes again, by combination ("" for all).
-        predictors: Rank correlations over all checkpoints of what blue can see with the bad rate and with the retention, by
-            ``<what>.<with>``.
+        predictors: Rank correlations of what blue can see with the bad rate and with the retention over the checkpoints of an organism,
+            mean over organisms, by ``<what>.<with>``.
         inside: Chance that what blue can see is greater at a checkpoint where both hold than at another, by what it sees.
         rules: How often a rule's choice has both, by rule; the oracle's is how often any checkpoint has.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from offmodel.measure.correlation import Point, rank_correlation
+from offmodel.measure.correlation import Point, coefficient
 from offmodel.measure.stats import HIGHER, LOWER, Direction, Estimate, less, mean_over_organisms, median_steps
 from offmodel.report.blind import Course, chosen_by
 from offmodel.report.data import Checkpoint, Region, Swept, SweptPoint
@@ -208,7 +208,7 @@ def _any(values: Sequence[float | None]) -> float | None:
 
 
 def _predictors(tracks: Sequence[Mapping[str, Track]], all_of: str, pairs: Mapping[str, str] | None) -> Iterator[tuple[str, Estimate]]:
-    """What blue can see against what it wants to know, where blue has looked."""
+    """What blue can see against what it wants to know, on each organism: blue treats one, and sees no difference between several."""
     for seen, what in _SEEN.items():
         for told, of in _TOLD.items():
             points: dict[str, list[Point]] = {}
@@ -217,7 +217,12 @@ def _predictors(tracks: Sequence[Mapping[str, Track]], all_of: str, pairs: Mappi
                     values = [(_value(row, seen), _value(row, told)) for row in track.course.rows]
                     points.setdefault(organism, []).extend(Point(x, y) for x, y in values if x is not None and y is not None)
             if any(points.values()):
-                yield f"{seen}.{told}", rank_correlation(points, f"{what} and {of} at the checkpoints of {all_of}", pairs)
+                definition = (
+                    f"{what} and {of}: Spearman's rank correlation over the checkpoints of {all_of} on one organism "
+                    f"({sum(map(len, points.values()))} on all), none where one of them is always the same; mean over organisms"
+                )
+                alone = {organism: coefficient(those) for organism, those in points.items()}
+                yield f"{seen}.{told}", mean_over_organisms(alone, definition, HIGHER, seed=0, pairs=pairs, unit="correlation")
 
 
 def _inside(
