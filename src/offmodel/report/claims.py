@@ -40,10 +40,17 @@ def check_claim(claim: Claim, results: Results, probes: Iterable[Probe] = ()) ->
 def _check(condition: Test, results: Results, rows: Mapping[str, Mapping[str, Estimate]]) -> CheckedCondition:
     if isinstance(condition, ProbeCondition):
         estimate = _row(condition, rows)
-        return CheckedCondition(condition=condition, estimate=estimate, verdict=judge(condition, estimate))
+        return CheckedCondition(condition=condition, estimate=estimate, verdict=verdict_of(condition, estimate))
     estimate, by_seed, missing = _measure(condition, results)
-    verdict = CANNOT_TELL if missing else judge(condition, estimate, by_seed)
+    verdict = verdict_of(condition, estimate, by_seed, missing)
     return CheckedCondition(condition=condition, estimate=estimate, verdict=verdict, by_seed=by_seed, missing=missing)
+
+
+def verdict_of(condition: Test, estimate: Estimate, by_seed: Mapping[int, float] | None = None, missing: int = 0) -> ClaimVerdict:
+    """What a condition's number says; see :class:`offmodel.report.data.CheckedCondition` and :func:`judge`."""
+    if missing:
+        return CANNOT_TELL
+    return judge(condition, estimate, None if isinstance(condition, ProbeCondition) else by_seed)
 
 
 def _row(condition: ProbeCondition, rows: Mapping[str, Mapping[str, Estimate]]) -> Estimate:

@@ -1,14 +1,20 @@
-"""The ledger: every claim with its source, its test, our figure and the verdict, as a page of Markdown."""
+"""The ledger: every claim with its source, its test, our figure and the verdict, as a page and as records that outlive the store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
+from offmodel.errors import DataError
+from offmodel.files import replacing
 from offmodel.report import words
-from offmodel.report.claims import FEWEST_PAIRS, FEWEST_SEEDS, FEWEST_TRAININGS, describe, threshold
-from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ReportData
+from offmodel.report.claims import FEWEST_PAIRS, FEWEST_SEEDS, FEWEST_TRAININGS, describe, threshold, verdict_of
+from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, Note, ReportData
 from offmodel.report.summary import Table, markdown
 from offmodel.spec.claim import Claim
 
@@ -36,6 +42,49 @@ or its code, and *secondary* where others read them for us.
 {{date}}.
 """
 
+SCHEMA = "offmodel-claims/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the study of a claim has come to, without a word of a model.
+
+    Attributes:
+        study: Hash of all that the numbers depend on: the conditions and the keys of the study's stages.
+        date: When they were gathered.
+        commit: The code that measured them.
+        passed: How many organisms passed the gate.
+        organisms: Of how many.
+        failed: Trainings that came to nothing.
+        unfinished: Stages that have still to run, or failed; the claim is not decided before they have.
+        conditions: Of the claim, with their numbers.
+    """
+
+    study: str
+    date: str
+    commit: str
+    passed: int
+    organisms: int
+    failed: tuple[Note, ...]
+    unfinished: int
+    conditions: tuple[CheckedCondition, ...]
+
+
+def outcome_of(data: ReportData, *, study: str, unfinished: int) -> Outcome:
+    """What is kept of a study's results. Raises TypeError where the study tests no claim."""
+    if data.claim is None:
+        raise TypeError(f"{data.study} tests no claim")
+    return Outcome(
+        study=study,
+        date=data.created[: len("2026-01-31")],
+        commit=data.commit,
+        passed=sum(organism.gate.passed for organism in data.organisms),
+        organisms=len(data.organisms),
+        failed=tuple(data.failed),
+        unfinished=unfinished,
+        conditions=data.claim.conditions,
+    )
+
 
 class Entry(NamedTuple):
     """A claim and what its study has come to.
@@ -44,20 +93,23 @@ class Entry(NamedTuple):
         name: Of the study.
         file: Of the study.
         claim: The statement and its test.
-        data: The results; None where there are none yet.
-        unfinished: Stages that have still to run, or failed; the claim is not decided before they have.
+        outcome: The results; None where there are none yet.
     """
 
     name: str
     file: str
     claim: Claim
-    data: ReportData | None
-    unfinished: int
+    outcome: Outcome | None
+
+    @property
+    def unfinished(self) -> int:
+        """Stages that have still to run, or failed, where some have run."""
+        return self.outcome.unfinished if self.outcome else 0
 
     @property
     def checked(self) -> CheckedClaim | None:
         """The claim against the results; None where there are none yet."""
-        return self.data.claim if self.data else None
+        return CheckedClaim(claim=self.claim, conditions=self.outcome.conditions) if self.outcome else None
 
     @property
     def verdict(self) -> str:
@@ -65,6 +117,39 @@ class Entry(NamedTuple):
         if self.checked is None or self.unfinished:
             return f"{CANNOT_TELL} ({'not run' if self.checked is None else 'unfinished'})"
         return self.checked.verdict
+
+
+_OUTCOMES = TypeAdapter(dict[str, Outcome])
+
+
+def read_records(path: Path) -> dict[str, Outcome]:
+    """What earlier runs left of each claim's study, by its name; the verdicts are those of today's rules. Nothing where there is no file.
+
+    Raises:
+        DataError: The file is none of :func:`write_records`.
+    """
+    if not path.exists():
+        return {}
+    try:
+        held: Any = json.loads(path.read_bytes())
+        if not isinstance(held, dict) or held.get("schema") != SCHEMA:
+            raise DataError(f"{path}: schema: is not {SCHEMA!r}; move the file away to begin a new one")
+        outcomes = _OUTCOMES.validate_json(json.dumps(held.get("claims")))
+    except ValueError as error:
+        what = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else error
+        raise DataError(f"{path}: is no record of claims ({what}); move the file away to begin a new one") from None
+    return {name: replace(outcome, conditions=tuple(map(_judged, outcome.conditions))) for name, outcome in outcomes.items()}
+
+
+def _judged(checked: CheckedCondition) -> CheckedCondition:
+    return replace(checked, verdict=verdict_of(checked.condition, checked.estimate, checked.by_seed, checked.missing))
+
+
+def write_records(path: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Replace the records of a ledger, a claim's study per key."""
+    claims = _OUTCOMES.dump_python(dict(sorted(outcomes.items())), mode="json")
+    with replacing(path) as new:
+        new.write_text(json.dumps({"schema": SCHEMA, "claims": claims}, indent=1) + "\n", encoding="utf-8")
 
 
 def overview(entries: Sequence[Entry]) -> list[list[str]]:
@@ -109,15 +194,15 @@ def _section(entry: Entry) -> Iterator[str]:
     yield f"- Why this test: {claim.why}"
     yield f"- What it needs, or what the world lacks: {claim.needs}"
     yield from (f"- Changed: {change}" for change in claim.changed)
-    if (data := entry.data) is None or (checked := entry.checked) is None:
-        yield f"- Not run yet: `{entry.file}`.\n"
+    if (outcome := entry.outcome) is None:
+        yield f"- Not run: `{entry.file}`.\n"
         return
-    passed = sum(organism.gate.passed for organism in data.organisms)
-    unfinished = f" {entry.unfinished} stages are still to run, or failed." if entry.unfinished else ""
-    yield f"- `{entry.file}`: {passed} of {len(data.organisms)} organisms passed the gate.{unfinished} Code: {data.commit}."
-    yield from (f"- {note.what}: {note.why}." for note in data.failed)
+    unfinished = f" {outcome.unfinished} stages are still to run, or failed." if outcome.unfinished else ""
+    passed = f"{outcome.passed} of {outcome.organisms} organisms passed the gate"
+    yield f"- `{entry.file}`: {passed}.{unfinished} Results of {outcome.date}, code: {outcome.commit}."
+    yield from (f"- {note.what}: {note.why}." for note in outcome.failed)
     yield ""
-    rows = [[describe(t.condition), threshold(t), _figure(t), _behind(t), _meaning(t), t.verdict] for t in checked.conditions]
+    rows = [[describe(t.condition), threshold(t), _figure(t), _behind(t), _meaning(t), t.verdict] for t in outcome.conditions]
     yield markdown([Table("", [["holds if", "lies", "ours", "behind it", "what it is", "verdict"], *rows])])
 
 
