@@ -78,7 +78,7 @@ def group(phases: tuple[Phase, ...]) -> str:
 def figures(name: str, summary: Mapping[str, Any]) -> str:
     """What a study found of a method."""
     if name not in summary["methods"]:
-        return "not measured yet."
+        return "not in this study."
     found = summary["methods"][name]
     return (
         f"{share(found['bad_rate'])} bad behaviour under the trigger, {share(found['retention'])} of the capability kept, "
@@ -148,7 +148,8 @@ def page(summary: Mapping[str, Any]) -> Iterator[str]:
         "capability in proportion, 1: it is free): over all checkpoints of the last phase, as an oracle would choose, and at the end "
         "alone, as a blue team has to. Removal at 90 % is the largest among the checkpoints that keep 90 % of the capability, chosen in "
         "hindsight. Differences are of the area at the end, on the same organisms, with an interval over pairs and Holm-adjusted p. "
-        "[blue-team.md](blue-team.md) says what the phases are, and what to make of the figures.\n"
+        "[blue-team.md](blue-team.md) says what the phases are, and what to make of the figures; some methods that this study lacks have "
+        "figures there.\n"
     )
     yield from table(summary)
     yield ""
