@@ -47,7 +47,7 @@ def fixed(seen: Sequence[Observation]) -> int:
 
 @catalog.register("rule", "plateau", source="offmodel")
 def plateau(seen: Sequence[Observation]) -> int:
-    """The first checkpoint with 98 % of the best capability that any of them has, for those who fear that more brings the behaviour back."""
+    """The first checkpoint with 98 % of the best capability that any has, for those who fear that more brings the behaviour back."""
     best = max(one.capability for one in seen)
     return next(i for i, one in enumerate(seen) if one.capability >= RECOVERED * best)
 
