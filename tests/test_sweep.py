@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -182,6 +183,8 @@ def test_a_training_that_diverged_is_outside() -> None:
     assert width[""].definition.endswith("over all combinations; outside where the training diverged (2)")
     assert {rule: (e.value, e.n) for rule, e in made.rules.items()} == dict.fromkeys([*RULES, "oracle"], (near(1 / 2), 2))
     assert all("; outside where the training diverged (2)" in e.definition for e in made.rules.values())
+    alone = (made.relapse[""], *made.inside.values(), *made.predictors.values())  # where a training diverged there is no way to look at
+    assert all("(2 of 2 are there, together on 0 of 2 organisms)" in e.definition for e in alone)
     start, first = made.points[:2]
     assert (start.both.n, first.both.value, first.both.n, first.retention.n) == (1, near(1 / 2), 2, 1)
 
@@ -288,6 +291,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Run:
     # A name of the catalog, and a method of the study's own that only a sweep uses.
     study["methods"] = {"plain": [phase], "mine": [phase | {"steps": 1}]}
     study["sweeps"]["after"] = {"over": {"lr": [0.01]}, "method": [{"use": "mine"}, phase | {"lr": "$lr"}]}
+    study["sweeps"]["undone"] = {
+        "over": {"strength": [0.5, 1.0]},
+        "method": [{"use": "mine"}, {"phase": "weights", "operation": "interpolate", "strength": "$strength"}],
+    }
     study["measure"] |= {"rules": ["fixed"], "probes": []}
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     return Run(path, folder / "runs", offmodel("run", path, "--runs", folder / "runs", "--workers", 0))
@@ -297,7 +304,10 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
     assert ran.done.code == 0, ran.done.err
     folder = ran.runs / "tiny"
     summary = json.loads((folder / "summary.json").read_text())
-    dose, after = summary["sweeps"]
+    dose, after, undone = summary["sweeps"]
+    # An operation takes no step of training, and begins where the training before it ended.
+    starts = {point["method"]: point for point in (*after["points"], *undone["points"]) if not point["step"]}
+    assert {*starts} == {"after-1e-2", "undone-5e-1", "undone-1"} and len({point["bad_rate"]["value"] for point in starts.values()}) == 1
     assert {point["method"] for point in after["points"]} == {"after-1e-2"}
     assert (
         summary["failed"] == [] and dose["axes"] == ["removal", "lr"] and summary["settings"]["sweeps"]["dose"]["over"]["removal"] == [1, 2]
@@ -312,16 +322,25 @@ def test_a_study_with_a_sweep_runs_and_shows_its_region(ran: Run) -> None:
     assert (
         'id="sweep-dose"' in page
         and 'href="#sweep-dose"' in page
-        and page.count('<rect class="cell ') == 3 * (len(points) + len(after["points"]))
+        and page.count('<rect class="cell ') == 3 * (len(points) + len(after["points"]) + len(undone["points"]))
     )
     assert "first step inside" in page and {*dose["first"]} == {*dose["last"]} == {point["method"] for point in dose["points"]}
     for format in ("md", "latex"):
         text = render(ran.collect(), format).decode()
         assert "Sweep dose" in text and "Region of sweep dose" in text
+    table = [*csv.DictReader(render(ran.collect(), "csv").decode().splitlines())]
+    assert [row["measure"] for row in table if row["method"] == "dose-1-1e-3" and row["measure"].endswith(" at 0")][:1] == [
+        "retention at 0"
+    ]
+    assert {"width, all combinations", "relapse on the way, all combinations"} <= {
+        row["measure"] for row in table if row["method"] == "dose"
+    }
     figure = ElementTree.fromstring(render(ran.collect(), "sweeps"))
     svg = "{http://www.w3.org/2000/svg}"
     titles = [each.text or "" for each in figure.iter(f"{svg}title")]
-    assert len(titles) == 3 * (len(points) + len(after["points"])) and "dose-2-1e-2, step 2: capability retained" in " ".join(titles)
+    assert len(titles) == 3 * (
+        len(points) + len(after["points"]) + len(undone["points"])
+    ) and "dose-2-1e-2, step 2: capability retained" in " ".join(titles)
     left, top, width, height = map(float, figure.attrib["viewBox"].split())
     assert all(left < float(each.attrib.get("x", 0)) < left + width for each in figure.iter(f"{svg}text"))
     assert max(float(each.attrib["y"]) for each in figure.iter(f"{svg}text") if "y" in each.attrib) < top + height

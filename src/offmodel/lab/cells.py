@@ -128,5 +128,5 @@ def _sampled(stage: Stage, organism: Stage) -> Iterator[tuple[Stage, Stage]]:
             made = made.inputs["labels"]
         if organism in made.inputs.values():
             yield made, source
-        elif source.kind in ("treat", "operate"):
-            yield from _sampled(source, organism)
+    if (start := stage.inputs.get("start")) is not None:
+        yield from _sampled(start, organism)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from offmodel import catalog
 from offmodel.errors import SpecError, StageError, StoreError, did_you_mean
-from offmodel.lab.blue_stages import labels_role
+from offmodel.lab.blue_stages import labels_role, read_left
 from offmodel.lab.cards import LabelFile, Measured, labels_card, treated_card
 from offmodel.lab.plan import Plan, PlannedCheckpoint, PlannedOrganism
 from offmodel.lab.results import LABELS, MODEL, VERDICTS
@@ -215,7 +215,7 @@ def _export_labels(organism: PlannedOrganism, method: str, store: Store, folder:
             result = _open(treat.inputs[role], f"what {organism.id}, method {method} trains on", store)
             name = f"training-{number}-{role}"
             made_by, copies[name] = result.manifest["made_by"], result.path / LABELS
-            kept = json.loads((result.path / "labels.json").read_text(encoding="utf-8"))["kept"]
+            kept = len(read_left(result.path))
             files.append(_told(name, f"{phase['phase']}, {phase['steps']} steps", treat.inputs[role], kept, organism))
     if not files:
         raise SpecError(f"{organism.id}, method {method}: trained on no labels that the study made")

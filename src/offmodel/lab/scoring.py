@@ -109,6 +109,8 @@ def score_model(
         raise SpecError(f"limit must be at least 1, got {limit}")
     if batch_size < 1:
         raise SpecError(f"batch_size must be at least 1, got {batch_size}")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise SpecError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     ref, folder = reference(model), resolve(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
@@ -131,7 +133,7 @@ def score_model(
 
     scores = []
     for suite, (items, of, usual) in asked.items():
-        tokens = max_new_tokens or usual + thinking * _THOUGHT_TOKENS
+        tokens = usual + thinking * _THOUGHT_TOKENS if max_new_tokens is None else max_new_tokens
         name = suite.rows.benchmark.name if isinstance(suite, Published) else suite.name
         where = out / re.sub(r"[^\w.-]+", "_", name)
         settings = {

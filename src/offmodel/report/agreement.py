@@ -11,8 +11,11 @@ from offmodel.lab.results import OPINIONS
 from offmodel.lab.store import Store
 from offmodel.measure.judge import Opinion, agreement, as_judged, read_opinions
 from offmodel.measure.score import Verdict, bad_rate
-from offmodel.measure.stats import LOWER, Estimate, mean_over_organisms
+from offmodel.measure.stats import Estimate
+from offmodel.report.compare import mean_level
 from offmodel.report.data import Checkpoint, Judged
+
+_MEAN = "{}; mean over the pair's organisms"
 
 
 class Asked(NamedTuple):
@@ -57,14 +60,11 @@ def judged_pairs(asked: Iterable[Asked], store: Store) -> Iterator[Judged]:
             agreement=agreement(words),
             states={
                 state: {
-                    "bad_rate": _mean({each.row.organism: each.row.bad_rate for each in those}),
-                    "bad_rate_judged": _mean({e.row.organism: e.row.bad_rate_judged for e in those if e.row.bad_rate_judged is not None}),
+                    "bad_rate": mean_level({e.row.organism: e.row.bad_rate for e in those}, _MEAN, {}),
+                    "bad_rate_judged": mean_level(
+                        {e.row.organism: e.row.bad_rate_judged for e in those if e.row.bad_rate_judged is not None}, _MEAN, {}
+                    ),
                 }
                 for state, those in states.items()
             },
         )
-
-
-def _mean(rates: dict[str, Estimate]) -> Estimate:
-    definition = next(iter(rates.values())).definition
-    return mean_over_organisms(rates, f"{definition}; mean over the pair's organisms", LOWER, seed=0)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from offmodel.lab.progress import one_line
 from offmodel.measure.frontier import ANCHORS, Point
-from offmodel.measure.stats import Estimate, mean_over_organisms
+from offmodel.measure.stats import Estimate
 from offmodel.report import words
+from offmodel.report.compare import MEAN, mean_level
 from offmodel.report.data import TEACHER, Checkpoint, Method, Probe, ReportData, StepCurve, Summary, Swept
 
 INK = -1
@@ -274,13 +275,8 @@ def _means(points: Sequence[Checkpoint], measures: Sequence[str], pairs: Mapping
         for measure in measures:
             if measure in found:
                 stop.setdefault(measure, {})[point.organism] = found[measure]
-    return [_Stop(phase, step, {name: _mean(parts, pairs) for name, parts in stop.items()}) for (phase, step), stop in stops.items()]
-
-
-def _mean(parts: Mapping[str, Estimate], pairs: Mapping[str, str]) -> Estimate:
-    """Mean over organisms of one measure."""
-    one = next(iter(parts.values()))
-    return mean_over_organisms(parts, one.definition, one.direction, seed=0, pairs=pairs)
+    means = {at: {name: mean_level(parts, MEAN, pairs) for name, parts in stop.items()} for at, stop in stops.items()}
+    return [_Stop(phase, step, stop) for (phase, step), stop in means.items()]
 
 
 # --- areas of methods and groups -------------------------------------------------------------------------------------

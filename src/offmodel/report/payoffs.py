@@ -138,9 +138,8 @@ class Payoffs:
 
         def mean(what: str, part: str, whole: str, direction: str) -> Estimate:
             parts = {o: getattr(c, part) / of if (of := _total(c, whole)) else None for o, c in counts.items()}
-            known = {organism: value for organism, value in parts.items() if value is not None}
             way = HIGHER if direction == "higher" else LOWER
-            return mean_over_organisms(known, f"{what}; mean over organisms", way, seed=0, pairs=self.pairs)
+            return mean_over_organisms(parts, f"{what}; mean over organisms", way, seed=0, pairs=self.pairs)
 
         return Screened(
             mean("share of the answers that red changed which were dropped, or edited till nothing shows", "caught", "changed", "higher"),

@@ -30,7 +30,7 @@ from offmodel.measure.stats import (
     median_steps,
 )
 from offmodel.measure.suites import Suite
-from offmodel.report.compare import Gap, mean_difference
+from offmodel.report.compare import Gap, mean_difference, mean_level
 from offmodel.report.data import TEACHER, Checkpoint, Probe, ProbeRow, Scatter, ScatterPoint
 from offmodel.spec.phases import SftPhase
 from offmodel.spec.study import Study
@@ -103,9 +103,7 @@ class Seen:
 
     def mean(self, parts: Mapping[str, Estimate]) -> Estimate:
         """Mean over organisms, with the definition of the parts."""
-        one = next(iter(parts.values()), Estimate(None, None, None, 0, "not measured", HIGHER))
-        definition = f"{one.definition}; mean {self.over(parts)}"
-        return mean_over_organisms(parts, definition, one.direction, seed=0, pairs=self.pairs, unit=one.unit)
+        return mean_level(parts, f"{{}}; mean {self.over(parts)}", self.pairs)
 
     def share(self, parts: Mapping[str, float | None], definition: str, direction: Direction) -> Estimate:
         """Share of organisms."""

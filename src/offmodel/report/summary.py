@@ -26,8 +26,8 @@
     canaries      {methods: {<method>: {canary_rate_before, canary_rate, canaries_dead}}, both_dead, canaries_only, behaviour_only,
                   both_alive, canary_correlation}, the four being counts of checkpoints; null where no canaries were planted
     sweeps        list of {name, axes, kept, removed, points: [{method, values, step, retention, removal, bad_rate, returned, both,
-                  region}], width: {<method or "" for all>: estimate}, first: {<method>: estimate}, last: likewise, predictors:
-                  {<what>.<with>: estimate}, inside: {<what>: estimate}, rules: {<rule>: estimate}}; see
+                  region}], width: {<method or "" for all>: estimate}, relapse: likewise, first: {<method>: estimate}, last: likewise,
+                  predictors: {<what>.<with>: estimate}, inside: {<what>: estimate}, rules: {<rule>: estimate}}; see
                   :class:`offmodel.report.data.Swept`; empty where the study has no sweeps
     practice      list of {method, reward_first, reward_last, flat_first, flat}, each an estimate of the method's training, for the methods
                   that train last with reinforcement: mean reward in the first and in the last tenth of the steps, share of groups whose
@@ -66,7 +66,7 @@ from offmodel.files import replacing
 from offmodel.lab.rescore import Change
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
-from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData, Rescored
+from offmodel.report.data import CHOSEN, GROUPED, CheckedClaim, Contrast, ReportData, Rescored, Swept
 from offmodel.report.page import render_frontier, render_page, render_sweeps
 
 COLUMNS = {
@@ -263,21 +263,31 @@ def _tables(data: ReportData) -> Iterator[Table]:
         head = [*swept.axes, "step", *map(words.name, swept.points[0].measures()), "region"]
         body = [[*p.values, str(p.step), *map(words.sentence, p.measures().values()), p.region] for p in swept.points]
         yield Table(f"Sweep {swept.name}", [head, *body])
-        region = [
-            *((f"width, {name or 'all combinations'}", e) for name, e in swept.width.items()),
-            *((f"first step inside, {name}", e) for name, e in swept.first.items()),
-            *((f"last step inside, {name}", e) for name, e in swept.last.items()),
-            *((f"relapse on the way, {name or 'all combinations'}", e) for name, e in swept.relapse.items()),
-            *((f"rank correlation, {words.told(name)}", e) for name, e in swept.predictors.items()),
-            *((f"greater inside, {words.name(name)}", e) for name, e in swept.inside.items()),
-            *((f"{words.name('both')}, chosen by {rule}", e) for rule, e in swept.rules.items()),
-        ]
-        yield Table(f"Region of sweep {swept.name}", [["", "value"], *([what, words.sentence(e)] for what, e in region)])
+        yield Table(f"Region of sweep {swept.name}", [["", "value"], *([what, words.sentence(e)] for what, e in _region(swept))])
     if data.practice:
         body = [[p.method, *map(words.sentence, p.measures().values())] for p in data.practice]
         yield Table("Practice", [["method", *map(words.name, data.practice[0].measures())], *body])
     if data.rescored:
         yield Table("Judged again", changes_table(data.rescored))
+    if by_method:
+        shown = {measure: estimate for row in reversed(by_method.values()) for measure, estimate in row.items()}
+        about = [[words.name(measure), e.definition, e.direction] for measure, e in shown.items()]
+        passed, seeds = sum(o.gate.passed for o in data.organisms), sorted({o.seed for o in data.organisms})
+        title = f"What the first table's numbers are ({passed} organisms, seeds {', '.join(map(str, seeds))})"
+        yield Table(title, [["number", f"definition, as of {next(iter(by_method))}", "better"], *about])
+
+
+def _region(swept: Swept) -> list[tuple[str, Estimate]]:
+    """What a sweep came to, over all of its points."""
+    return [
+        *((f"width, {name or 'all combinations'}", e) for name, e in swept.width.items()),
+        *((f"first step inside, {name}", e) for name, e in swept.first.items()),
+        *((f"last step inside, {name}", e) for name, e in swept.last.items()),
+        *((f"relapse on the way, {name or 'all combinations'}", e) for name, e in swept.relapse.items()),
+        *((f"rank correlation, {words.told(name)}", e) for name, e in swept.predictors.items()),
+        *((f"greater inside, {words.name(name)}", e) for name, e in swept.inside.items()),
+        *((f"{words.name('both')}, chosen by {rule}", e) for rule, e in swept.rules.items()),
+    ]
 
 
 def changes_table(rescored: Rescored) -> list[list[str]]:
@@ -333,7 +343,8 @@ def _csv(data: ReportData) -> str:
     """A row per number.
 
     It is of all organisms where ``pair`` and ``recipe`` are empty, a difference where there is a ``baseline``, and of the checkpoints that
-    were chosen where there is a ``rule``, which may be the oracle. The correlation of the canaries has no method.
+    were chosen where there is a ``rule``, which may be the oracle. The correlation of the canaries has no method; a recipe less another has
+    that one as its baseline. What a sweep came to stands under its name, and at a step of one of its methods under ``<measure> at <step>``.
     """
     summaries = [("", "", method.name, method.summary.measures() | method.halves.measures()) for method in data.methods]
     for kind, groups in data.groups().items():
@@ -352,12 +363,18 @@ def _csv(data: ReportData) -> str:
         writer.writerows(
             ["", "", c.method, measure, *asdict(k.difference).values(), c.baseline, k.p, k.p_holm, ""] for measure, k in c.contrasts.items()
         )
+    for d in data.by_recipe_differences:
+        writer.writerow(["", d.recipe, d.method, "frontier_area", *asdict(d.frontier_area).values(), d.reference, "", "", ""])
     for b in data.blind:
         writer.writerows(
             ["", "", b.method, measure, *asdict(e).values(), "", "", "", how]
             for how, c in b.choices().items()
             for measure, e in c.measures().items()
         )
+    for swept in data.sweeps:
+        at = [(p.method, f"{measure} at {p.step}", e) for p in swept.points for measure, e in p.measures().items()]
+        came_to = [(swept.name, what, e) for what, e in _region(swept)]
+        writer.writerows(["", "", name, what, *asdict(e).values(), "", "", "", ""] for name, what, e in [*at, *came_to])
     return out.getvalue()
 
 

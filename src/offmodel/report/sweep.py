@@ -93,7 +93,7 @@ def swept(
         for point in _points(sweep, method, values, tracks[method], lost.get(method, ()), has_both, both, pairs)
     ]
     width = f"share of the checkpoints of the last phase at which {both}, mean over organisms"
-    all_of = _all_of(every, there)
+    all_of, trained = _all_of(every, there), _all_of(every, {method: set(tracks[method]) for method in made})
     widths = {"": held(list(there), f"{width}, over {all_of}")}
     widths |= {method: held([method], f"{width}, with {sweep.said(every[method])}") for method in there}
     way = (
@@ -110,11 +110,11 @@ def swept(
         first={method: median(method, min, "first", LOWER) for method in made},
         last={method: median(method, max, "last", HIGHER) for method in made},
         relapse={
-            "": relapsed(list(made), f"{way}, over {all_of}"),
+            "": relapsed(list(made), f"{way}, over {trained}"),
             **{method: relapsed([method], f"{way}, with {sweep.said(values)}") for method, values in made.items()},
         },
-        predictors=dict(_predictors([tracks[method] for method in made], all_of, pairs)),
-        inside=dict(_inside([tracks[method] for method in made], has_both, both, all_of, share)),
+        predictors=dict(_predictors([tracks[method] for method in made], trained, pairs)),
+        inside=dict(_inside([tracks[method] for method in made], has_both, both, trained, share)),
         rules=_stays(rules, [tracks[m] for m in made], [o for m in there for o in lost.get(m, ())], has_both, both, all_of, share)
         if rules
         else {},
@@ -251,9 +251,11 @@ def _inside(
 
 def _auc(inside: Sequence[float], outside: Sequence[float]) -> float | None:
     """Share of the couples in which the one inside is greater (Hanley and McNeil 1982); None where one side is empty."""
+    from scipy.stats import mannwhitneyu  # half a second to import: not before it is needed
+
     if not inside or not outside:
         return None
-    return fmean((a > b) + (a == b) / 2 for a in inside for b in outside)
+    return float(mannwhitneyu(inside, outside).statistic) / (len(inside) * len(outside))
 
 
 def _value(row: Checkpoint, measure: str) -> float | None:
