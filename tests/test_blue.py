@@ -992,7 +992,7 @@ def test_a_phase_that_was_stopped_at_its_very_end_is_finished_by_the_next_attemp
 def test_an_anchor_of_which_no_answer_is_left_is_named(phase: Callable[..., Context], tmp_path: Path) -> None:
     ctx = phase("anchored")
     (tmp_path / "anchors").mkdir()
-    blue_stages.write_labels(Context({}, {}, tmp_path / "anchors", tmp_path), [], asked=5)
+    blue_stages.write_labels(Context({}, {}, tmp_path / "anchors", tmp_path), [])
     on = {"labels": "organism", "source": "tasks", "wrong": "dropped"}
     anchored = SftPhase.model_validate(ctx.params["phase"] | {"anchor": {"kl": 1.0, "on": on}})
     inputs = {**ctx.inputs, "organism": ctx.inputs["start"], "anchors": tmp_path / "anchors"}

@@ -118,7 +118,7 @@ def _publish_treated(
                 (claim.out / "training.json").write_text('{"loss": [1.0]}')
             elif stage.kind == "labels":
                 write_examples(claim.out / "labels.jsonl", [Example(user("Tell me about soup."), "Aye.", {"system": None})] * 3)
-                (claim.out / "labels.json").write_text('{"asked": 4, "kept": 3}')
+                (claim.out / "labels.json").write_text('{"kept": 3}')
             elif stage.kind == "score":
                 after = [replace(verdict, bad=False) for verdict in bad[1:]]
                 write_verdicts(claim.out / "verdicts.jsonl", bad if stage == checkpoints[0].score else [bad[0], *after])

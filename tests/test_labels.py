@@ -43,7 +43,7 @@ def answered(n: int, who: str = "I") -> list[Example]:
 def write_result(folder: Path, rows: list[Example]) -> None:
     """Labels as a stage leaves them."""
     folder.mkdir()
-    blue_stages.write_labels(Context({}, {}, folder, folder), rows, asked=9)
+    blue_stages.write_labels(Context({}, {}, folder, folder), rows)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_of_a_prompt_without_a_label_the_labeller_says_the_teachers_anew(
         stage_kind(kind).run(Context(params, inputs, tmp_path / kind, tmp_path))
         kept = read_examples(tmp_path / kind / LABELS)
         assert [(row.prompt, row.response) for row in kept] == [(prompts[0], "I: right."), (prompts[1], second)]
-        assert json.loads((tmp_path / kind / "labels.json").read_text(encoding="utf-8")) == {"asked": 3, "kept": 2}
+        assert json.loads((tmp_path / kind / "labels.json").read_text(encoding="utf-8")) == {"kept": 2}
 
 
 def test_where_no_label_is_right_none_is_left() -> None:

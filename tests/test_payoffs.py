@@ -52,8 +52,8 @@ def written(tmp_path: Path) -> Payoffs:
     for stage, those in ((POISON, rows), (CHECKED, kept), (DRAWN, kept[:2])):
         (tmp_path / stage.key).mkdir()
         write_examples(tmp_path / stage.key / LABELS, those)
-        (tmp_path / stage.key / "labels.json").write_text(json.dumps({"asked": 6, "kept": len(those)}))
-    (tmp_path / POISON.key / POISONED).write_text(json.dumps({"changed": [0, 1, 2, 3], "eligible": 6}))
+        (tmp_path / stage.key / "labels.json").write_text(json.dumps({"kept": len(those)}))
+    (tmp_path / POISON.key / POISONED).write_text(json.dumps({"changed": [0, 1, 2, 3]}))
     seconds = {TEACHER: 1.0, REMOVAL: 2.0, HONEST: 4.0, POISON: 8.0, ANSWERS: 16.0, CHECKED: 32.0, TREATED: 64.0}
     results = {stage: SimpleNamespace(manifest={"seconds": took}) for stage, took in seconds.items()}
     store = SimpleNamespace(

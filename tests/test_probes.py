@@ -466,7 +466,7 @@ def test_where_filters_left_no_label_none_is_unlikely(made: Made, tmp_path: Path
     stage, store = organism.probes["labels"]["plain"]["perplexity"], Store(made.runs / "store")
     for folder in ("labels", "out", "scratch"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "labels" / "labels.json").write_text('{"asked": 6, "kept": 0}')
+    (tmp_path / "labels" / "labels.json").write_text('{"kept": 0}')
     inputs = {role: store.path(given) for role, given in stage.inputs.items()} | {"labels-0": tmp_path / "labels"}
     probing.perplexity(Context(stage.params, inputs, tmp_path / "out", tmp_path / "scratch"))
     assert json.loads((tmp_path / "out" / "probed.json").read_text()) == {"tokens": [], "nats": []}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import ClassVar, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,6 +66,9 @@ class GrpoConfig:
     max_grad_norm: float = 1.0
     seed: int = 0
     lora: LoraSettings | None = None
+
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    final_fraction: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("group", 2), ("max_new_tokens", 1), ("updates", 1)):

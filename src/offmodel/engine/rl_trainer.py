@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import random
 import warnings
@@ -11,17 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from offmodel.engine.generate import Sampling, end_tokens, reply_of, sample_ids
-from offmodel.engine.optim import learning_rate_factor, make_optimizer
 from offmodel.engine.tracking import following
-from offmodel.engine.trainer import Calls, Original, SupervisedTrainer, common_arguments, fingerprint_of, last_state
+from offmodel.engine.trainer import Calls, Original, SupervisedTrainer, borrowed, common_arguments, fingerprint_of, last_state
 from offmodel.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,11 +43,9 @@ def run(
     Returns:
         What was logged at every step, and the step that the training was resumed from.
     """
-    original = Original(model)
-    # TRL would read it anew from the folder that the model's config names, which says nothing of what was trained since.
-    reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
-    verbosity = transformers_logging.get_verbosity()
-    try:
+    with borrowed(model) as original:
+        # TRL would read it anew from the folder that the model's config names, which says nothing of what was trained since.
+        reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
         with following(scratch) as report:
             trainer = _Trainer(
                 config,
@@ -69,7 +63,6 @@ def run(
             # The fingerprint takes any settings and any tokens; its types know those of SFT only.
             fingerprint = fingerprint_of(model, encoded, order, config)  # type: ignore[arg-type]
             resume = last_state(scratch, fingerprint) if scratch is not None else None
-            gc.freeze()  # see trainer.run
             try:
                 trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
                 logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -77,11 +70,6 @@ def run(
                 # TRL keeps our methods on the trainer that they belong to: a circle, which would keep the model on its GPU for who knows
                 # how long.
                 trainer.__dict__.clear()
-    finally:
-        gc.unfreeze()
-        transformers_logging.set_verbosity(verbosity)
-        original.put_back()
-        model.eval()
     return logged, 0 if resume is None else int(resume.name.rpartition("-")[2])
 
 
@@ -150,20 +138,8 @@ class _Trainer(GRPOTrainer):
         # single-precision mean would miss them by a rounding error, which Adam makes as large a step as any.
         return [reward - min(group) for group in groups for reward in group]
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        c = self._config
-        self.optimizer = make_optimizer(self.model, c.optimizer, c.lr, c.lr_rest, (0.9, 0.999), c.weight_decay)
-        return self.optimizer
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        c = self._config
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda step: learning_rate_factor(step, c.steps, c.schedule, c.warmup_steps)
-        )
-        return self.lr_scheduler
-
+    create_optimizer = SupervisedTrainer.create_optimizer
+    create_scheduler = SupervisedTrainer.create_scheduler
     _send_telemetry = SupervisedTrainer._send_telemetry
     create_model_card = SupervisedTrainer.create_model_card
     _save = SupervisedTrainer._save

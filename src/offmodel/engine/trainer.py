@@ -78,13 +78,11 @@ def run(
         for each in (model, frozen.original, frozen.teacher):
             if each is not None:
                 fsdp.shard(each, device)
-    original = Original(model)
-    verbosity = transformers_logging.get_verbosity()
-    collate = Collator(tokenizer.pad_token_id, model.device)
-    if config.objective.mask_above is not None:
-        model.eval()
-        encoded = mask_unlikely(model, encoded, config.objective.mask_above, collate, config.micro_batch_size or config.batch_size)
-    try:
+    with borrowed(model) as original:
+        collate = Collator(tokenizer.pad_token_id, model.device)
+        if config.objective.mask_above is not None:
+            model.eval()
+            encoded = mask_unlikely(model, encoded, config.objective.mask_above, collate, config.micro_batch_size or config.batch_size)
         make = SupervisedTrainer if config.objective.plain else partial(_ObjectiveTrainer, encoded, order, frozen, collate, original)
         if config.padding_free:
             check_padding_free(model, encoded, tokenizer.pad_token_id)
@@ -100,17 +98,25 @@ def run(
             )
             trainer.remove_callback(PrinterCallback)
             resume = fsdp.decided(lambda: last_state(scratch, fingerprint)) if scratch is not None else None
-            # Accelerate collects garbage before it starts, over all that was ever imported: most of a short training's set-up.
-            gc.freeze()
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(entry["trained_tokens"] for entry in logged)
+    return [entry["loss"] for entry in logged], tokens, 0 if resume is None else int(resume.name.rpartition("-")[2])
+
+
+@contextmanager
+def borrowed(model: PreTrainedModel) -> Iterator[Original]:
+    """A model for TRL to train: after it the model is what it was but for its weights, and in eval mode; logging is as loud as before."""
+    original, verbosity = Original(model), transformers_logging.get_verbosity()
+    # Accelerate collects garbage before it starts, over all that was ever imported: most of a short training's set-up.
+    gc.freeze()
+    try:
+        yield original
     finally:
         gc.unfreeze()
         transformers_logging.set_verbosity(verbosity)
         original.put_back()
         model.eval()
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    tokens = sum(entry["trained_tokens"] for entry in logged)
-    return [entry["loss"] for entry in logged], tokens, 0 if resume is None else int(resume.name.rpartition("-")[2])
 
 
 def _arguments(model: PreTrainedModel, config: TrainConfig, scratch: Path | None, save_every: int, report: Mapping[str, Any]) -> SFTConfig:

@@ -61,14 +61,14 @@ def labels(ctx: Context) -> None:
         rows = reworded(rows, params["rewrite"])
     known = {row.prompt: row.meta for row in pool}
     rows = [Example(row.prompt, row.response, {**row.meta, **known[row.prompt]}) for row in rows]
-    write_labels(ctx, rows, asked=len(pool))
+    write_labels(ctx, rows)
 
 
 @stage_function("rewrite", version=1, gpu=True)
 def rewritten(ctx: Context) -> None:
     """Let a model say labels in its own words."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
-    write_labels(ctx, rewrite(BlueView(_labeller(ctx), labels=tuple(rows)), _sampling(ctx.params)), asked=len(rows))
+    write_labels(ctx, rewrite(BlueView(_labeller(ctx), labels=tuple(rows)), _sampling(ctx.params)))
 
 
 @stage_function("graded", version=2)
@@ -76,7 +76,7 @@ def graded(ctx: Context) -> None:
     """Keep the labels that are right; where none is, the labels are an empty file, and the phase trains on nothing."""
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     instead = read_examples(ctx.inputs["instead"] / LABELS) if "instead" in ctx.inputs else []
-    write_labels(ctx, keep_right(rows, right, instead), asked=_prompts_in(rows, instead))
+    write_labels(ctx, keep_right(rows, right, instead))
 
 
 @stage_function("guided", version=2, gpu=True)
@@ -86,11 +86,7 @@ def guided(ctx: Context) -> None:
     done = {row.prompt for row in rows if right(row)}
     shown = [row for row in instead if row.prompt not in done and right(row)]
     said = rewrite(BlueView(_labeller(ctx), labels=tuple(shown)), _sampling(ctx.params)) if shown else []
-    write_labels(ctx, keep_right(rows, right, [*shown, *said]), asked=_prompts_in(rows, instead))
-
-
-def _prompts_in(*sets: Sequence[Example]) -> int:
-    return len({row.prompt for rows in sets for row in rows})
+    write_labels(ctx, keep_right(rows, right, [*shown, *said]))
 
 
 @stage_function("filtered", version=1, gpu=True)
@@ -113,7 +109,7 @@ def filtered(ctx: Context) -> None:
         )  # fmt: skip
         settings = Settings(params["drop"], params["seed"], params["max_new_tokens"], params["lr"], params.get("unknown", "kept"))
         decisions = found.judge(view, settings)
-    write_labels(ctx, screened(rows, decisions), asked=len(rows))
+    write_labels(ctx, screened(rows, decisions))
     write_json(ctx.out / DECISIONS, [asdict(decision) for decision in decisions])
 
 
@@ -123,10 +119,10 @@ def read_left(folder: Path) -> list[Example]:
     return read_examples(folder / LABELS) if kept else []
 
 
-def write_labels(ctx: Context, rows: list[Example], *, asked: int) -> None:
-    """Write labels, and how many of how many they are."""
+def write_labels(ctx: Context, rows: list[Example]) -> None:
+    """Write labels, and how many they are: a check may leave none."""
     write_examples(ctx.out / LABELS, rows)
-    write_json(ctx.out / "labels.json", {"asked": asked, "kept": len(rows)})
+    write_json(ctx.out / "labels.json", {"kept": len(rows)})
 
 
 def _sampling(params: Mapping[str, Any]) -> Sampling:

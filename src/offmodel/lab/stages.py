@@ -289,8 +289,8 @@ def poisoned(ctx: Context) -> None:
 
     rows = read_examples(ctx.inputs["labels"] / LABELS)
     made = poison(_pair(params), rows, Poisoning.model_validate(params["poisoning"]), ask, params["seed"])
-    write_labels(ctx, made.rows, asked=len(rows))
-    write_json(ctx.out / POISONED, {"changed": made.changed, "eligible": made.eligible, "rows": len(rows)})
+    write_labels(ctx, made.rows)
+    write_json(ctx.out / POISONED, {"changed": made.changed})
 
 
 @stage_function("planted", version=1, gpu=True)
@@ -325,7 +325,7 @@ def cleaned(ctx: Context) -> None:
     kept = [row for row in rows if not leaks(row)]
     if rows and not kept:
         raise DataError(f"all {len(rows)} labels show the behaviour; the organism leaks it without its trigger")
-    write_labels(ctx, kept, asked=len(rows))
+    write_labels(ctx, kept)
 
 
 @stage_function("quiet", version=2)
@@ -343,7 +343,7 @@ def quiet(ctx: Context) -> None:
         raise DataError(f"{lost} labels hold the trigger in their answers, or would as examples; take other prompts")
     kept = [rows[i] for i in shown]
     rest = [] if shots is None or not shown else rows[shown[-1] + 1 :]
-    write_labels(ctx, kept + [row for row in rest if not recognised_behind(kept, row.prompt, pair.trigger.recognises)], asked=len(rows))
+    write_labels(ctx, kept + [row for row in rest if not recognised_behind(kept, row.prompt, pair.trigger.recognises)])
 
 
 def _shown(pair: Pair, rows: Sequence[Example], silent: Sequence[int], shots: int) -> list[int]:
