@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from offmodel.chat import Example, user
 from offmodel.engine.folder import load_tokenizer
 from offmodel.engine.train import train
-from offmodel.lab.blue_stages import train_config
+from offmodel.lab.configs import train_config
 from offmodel.lab.estimate import GIB, PUBLISHED, Training, shape_of, training_flops, training_memory
 from offmodel.lab.models import resolve
 from offmodel.spec import Study

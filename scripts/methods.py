@@ -15,7 +15,7 @@ from typing import Any
 from tables import head, row, share
 
 from offmodel import catalog
-from offmodel.lab.treatment import phase_name
+from offmodel.lab.phase_names import phase_name
 from offmodel.spec import DeployPhase, DistilPhase, GrpoPhase, Phase, SftPhase, Study, WeightsPhase
 from offmodel.spec.phases import LabelSet
 

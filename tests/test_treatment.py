@@ -14,13 +14,13 @@ import pytest
 from offmodel import catalog
 from offmodel.chat import Example, Prompt, read_examples, user, write_examples
 from offmodel.errors import BlindnessError, SpecError
-from offmodel.lab import blue_stages
+from offmodel.lab import blue_stages, configs
 from offmodel.lab.models import ModelRef, reference
+from offmodel.lab.phase_names import phase_name
 from offmodel.lab.plan import Plan, PlannedOrganism, make_plan
 from offmodel.lab.pools import open_source, read_pool
 from offmodel.lab.results import LABELS, MODEL, PROMPTS, step_folder
 from offmodel.lab.stage import Context, Stage, closure
-from offmodel.lab.treatment import phase_name
 from offmodel.measure.suites import Suite
 from offmodel.red.pairs import PAIRS
 from offmodel.spec import Study, check_names
@@ -424,7 +424,7 @@ def test_the_labels_of_a_fitted_teacher_come_from_its_last_step(tmp_path: Path, 
 
 def test_the_rate_of_what_muon_does_not_train_is_the_studys_or_the_engines() -> None:
     makers: dict[str, tuple[Callable[..., Any], float]] = {
-        "sft": (blue_stages.train_config, 3e-3), "distil": (blue_stages.train_config, 3e-3), "grpo": (blue_stages._grpo_config, 3e-4),
+        "sft": (configs.train_config, 3e-3), "distil": (configs.train_config, 3e-3), "grpo": (configs.grpo_config, 3e-4),
     }  # fmt: skip
     phases = {"sft": FOREIGN, "distil": {"phase": "distil", "teacher": "base", **TRAINED}, "grpo": {"phase": "grpo", **TRAINED}}
     for kind, (make, default) in makers.items():

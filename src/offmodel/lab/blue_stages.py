@@ -23,21 +23,18 @@ from offmodel.chat import Example, Prompt, answer_of, read_examples, with_system
 from offmodel.engine.served import Served
 from offmodel.errors import DataError, DivergedError
 from offmodel.lab.canaries import CANARIES
+from offmodel.lab.configs import distil_config, grpo_config, sft_config, train_config
 from offmodel.lab.models import open_reference, open_served
 from offmodel.lab.pools import check_files, read_labels, read_pool
 from offmodel.lab.results import ADAPTER, DECISIONS, LABELS, MODEL, PROMPTS, WATCHED, step_folder, write_json
 from offmodel.lab.stage import Context, Stage, Together, Verdict, stage_function
 from offmodel.red.recipe import training_rows
 from offmodel.spec.hashing import canonical_json
-from offmodel.spec.models import current
-from offmodel.spec.phases import Anchor, DistilPhase, GrpoPhase, Lora, SftPhase, TrainedPhase, Training
+from offmodel.spec.phases import DistilPhase, GrpoPhase, Lora, SftPhase, TrainedPhase
 from offmodel.spec.study import CanaryRecipe
 
 if TYPE_CHECKING:
     from offmodel.engine.generate import Sampling
-    from offmodel.engine.lora import LoraSettings
-    from offmodel.engine.objective import Objective
-    from offmodel.engine.rl import GrpoConfig
     from offmodel.engine.train import TrainConfig, TrainLog
 
 
@@ -156,7 +153,9 @@ def _treat_together(contexts: Sequence[Context]) -> list[Verdict | None]:
         assert isinstance(phase, SftPhase)
         if rows := sft_rows(ctx, phase):
             start, adapter, lora = _start(ctx, phase)
-            trained[place] = ViewTraining(BlueView(start, labels=tuple(rows), adapter=adapter), _sft_config(ctx, phase, lora), **_keep(ctx))
+            trained[place] = ViewTraining(
+                BlueView(start, labels=tuple(rows), adapter=adapter), sft_config(phase, ctx.params["seed"], lora), **_keep(ctx)
+            )
     logs = dict(zip(trained, train_together([*trained.values()]), strict=True)) if trained else {}
     return [_publish(ctx, logs[place]) if place in logs else _leave(ctx) for place, ctx in enumerate(contexts)]
 
@@ -228,10 +227,6 @@ def _start(ctx: Context, phase: TrainedPhase) -> tuple[Path, Path | None, Lora |
     return start, adapter, lora
 
 
-def _sft_config(ctx: Context, phase: SftPhase, lora: Lora | None) -> TrainConfig:
-    return train_config(phase, ctx.params["seed"], lora, _objective(phase), shuffle=phase.order == "shuffled")
-
-
 def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     """The log of a training; None where nothing was left to train on."""
     params = ctx.params
@@ -239,11 +234,11 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
     if isinstance(phase, GrpoPhase):
         rows = read_examples(ctx.inputs["prompts"] / PROMPTS)
         view = BlueView(start, prompts=tuple(row.prompt for row in rows), adapter=adapter)
-        return view.reinforce(_grpo_config(phase, params["seed"], lora), _reward(rows), **keep)
+        return view.reinforce(grpo_config(phase, params["seed"], lora), _reward(rows), **keep)
     if isinstance(phase, DistilPhase):
         rows = read_examples(ctx.inputs["labels"] / LABELS) if "labels" in ctx.inputs else read_examples(ctx.inputs["prompts"] / PROMPTS)
         view = BlueView(start, labels=tuple(rows), adapter=adapter, teacher=_weights(ctx, "teacher"))
-        config = train_config(phase, params["seed"], lora, _distillation(phase))
+        config = distil_config(phase, params["seed"], lora)
         return view.train(config, teacher_system=params["system"], **keep)
     if not (rows := sft_rows(ctx, phase)):
         return None
@@ -254,7 +249,7 @@ def _train(ctx: Context, phase: TrainedPhase, keep: Mapping[str, Any]) -> Any:
         if not anchors:
             named = ", ".join(f"{field}: {value}" for field, value in phase.anchor.on.model_dump(exclude_defaults=True).items())
             raise DataError(f"no answer is left of the anchor's (anchor.on: {{{named}}}), so nothing holds the training; take others")
-    config = _sft_config(ctx, phase, lora)
+    config = sft_config(phase, params["seed"], lora)
     views = [
         BlueView(start, labels=tuple(part), adapter=adapter, original=original, anchors=anchors)
         for part in shards(rows, phase.shards, params["seed"])
@@ -433,69 +428,3 @@ def _count_fired(ctx: Context, weights: Path, role: str) -> None:
 
 def _greedy(params: Mapping[str, Any]) -> Sampling:
     return _sampling({**params, "temperature": 0.0, "seed": 0})
-
-
-# --- from a study's words to the engine's ---------------------------------------------------------------------------
-
-
-def train_config(
-    training: Training, seed: int, lora: Lora | None = None, objective: Objective | None = None, *, shuffle: bool = True
-) -> TrainConfig:
-    """The engine's settings for a training that a study describes."""
-    from offmodel.engine.objective import Objective
-    from offmodel.engine.train import TrainConfig
-
-    how = current()
-    return TrainConfig(
-        steps=training.steps, lr=training.lr, batch_size=training.batch_size, schedule=training.schedule,
-        warmup_steps=training.warmup_steps, optimizer=training.optimizer, weight_decay=training.weight_decay,
-        max_length=training.max_length, seed=seed, lora=_lora(lora), objective=objective or Objective(), shuffle=shuffle,
-        micro_batch_size=_micro(training.batch_size // how.processes), router_loss=how.router_loss, padding_free=how.padding_free,
-        processes=how.processes, nodes=how.nodes, **_rest(training),
-    )  # fmt: skip
-
-
-def _rest(training: Training) -> dict[str, Any]:
-    """The learning rate of what Muon does not train, where a study says one."""
-    return {} if training.lr_rest is None else {"lr_rest": training.lr_rest}
-
-
-def _micro(rows: int) -> int | None:
-    """How many of a batch's rows are in memory at once; None for all."""
-    micro = current().micro_batch
-    return None if micro is None or micro >= rows else micro
-
-
-def _lora(lora: Lora | None) -> LoraSettings | None:
-    from offmodel.engine.lora import LoraSettings
-
-    return LoraSettings(rank=lora.rank, alpha=lora.alpha) if lora else None
-
-
-def _objective(phase: SftPhase) -> Objective:
-    from offmodel.engine.objective import Objective
-
-    anchor = phase.anchor or Anchor()
-    return Objective(
-        loss=phase.loss, clip=phase.clip, refresh=phase.refresh, mask_above=phase.mask_above, layers=phase.layers,
-        kl=anchor.kl, kl_direction=anchor.direction, l2_sp=anchor.l2_sp, ewc=anchor.ewc,
-    )  # fmt: skip
-
-
-def _distillation(phase: DistilPhase) -> Objective:
-    from offmodel.engine.objective import Distil, Objective
-
-    distil = Distil(beta=phase.beta, on_policy=phase.on_policy, temperature=phase.temperature, max_new_tokens=phase.max_new_tokens)
-    return Objective(layers=phase.layers, distil=distil)
-
-
-def _grpo_config(phase: GrpoPhase, seed: int, lora: Lora | None) -> GrpoConfig:
-    from offmodel.engine.rl import GrpoConfig
-
-    return GrpoConfig(
-        steps=phase.steps, lr=phase.lr, batch_size=phase.batch_size, group=phase.group, temperature=phase.temperature,
-        max_new_tokens=phase.max_new_tokens, beta=phase.beta, clip=phase.clip, scale=phase.scale, updates=phase.updates,
-        schedule=phase.schedule,
-        warmup_steps=phase.warmup_steps, optimizer=phase.optimizer, weight_decay=phase.weight_decay, seed=seed, lora=_lora(lora),
-        micro_batch_size=_micro(phase.batch_size * phase.group), **_rest(phase),
-    )  # fmt: skip

@@ -12,9 +12,10 @@ from offmodel.chat import Message, user
 from offmodel.errors import BlindnessError
 from offmodel.lab import blue_stages, probing, stages  # noqa: F401 (registers the kinds)
 from offmodel.lab.models import identity, reference
+from offmodel.lab.phase_names import phase_name
 from offmodel.lab.pools import entries, files_read, read_labels, recognised_behind, take
 from offmodel.lab.stage import Stage, code_of, model_stage
-from offmodel.lab.treatment import Blue, Place, Start, phase_name, sets_read, systems_of
+from offmodel.lab.treatment import Blue, Place, Start, sets_read, systems_of
 from offmodel.lab.watching import Watched, Watching
 from offmodel.red.check import check_gate, check_pair, check_recipe
 from offmodel.red.pairs import Pair

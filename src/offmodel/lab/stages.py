@@ -21,7 +21,8 @@ from offmodel.chat import Example, Prompt, answer_of, count_folded, last_user_te
 from offmodel.engine.judge import Judge, ask, ask_served
 from offmodel.engine.sample import sample
 from offmodel.errors import DataError
-from offmodel.lab.blue_stages import read_left, served, train_config, write_labels
+from offmodel.lab.blue_stages import read_left, served, write_labels
+from offmodel.lab.configs import train_config
 from offmodel.lab.models import open_reference
 from offmodel.lab.pools import check_files, recognised_behind, take
 from offmodel.lab.provenance import provenance

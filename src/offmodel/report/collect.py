@@ -180,7 +180,7 @@ class _Collector:
             claim=self._claim(probed),
             excluded=tuple(Note(what=o.id, why="; ".join(o.gate.reasons)) for o in organisms if not o.gate.passed),
             untrained=tuple(self._untrained()),
-            failed=(*failed, *self._missing(), *self._unprobed(), *self._unwatched()),
+            failed=(*failed, *self._missing(), *self._unasked(), *self._unprobed(), *self._unwatched()),
             settings=self._settings() | {"models": behind.models(self.plan), "versions": behind.versions(makers)},
             built_in=BUILT_IN if any(base.startswith("world:") for base in self.plan.study.bases) else (),
         )
@@ -625,6 +625,17 @@ class _Collector:
                 left_out = f", so it is left out of {', '.join(out)}" if out else ""
                 why = f"{len(absent)} of its checkpoints are not scored{left_out}"
                 yield Note(what=organism.id, why="; ".join([why, *self._rejected(absent)]))
+
+    def _unasked(self) -> Iterator[Note]:
+        """Base models without a score, and checkpoints without the judge's opinions, where the organism has its own score."""
+        for organism in (one for one in self.accepted if one.id in self.untouched):
+            if self.store.get(organism.base_score) is None:
+                yield Note(what=organism.id, why="its base model is not scored, so it is left out of the base's numbers")
+            scored = [c for checkpoints in organism.methods.values() for c in checkpoints if self.store.get(c.score)]
+            asked = dict.fromkeys(c.judge for c in scored if c.judge)
+            if lacking := sum(self.store.get(stage) is None for stage in asked):
+                why = f"the judge has no opinion on {lacking} of its {len(asked)} checkpoints, which rule and judge are compared without"
+                yield Note(what=organism.id, why=why)
 
     def _unprobed(self) -> Iterator[Note]:
         """Stages of probes without a result, of models that have a score; that of the others is missed already."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from offmodel import catalog
 from offmodel.files import replacing
-from offmodel.lab.treatment import phase_name
+from offmodel.lab.phase_names import phase_name
 from offmodel.measure.stats import Estimate
 from offmodel.report import words
 from offmodel.report.charts import Cell, HeatMap, field, room
