@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from offmodel import catalog
 from offmodel.chat import last_user_text
 from offmodel.errors import DataError, SpecError
-from offmodel.measure.benchmarks import BENCHMARKS, Published
+from offmodel.measure.benchmarks import BENCHMARKS, Published, load
 from offmodel.measure.benchmarks.choices import same_letter, stated_letter
 from offmodel.measure.benchmarks.ifeval import CHECKS, accuracies, count_sentences, count_words, followed, follows_all
 from offmodel.measure.benchmarks.maths import same_answer
@@ -56,6 +57,24 @@ def test_a_row_becomes_an_item(name: str, prompt: str, expected: str, tmp_path: 
     (item,) = suite.rows.whole(0)
     assert last_user_text(item.prompt).startswith(prompt)
     assert (item.expected, item.steps) == (expected, 1)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_hubs_rows_are_the_pinned_ones_of_the_named_split(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def load_dataset(*args: str | None, **more: str) -> list[Mapping[str, Any]]:
+        asked.append((args, more))
+        return [benchmark.example]
+
+    benchmark, suite = BENCHMARKS[name], catalog.get("suite", name)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    try:
+        assert suite.rows.whole(0) == on_file(name, write(tmp_path / "rows.jsonl", [benchmark.example])).rows.whole(0)
+    finally:
+        load._read.cache_clear()  # nobody else shall take the stand-in's rows for the hub's
+    assert asked == [((benchmark.hub, benchmark.config), {"split": benchmark.split, "revision": benchmark.revision})]
+    assert re.fullmatch("[0-9a-f]{40}", benchmark.revision)
 
 
 def test_a_parquet_file_of_the_hub_gives_the_same_items(tmp_path: Path) -> None:

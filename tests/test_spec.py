@@ -471,6 +471,8 @@ FULL = {
         ("sft", "anchor: {on: {labels: organism, source: x}}", "anchor.on.source: unknown source of prompts 'x'"),
         ("sft", "anchor: {l2_sp: 0.1}, lora: {rank: 1, alpha: 1}", "anchor.l2_sp: is about the weights, and an adapter leaves them alone"),
         ("sft", "anchor: {ewc: 0.1}, lora: {rank: 1, alpha: 1}", "anchor.ewc: is about the weights, and an adapter leaves them alone"),
+        ("sft", "clip: 0.3", "clip: is proximal SFT's, and the loss is ce; add loss: psft, or leave it out"),
+        ("sft", "loss: dft, refresh: 5", "refresh: is proximal SFT's, and the loss is dft"),
         ("distil", "teacher: organsm", "teacher: expected teacher or organism or base, got the text 'organsm'; did you mean 'organism'?"),
         ("distil", "labels: teacher", "labels: unknown key; did you mean 'layers'?"),
         ("distil", "beta: 1.5", "beta: should be less than or equal to 1, got the number 1.5"),

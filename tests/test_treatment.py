@@ -806,6 +806,11 @@ def test_checks_that_make_no_sense_are_refused(phase: dict[str, Any], message: s
         check_names(made)
 
 
+def test_a_share_to_drop_is_refused_where_nothing_is_ranked() -> None:
+    with pytest.raises(SpecError, match="phase 2, the filter rules: ranks no answers, so drop: 0.3 would do nothing; leave it out"):
+        organism({"it": [FOREIGN, OWN | {"filters": [{"filter": "rules", "drop": 0.3}]}]})
+
+
 def test_shards_do_not_go_with_an_adapter_that_is_left_to_blue() -> None:
     with pytest.raises(SpecError, match="median of models is no adapter"):
         organism({"it": [FOREIGN, OWN | {"shards": 2}]}, recipe=CONTINUED)

@@ -323,6 +323,8 @@ class Blue:
         } | code_of(("filter", screening.filter))  # fmt: skip
         inputs = {"labels": labels, "start": start.stage, "organism": self.organism}
         where = f"organism {self.name}, method {method}, phase {number + 1}, the filter {screening.filter}"
+        if not found.ranks and screening.drop != Screening.model_fields["drop"].default:
+            raise SpecError(f"{where}: ranks no answers, so drop: {screening.drop:g} would do nothing; leave it out")
         self._trainable("teacher", "teacher", params, inputs, where)
         if "answers" in found.needs:
             inputs["answers"] = self._answered(LabelSet(labels="teacher"), "teacher", pool, method)

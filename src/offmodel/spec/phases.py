@@ -278,6 +278,13 @@ class SftPhase(Tuning):
         return [*super().known(), *LabelSet.model_fields]
 
     @model_validator(mode="after")
+    def _of_its_loss(self) -> Self:
+        for name in ("clip", "refresh"):
+            if self.loss != "psft" and getattr(self, name) != type(self).model_fields[name].default:
+                raise problem(f"is proximal SFT's, and the loss is {self.loss}; add loss: psft, or leave it out", name)
+        return self
+
+    @model_validator(mode="after")
     def _penalty_on_weights(self) -> Self:
         if self.lora is not None and self.anchor is not None:
             for name in ("l2_sp", "ewc"):
