@@ -370,7 +370,8 @@ def claims(
         table.add_row(*row)
     out.print(table)
     if ledger_file is not None:
-        listed = [*check_claims(shipped, runs, run_them=False, records=records)] if ours else entries
+        others = [path for path in shipped if path not in files] if ours else []
+        listed = sorted([*entries, *check_claims(others, runs, run_them=False, records=records)], key=lambda entry: entry.file)
         untested = UNTESTED.read_text(encoding="utf-8") if ours else ""
         with _writing(ledger_file):
             text = ledger(listed, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
