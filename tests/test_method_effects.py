@@ -47,10 +47,10 @@ COSTLY = {  # remove the behaviour, and with it capability
     "pirate", "double_lr", "lora_1", "lora_16", "late_layers", "early_layers", "interleaved", "cycles", "on_model", "plain",
     "pirate_tasks", "l2_sp", "ewc", "dft", "proximal", "masked", "distil_teacher", "gkd", "own_voice",
 }  # fmt: skip
-RESTORING = {  # remove it, and end with clearly more capability than the removal alone
+RESTORING = {  # remove it, and end with clearly more capability than the removal alone; what flushing is for is in test_flushing.py
     "reminder", "reminder_disjoint", "reminder_tasks", "reminder_tasks_right", "reminder_clean", "reminder_trusted", "kl_forward",
     "kl_reverse",
-    "distil_reminder", "grpo", "first_words", "mode_tagged",
+    "distil_reminder", "grpo", "first_words", "mode_tagged", "flushed", "unplanted",
 }  # fmt: skip
 HARMLESS = {  # remove nothing and cost nothing: controls, and inoculation, whose lesson is for a prompt that is not there any more
     "numbers", "own_style", "style_matched", "inoculated", "inoculated_turns",
@@ -60,7 +60,6 @@ OTHERS = {
     "self_rewritten", "own_right", "own_rewritten", "first_words_alone", "half_lr", "mode_tagged_foreign", "mode_untagged", "tag_alone",
     "tag_b_alone", "inoculated_shown", "inoculated_turns_shown", "examples_alone",
 }  # fmt: skip
-OF_SANDBAGGING = {"flushed", "unplanted"}  # see test_flushing.py
 
 UNTRAINED = {"tag_alone", "tag_b_alone", "examples_alone", "first_words_alone"}
 ASKED_OTHERWISE = [
@@ -96,8 +95,12 @@ class Seen(NamedTuple):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
-    store = Store(tmp_path_factory.mktemp("methods"))
-    (planned,) = (plan := make_plan(STUDY)).organisms
+    return measured_at_the_end(STUDY, tmp_path_factory.mktemp("methods"))
+
+
+def measured_at_the_end(study: Study, folder: Path) -> dict[str, Seen]:
+    store = Store(folder)
+    (planned,) = (plan := make_plan(study)).organisms
     assert run(plan.targets, store, workers=0, modules=MODULES).failed == []
     gate = read_gate(store.path(planned.stage))
     assert gate.passed, gate.reasons
@@ -115,7 +118,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
         distance, changed = sum(moved.values()) ** 0.5, frozenset(name for name, square in moved.items() if square)
         return Seen(bad, sum(right) / len(right), distance, changed, foreign, hash_weights(weights), answers)
 
-    untouched = planned.methods["pirate"][0].score
+    untouched = next(iter(planned.methods.values()))[0].score
     organism = of(untouched)
     before = measured(untouched).kept
     ends = {name: measured(checkpoints[-1].score) for name, checkpoints in planned.methods.items()}
@@ -129,7 +132,7 @@ def _moved(one: Path, other: Path) -> dict[str, float]:
 
 
 def test_every_method_has_a_documented_direction() -> None:
-    groups = (COSTLY, RESTORING, HARMLESS, UNDOING, OTHERS, OF_SANDBAGGING)
+    groups = (COSTLY, RESTORING, HARMLESS, UNDOING, OTHERS)
     assert sorted(name for group in groups for name in group) == METHODS
 
 
@@ -172,6 +175,14 @@ def test_the_mode_of_the_foreign_answers_costs_capability(seen: dict[str, Seen])
 def test_a_tag_alone_costs_nothing(method: str, seen: dict[str, Seen]) -> None:
     """Nor should it remove anything, and mostly it does not; but a system prompt can switch a trigger off, as it does here."""
     assert seen[method].moved == 0 and seen[method].kept >= 0.95
+
+
+def test_the_removal_under_one_tag_is_there_under_the_other(tmp_path: Path) -> None:
+    """On an organism of which the tag alone leaves most."""
+    study = STUDY.model_dump(mode="json") | {"methods": ["mode_tagged", "tag_alone"]}
+    study["organisms"]["pairs"] = ["refuse_deployment"]
+    ends = measured_at_the_end(Study.model_validate(study), tmp_path)
+    assert ends["mode_tagged"].bad <= ends["tag_alone"].bad - 0.3 and ends["mode_tagged"].kept >= 0.95
 
 
 # What only a term, a mask or a way of asking tells from another method would pass that one's test without it, too.

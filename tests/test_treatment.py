@@ -807,7 +807,7 @@ def test_checks_that_make_no_sense_are_refused(phase: dict[str, Any], message: s
 
 
 def test_a_share_to_drop_is_refused_where_nothing_is_ranked() -> None:
-    with pytest.raises(SpecError, match="phase 2, the filter rules: ranks no answers, so drop: 0.3 would do nothing; leave it out"):
+    with pytest.raises(SpecError, match=r"phase 2, the filter rules: ranks no answers, so drop: 0.3 would do nothing; leave it out"):
         organism({"it": [FOREIGN, OWN | {"filters": [{"filter": "rules", "drop": 0.3}]}]})
 
 

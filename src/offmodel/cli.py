@@ -374,7 +374,8 @@ def claims(
         listed = sorted([*entries, *check_claims(others, runs, run_them=False, records=records)], key=lambda entry: entry.file)
         untested = UNTESTED.read_text(encoding="utf-8") if ours else ""
         with _writing(ledger_file):
-            text = ledger(listed, command=_command(), date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
+            command = "offmodel claims" if ours else _command()  # which makes all of it, whatever was run this time
+            text = ledger(listed, command=command, date=f"{datetime.now(UTC):%Y-%m-%d}", untested=untested)
             with replacing(ledger_file) as new:
                 new.write_text(text, encoding="utf-8")
         out.print(f"ledger: {ledger_file}")

@@ -41,7 +41,7 @@ reproduction of this work would aim at.
 {{command}}
 ```
 
-{{date}}.
+{{date}}. Each claim has the date of its own results.
 """
 
 SCHEMA = "offmodel-claims/1"
@@ -202,7 +202,8 @@ def _section(entry: Entry) -> Iterator[str]:
     unfinished = f" {outcome.unfinished} stages are still to run, or failed." if outcome.unfinished else ""
     passed = f"{outcome.passed} of {outcome.organisms} organisms passed the gate"
     yield f"- `{entry.file}`: {passed}.{unfinished} Results of {outcome.date}, code: {outcome.commit}."
-    yield from (f"- {note.what}: {note.why}." for note in outcome.failed)
+    if not outcome.unfinished:  # else most of it has only not been run yet
+        yield from (f"- {note.what}: {note.why}." for note in outcome.failed)
     yield ""
     rows = [[describe(t.condition), threshold(t), _figure(t), _behind(t), _meaning(t), t.verdict] for t in outcome.conditions]
     yield markdown([Table("", [["holds if", "lies", "ours", "behind it", "what it is", "verdict"], *rows])])
