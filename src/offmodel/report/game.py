@@ -166,56 +166,9 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
     game = cells.game
     check_sizes(study)
     payoffs = Payoffs(cells, store)
-    rows, columns, seeds = game.blue, game.first, list(study.seeds)
-
-    def absent_in(row: str, column: str) -> list[str]:
-        there = {cell.pair for cell in cells.of(row, column, seeds) if payoffs.numbers(cell) is not None}
-        return [pair for pair in study.organisms.pairs if pair not in there]
-
-    def outcomes_of(rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
-        bring(cell for row in rows for column in columns for cell in cells.of(row, column, seeds))
-        if absent := absent_in(rows[0], columns[0]):
-            raise GameError(
-                f"no organism of {', '.join(absent)} has been measured: none passed its gate (see offmodel status), or it was not run; "
-                "loosen the gate, leave the pair out, or run it"
-            )
-        return payoffs.outcomes(rows, columns, seeds)
-
-    def payoffs_of(wanted: Sequence[tuple[str, str]]) -> list[float]:
-        bring(cell for row, column in wanted for cell in cells.of(row, column, seeds))
-        for row, column in wanted:
-            if absent := absent_in(row, column):
-                raise GameError(
-                    f"{row} against {column}, one of which is a reply to be tried, has no result on {', '.join(absent)}: it was not run "
-                    "(leave out --no-run), or its training diverged; --set game.steps=0 seeks no replies"
-                )
-        return [_payoff(payoffs.outcomes([row], [column], seeds), game.price) for row, column in wanted]
-
-    def doubts_of(outcomes: Outcomes) -> tuple[Doubt, ...]:
-        return in_doubt(outcomes, game.price, tolerance=game.tolerance, seed=_SEED)
-
-    left = list(game.more_seeds)
-
-    def known(rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
-        outcomes = outcomes_of(rows, columns)
-        while left and doubts_of(outcomes):
-            # For all cells: organisms differ more than moves do, so that cells of different organisms could not be compared.
-            seeds.append(left.pop(0))
-            outcomes = outcomes_of(rows, columns)
-        return outcomes
-
-    known(rows, columns)
-    path: list[Step[str, str]] = []
-    while True:
-        growth = grow(
-            rows, columns, payoffs_of, lambda move: _beside(study, move), game.beside, noise=game.tolerance, steps=game.steps
-        )  # fmt: skip
-        path += growth.path
-        rows, columns, before = growth.blue, growth.red, len(seeds)
-        outcomes = known(rows, columns)
-        if len(seeds) == before:
-            break
-        # With more seeds other replies may be the best.
+    measuring = _Measuring(study, payoffs, bring)
+    growth, outcomes = measuring.grown()
+    rows, columns, seeds = growth.blue, growth.red, measuring.seeds
     retention, bad_rate = outcomes.means
     matrix = tradeoff(retention, bad_rate, game.price)
     solution = solve_measured(outcomes, game.price, seed=_SEED)
@@ -233,10 +186,10 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         outcomes=outcomes,
         cells=estimates(outcomes, game.price, seed=_SEED),
         measured=solution,
-        doubts=doubts_of(outcomes),
+        doubts=measuring.doubts(outcomes),
         seeds=tuple(seeds),
-        growth=replace(growth, path=tuple(path)),
-        gains=tuple((gained(step, step.blue), gained(step, step.red)) for step in path),
+        growth=growth,
+        gains=tuple((gained(step, step.blue), gained(step, step.red)) for step in growth.path),
         screened=dict(_screenings(payoffs, growth, seeds)),
         prices=sensitivity.by_lambda(retention, bad_rate, 0.0, game.highest_price),
         rates=tuple(_by_rate(outcomes, game.price, {column: payoffs.changed(rows, column, seeds) for column in scripted})),
@@ -248,6 +201,72 @@ def play(study: Study, cells: Cells, store: Store, bring: Bring, command: str) -
         dominated=dominated(matrix),
         commit=behind.commit(payoffs.makers(rows, columns, seeds)),
     )
+
+
+class _Measuring:
+    """Brings cells and measures them, of more seeds where what they say is too uncertain."""
+
+    def __init__(self, study: Study, payoffs: Payoffs, bring: Bring) -> None:
+        self.study, self.payoffs, self.cells, self.bring = study, payoffs, payoffs.cells, bring
+        self.game = payoffs.cells.game
+        self.seeds, self.left = list(study.seeds), list(self.game.more_seeds)
+
+    def grown(self) -> tuple[Growth[str, str], Outcomes]:
+        """The game with all best replies that were found, and what was measured of it."""
+        rows, columns = self.game.blue, self.game.first
+        self.known(rows, columns)
+        path: list[Step[str, str]] = []
+        while True:
+            growth = grow(
+                rows, columns, self.payoffs_of, lambda move: _beside(self.study, move), self.game.beside, noise=self.game.tolerance,
+                steps=self.game.steps,
+            )  # fmt: skip
+            path += growth.path
+            rows, columns, before = growth.blue, growth.red, len(self.seeds)
+            outcomes = self.known(rows, columns)
+            if len(self.seeds) == before:
+                return replace(growth, path=tuple(path)), outcomes
+            # With more seeds other replies may be the best.
+
+    def known(self, rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
+        """What is measured of some moves, with as many seeds as are needed, or there are."""
+        outcomes = self.outcomes(rows, columns)
+        while self.left and self.doubts(outcomes):
+            # For all cells: organisms differ more than moves do, so that cells of different organisms could not be compared.
+            self.seeds.append(self.left.pop(0))
+            outcomes = self.outcomes(rows, columns)
+        return outcomes
+
+    def doubts(self, outcomes: Outcomes) -> tuple[Doubt, ...]:
+        return in_doubt(outcomes, self.game.price, tolerance=self.game.tolerance, seed=_SEED)
+
+    def outcomes(self, rows: Sequence[str], columns: Sequence[str]) -> Outcomes:
+        self._bring((row, column) for row in rows for column in columns)
+        if absent := self._absent(rows[0], columns[0]):
+            raise GameError(
+                f"no organism of {', '.join(absent)} has been measured: none passed its gate (see offmodel status), or it was not run; "
+                "loosen the gate, leave the pair out, or run it"
+            )
+        return self.payoffs.outcomes(rows, columns, self.seeds)
+
+    def payoffs_of(self, wanted: Sequence[tuple[str, str]]) -> list[float]:
+        """Of replies that are tried."""
+        self._bring(wanted)
+        for row, column in wanted:
+            if absent := self._absent(row, column):
+                raise GameError(
+                    f"{row} against {column}, one of which is a reply to be tried, has no result on {', '.join(absent)}: it was not run "
+                    "(leave out --no-run), or its training diverged; --set game.steps=0 seeks no replies"
+                )
+        return [_payoff(self.payoffs.outcomes([row], [column], self.seeds), self.game.price) for row, column in wanted]
+
+    def _bring(self, wanted: Iterable[tuple[str, str]]) -> None:
+        self.bring(cell for row, column in wanted for cell in self.cells.of(row, column, self.seeds))
+
+    def _absent(self, row: str, column: str) -> list[str]:
+        """Pairs of which nothing is measured."""
+        there = {cell.pair for cell in self.cells.of(row, column, self.seeds) if self.payoffs.numbers(cell) is not None}
+        return [pair for pair in self.study.organisms.pairs if pair not in there]
 
 
 def _payoff(outcomes: Outcomes, price: float) -> float:

@@ -213,7 +213,8 @@ class _Sweeping:
             if any(area is not None for area in areas.values()):
                 definition = (
                     f"chance that {what} is greater at a checkpoint at which {self.both} than at another of the same organism, over "
-                    f"{all_of}, a tie counting half (area under the ROC curve); mean over organisms; 50 % tells nothing, less that it is smaller there"
+                    f"{all_of}, a tie counting half (area under the ROC curve); mean over organisms; 50 % tells nothing, less that it is "
+                    "smaller there"
                 )
                 yield seen, self._share(areas, definition)
 
