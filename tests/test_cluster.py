@@ -219,13 +219,13 @@ def test_a_stop_ends_the_stages_too(on: str, store: Store, trace: Path, monkeypa
             run_on(on, [long], store, stop)
     finally:
         signal.signal(signal.SIGINT, heeded)
-    until(lambda: not alive(int(Path(f"{trace}.pids").read_text().split()[0])), 30)
+    until(lambda: not alive(int(Path(f"{trace}.pids").read_text().split()[0])), 120)
 
     def only_scratch() -> bool:
         store.clean()  # once the worker above the stage is gone, too
         return folders(store).keys() == {"scratch"}  # what the next run continues from
 
-    until(only_scratch, 30)
+    until(only_scratch, 120)
 
 
 def test_a_stage_that_kills_every_worker_fails_by_its_name_and_alone(on: str, store: Store, trace: Path) -> None:

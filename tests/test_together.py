@@ -47,6 +47,13 @@ def examples(k: int) -> list[Example]:
     return [Example(user(f"Tell me about {i}." * (1 + k)), f"First, {k} is {i}." + " Enjoy." * (i % (2 + k))) for i in range(5 + k)]
 
 
+@pytest.fixture
+def steady_model(tiny_model: PreTrainedModel) -> PreTrainedModel:
+    """In double precision: AdamW makes whole steps of gradients that are nothing but rounding, and more so over many steps."""
+    tiny_model.set_experts_implementation("eager")  # grouped products of matrices are of single precision at most
+    return tiny_model.double()
+
+
 one_model = pytest.mark.parametrize("tiny_model", ["llama"], indirect=True)
 Kept = dict[int, dict[str, torch.Tensor]]
 
@@ -94,17 +101,17 @@ def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_losses_and_adapters_are_those_of_trainings_one_by_one(
-    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+    steady_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     configs = [replace(config, micro_batch_size=2) for config in CONFIGS]
-    expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, configs)
-    before = copy.deepcopy(tiny_model).state_dict()
+    expected_logs, expected = one_by_one(steady_model, tiny_tokenizer, configs)
+    before = copy.deepcopy(steady_model).state_dict()
     kept: list[Kept] = []
-    logs = train_together(tiny_model, tiny_tokenizer, treatments(configs, kept))
+    logs = train_together(steady_model, tiny_tokenizer, treatments(configs, kept))
     same(logs, expected_logs, kept, expected)
-    assert not has_adapter(tiny_model) and not tiny_model.training
-    assert all(p.requires_grad for p in tiny_model.parameters())
-    torch.testing.assert_close(tiny_model.state_dict(), before, rtol=0, atol=0)
+    assert not has_adapter(steady_model) and not steady_model.training
+    assert all(p.requires_grad for p in steady_model.parameters())
+    torch.testing.assert_close(steady_model.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("tiny_model", ["qwen3_moe"], indirect=True)
@@ -131,23 +138,23 @@ def test_all_go_on_from_an_adapter_that_the_model_carries(tiny_model: PreTrained
     torch.testing.assert_close(tiny_model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_one_that_diverges_stops_alone(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_one_that_diverges_stops_alone(steady_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     wild = replace(BASE, lr=float("inf"))
-    expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, [BASE])
+    expected_logs, expected = one_by_one(steady_model, tiny_tokenizer, [BASE])
     with pytest.raises(DivergedError) as alone:
-        train(copy.deepcopy(tiny_model), tiny_tokenizer, examples(1), wild)
+        train(copy.deepcopy(steady_model), tiny_tokenizer, examples(1), wild)
     kept: list[Kept] = []
-    log, failure = train_together(tiny_model, tiny_tokenizer, treatments([BASE, wild], kept))
+    log, failure = train_together(steady_model, tiny_tokenizer, treatments([BASE, wild], kept))
     same([log], expected_logs, kept[:1], expected)
     assert isinstance(failure, DivergedError) and list(kept[1]) == [0]
     assert "the training diverged" in str(failure) and "the training diverged" in str(alone.value)
 
 
 def test_one_whose_gradient_is_not_finite_stops_alone_and_keeps_what_it_was(
-    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+    steady_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     wild = replace(BASE, seed=1)
-    expected_logs, expected = one_by_one(tiny_model, tiny_tokenizer, [BASE, wild])
+    expected_logs, expected = one_by_one(steady_model, tiny_tokenizer, [BASE, wild])
     kept: list[Kept] = []
     honest, spoilt = treatments([BASE, wild], kept)
     factors = iter([1.0, 1.0, float("nan")])
@@ -159,7 +166,7 @@ def test_one_whose_gradient_is_not_finite_stops_alone_and_keeps_what_it_was(
             first.register_hook(lambda gradient: gradient * next(factors))
 
     given = [honest, replace(spoilt, checkpoints=[0, 6], on_checkpoint=spoil_the_third)]
-    log, failure = train_together(tiny_model, tiny_tokenizer, given)
+    log, failure = train_together(steady_model, tiny_tokenizer, given)
     same([log], expected_logs[:1], kept[:1], expected[:1])
     assert isinstance(failure, DivergedError) and "its gradient is not (norm nan) at step 3" in str(failure)
     assert list(kept[1]) == [0, 2]
